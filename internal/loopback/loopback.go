@@ -1,0 +1,83 @@
+// Package loopback finds free TCP ports on 127.0.0.1 for servers that this
+// project starts itself: the private Postgres and the brokers of tests and of
+// `millrace dev`.
+//
+// It promises that a port is free when it is handed out and that no outgoing
+// connection will be given it while its server is down for a restart: ports
+// come from below the kernel's ephemeral range. It cannot promise that no other
+// server takes the port before the caller listens, so callers that can choose
+// again should do so.
+package loopback
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+)
+
+const (
+	lowestPort  = 10240
+	defaultHigh = 32768 // Linux starts its ephemeral range here unless told otherwise
+	attempts    = 400
+)
+
+// FreePorts returns n different ports that are free on 127.0.0.1.
+func FreePorts(n int) ([]int, error) {
+	high := ephemeralStart()
+	ports := make([]int, 0, n)
+	held := make([]net.Listener, 0, n)
+	defer func() {
+		for _, l := range held {
+			_ = l.Close() // it has accepted nothing; the port is free either way
+		}
+	}()
+	var last error
+	for range attempts {
+		if len(ports) == n {
+			return ports, nil
+		}
+		port := lowestPort + rand.IntN(high-lowestPort)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err != nil {
+			last = err
+			continue
+		}
+		held = append(held, l)
+		ports = append(ports, port)
+	}
+	if len(ports) == n {
+		return ports, nil
+	}
+	return nil, fmt.Errorf("find %d free ports on 127.0.0.1 between %d and %d: %w", n, lowestPort, high, errors.Join(errors.New("all tried ones are taken"), last))
+}
+
+// FreePort returns one port that is free on 127.0.0.1.
+func FreePort() (int, error) {
+	ports, err := FreePorts(1)
+	if err != nil {
+		return 0, err
+	}
+	return ports[0], nil
+}
+
+// ephemeralStart is the first port that the kernel gives to outgoing
+// connections, or its usual value where that cannot be read or leaves no room.
+func ephemeralStart() int {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return defaultHigh
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) == 0 {
+		return defaultHigh
+	}
+	low, err := strconv.Atoi(fields[0])
+	if err != nil || low < lowestPort+4096 || low > 65536 {
+		return defaultHigh
+	}
+	return low
+}
