@@ -1,0 +1,144 @@
+package millrace
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"sync"
+
+	"github.com/zeebo/blake3"
+)
+
+// Chain names the whole history of a stream up to the end of a unit. Two
+// readers with the same Chain at the same Index have read the same units.
+//
+// It advances at the end of each unit: h = BLAKE3(h before ‖ U), where U =
+// BLAKE3 over the unit's tables in the order in which the unit first touches
+// them, each as its table ID (four bytes, big-endian) and the BLAKE3 of its
+// entries as they stand in the payload. Because tables are hashed apart, a
+// relay that leaves a table out can send that table's hash in its place.
+type Chain [32]byte
+
+const chainSeed = "millrace/1"
+
+// NewChain returns the chain value before the first unit of an epoch.
+func NewChain(id StreamID, epoch Epoch) Chain {
+	b := make([]byte, 0, len(chainSeed)+len(id)+8)
+	b = append(b, chainSeed...)
+	b = append(b, id[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(epoch))
+	return blake3.Sum256(b)
+}
+
+// ParseChain reads 64 hexadecimal digits.
+func ParseChain(s string) (Chain, error) {
+	var c Chain
+	if err := parseID(s, c[:]); err != nil {
+		return Chain{}, fmt.Errorf("parse chain: %w", err)
+	}
+	return c, nil
+}
+
+// String returns 64 hexadecimal digits.
+func (c Chain) String() string { return hex.EncodeToString(c[:]) }
+
+// Short returns the first 12 hexadecimal digits, for people.
+func (c Chain) Short() string { return hex.EncodeToString(c[:6]) }
+
+// IsZero reports whether c is the zero value, which is no chain of any stream.
+func (c Chain) IsZero() bool { return c == Chain{} }
+
+// UnitHash computes the U of one unit. The zero value is ready for a new unit.
+// It is not safe for concurrent use.
+type UnitHash struct {
+	tables []tableHash
+	buf    []byte
+}
+
+type tableHash struct {
+	id TableID
+	// run is the only run of the table so far, aliasing the caller's bytes. It
+	// moves into hasher when a second run comes or at Absorb.
+	run    []byte
+	hasher *blake3.Hasher
+}
+
+var hashers = sync.Pool{New: func() any { return blake3.New() }}
+
+// Add hashes run, one or more consecutive entries of table in payload form
+// (tag, length and message of each). The bytes must stay unchanged until
+// Absorb, Chain or Reset has been called.
+func (u *UnitHash) Add(table TableID, run []byte) {
+	t := u.table(table)
+	if t.hasher == nil && t.run == nil {
+		t.run = run
+		return
+	}
+	t.absorb()
+	_, _ = t.hasher.Write(run)
+}
+
+// Absorb takes in everything that was added, so that the caller may reuse the
+// bytes it gave to Add. It is called at the end of a batch whose unit goes on.
+func (u *UnitHash) Absorb() {
+	for i := range u.tables {
+		if u.tables[i].run != nil {
+			u.tables[i].absorb()
+		}
+	}
+}
+
+// Chain returns the chain value after a unit that consists of what was added so
+// far and follows prev. It may be called while the unit still grows.
+func (u *UnitHash) Chain(prev Chain) Chain {
+	u.buf = u.buf[:0]
+	for i := range u.tables {
+		t := &u.tables[i]
+		u.buf = t.id.appendTo(u.buf)
+		if t.hasher == nil {
+			sum := blake3.Sum256(t.run)
+			u.buf = append(u.buf, sum[:]...)
+			continue
+		}
+		u.buf = t.hasher.Sum(u.buf)
+	}
+	unit := blake3.Sum256(u.buf)
+	var b [64]byte
+	copy(b[:32], prev[:])
+	copy(b[32:], unit[:])
+	return blake3.Sum256(b[:])
+}
+
+// Reset forgets the unit and makes u ready for a new one.
+func (u *UnitHash) Reset() {
+	for i := range u.tables {
+		if h := u.tables[i].hasher; h != nil {
+			h.Reset()
+			hashers.Put(h)
+		}
+		u.tables[i] = tableHash{}
+	}
+	u.tables = u.tables[:0]
+}
+
+// table returns the state of one table, in the order of first touch. Units
+// touch few tables; the last one touched is by far the most likely.
+func (u *UnitHash) table(id TableID) *tableHash {
+	for i := len(u.tables) - 1; i >= 0; i-- {
+		if u.tables[i].id == id {
+			return &u.tables[i]
+		}
+	}
+	u.tables = append(u.tables, tableHash{id: id})
+	return &u.tables[len(u.tables)-1]
+}
+
+func (t *tableHash) absorb() {
+	if t.hasher == nil {
+		t.hasher = hashers.Get().(*blake3.Hasher)
+	}
+	if t.run != nil {
+		_, _ = t.hasher.Write(t.run)
+		t.run = nil
+	}
+}

@@ -1,0 +1,39 @@
+package millrace
+
+import "errors"
+
+// The errors of continuity. Each one stops the stream where it occurs: nothing
+// is skipped to keep going.
+var (
+	// ErrMalformed occurs when bytes do not follow the format of this version:
+	// a damaged record, or one that a newer version wrote. Mend: read the
+	// record again from an upstream that has it whole, or upgrade.
+	ErrMalformed = errors.New("malformed data")
+
+	// ErrGap occurs when a batch does not begin at the next index. Mend: read
+	// again from the checkpoint; if the topic no longer has the entries, take
+	// an image or begin a new epoch.
+	ErrGap = errors.New("gap in the stream")
+
+	// ErrDiverged occurs when a batch has the next index but another history
+	// or other content than its chain says. Mend: find out which side was
+	// altered (millrace tail shows the record) before reloading either.
+	ErrDiverged = errors.New("history diverged")
+
+	// ErrForeign occurs when a record belongs to another stream or epoch. Mend:
+	// point the reader at the topic of its own stream.
+	ErrForeign = errors.New("record of another stream")
+
+	// ErrUnknownTerm occurs when a batch or state names a term whose Term
+	// record was never seen. Mend: read again from the checkpoint or the
+	// topic's start.
+	ErrUnknownTerm = errors.New("unknown term")
+
+	// ErrSignature occurs when a record is not signed, or wrongly, although a
+	// key is pinned. Mend: find out who writes to the topic.
+	ErrSignature = errors.New("bad signature")
+
+	// ErrTooLarge occurs when an entry or record is larger than the format
+	// allows.
+	ErrTooLarge = errors.New("too large")
+)

@@ -1,0 +1,192 @@
+package millrace
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// A payload is the protobuf message of a batch: a repeated field of entries.
+// Its bytes are what the framer cuts, the chain hashes and the topic carries,
+// so an entry is encoded once on its whole way.
+
+// payloadTag is the byte before each entry's length.
+const payloadTag = byte(payloadEntries)<<3 | byte(protowire.BytesType)
+
+// Head is what continuity and accounting need of an entry; reading it does not
+// decode the rest.
+type Head struct {
+	Kind    Kind
+	Table   TableID
+	Ordinal uint64
+	Last    bool
+	End     UnitEnd
+	// Raw is the entry with its tag and length, as it is hashed. Body is the
+	// encoded entry itself, for DecodeEntry. Both alias the payload.
+	Raw, Body []byte
+}
+
+// NextHead reads the head of the entry at the start of payload and returns what
+// follows it. It allocates nothing.
+func NextHead(payload []byte, h *Head) (rest []byte, err error) {
+	if len(payload) == 0 || payload[0] != payloadTag {
+		return nil, fmt.Errorf("%w: payload: want an entry", ErrMalformed)
+	}
+	body, n := protowire.ConsumeBytes(payload[1:])
+	if n < 0 {
+		return nil, fmt.Errorf("%w: payload: entry is cut off", ErrMalformed)
+	}
+	*h = Head{Raw: payload[:1+n], Body: body}
+	for b := body; len(b) > 0; {
+		f := field{message: "entry"}
+		m, err := f.consume(b)
+		if err != nil {
+			return nil, err
+		}
+		switch f.num {
+		case entryKind:
+			err = decodeSmall(f, &h.Kind)
+		case entryTable:
+			err = f.uint32((*uint32)(&h.Table))
+		case entryOrdinal:
+			err = f.varint(&h.Ordinal)
+		case entryEnd:
+			h.Last = true
+			err = h.End.decode(f)
+		}
+		if err != nil {
+			return nil, err
+		}
+		b = b[m:]
+	}
+	if h.Kind == 0 || int(h.Kind) >= NumKinds {
+		return nil, fmt.Errorf("%w: unknown entry type %d: written by a newer version of millrace; upgrade this process", ErrMalformed, h.Kind)
+	}
+	return payload[1+n:], nil
+}
+
+// UnitWriter encodes the entries of one unit in payload form. It gives each
+// entry its ordinal and flags the last one when the unit ends. The zero value
+// is ready. It is not safe for concurrent use.
+type UnitWriter struct {
+	buf []byte
+	// last is where the newest entry begins in buf; it stays in buf until the
+	// unit ends, because the end flag is written into it.
+	last    int
+	ordinal uint64
+}
+
+// Len returns the number of entries written.
+func (w *UnitWriter) Len() uint64 { return w.ordinal }
+
+// Buffered returns the number of bytes held.
+func (w *UnitWriter) Buffered() int { return len(w.buf) }
+
+// Put appends a row change. from may be nil, load 0.
+func (w *UnitWriter) Put(table TableID, key, from, row []byte, load LoadID) error {
+	start := w.begin(KindPut, table)
+	w.buf = appendBytesField(w.buf, entryKey, key)
+	w.buf = appendBytesField(w.buf, entryFrom, from)
+	w.buf = appendBytesField(w.buf, entryRow, row)
+	w.buf = appendVarintField(w.buf, entryLoad, uint64(load))
+	return w.end(start)
+}
+
+// Delete appends the removal of a row.
+func (w *UnitWriter) Delete(table TableID, key []byte) error {
+	start := w.begin(KindDelete, table)
+	w.buf = appendBytesField(w.buf, entryKey, key)
+	return w.end(start)
+}
+
+// Append appends an entry of any kind. It sets e.Ordinal and ignores e.Last.
+func (w *UnitWriter) Append(e *Entry) error {
+	c := *e
+	c.Ordinal, c.Last = w.ordinal, false
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	w.last = len(w.buf)
+	w.buf = append(w.buf, payloadTag)
+	start := len(w.buf)
+	w.buf = AppendEntry(w.buf, &c)
+	return w.end(start)
+}
+
+func (w *UnitWriter) begin(kind Kind, table TableID) (start int) {
+	w.last = len(w.buf)
+	w.buf = append(w.buf, payloadTag)
+	start = len(w.buf)
+	w.buf = append(w.buf, byte(entryKind)<<3, byte(kind))
+	w.buf = appendVarintField(w.buf, entryTable, uint64(table))
+	w.buf = appendVarintField(w.buf, entryOrdinal, w.ordinal)
+	return start
+}
+
+func (w *UnitWriter) end(start int) error {
+	if n := len(w.buf) - start; n > MaxEntry {
+		w.buf = w.buf[:w.last]
+		return fmt.Errorf("write entry: %w: %d bytes; the limit for a row is %d", ErrTooLarge, n, MaxEntry)
+	}
+	w.buf = prefixLength(w.buf, start)
+	w.ordinal++
+	return nil
+}
+
+// Take hands out everything but the newest entry, in payload form, and forgets
+// it: a caller that holds a large unit moves it to a file with this. The bytes
+// are valid until the next call of any method.
+func (w *UnitWriter) Take() []byte {
+	out := w.buf[:w.last]
+	// The newest entry moves to the front of a buffer of its own, so that out
+	// stays whole.
+	w.buf = append([]byte(nil), w.buf[w.last:]...)
+	w.last = 0
+	return out
+}
+
+// Finish flags the newest entry as the unit's last and returns all bytes held.
+// They belong to the caller; the writer is ready for another unit. A unit
+// without entries cannot be finished.
+func (w *UnitWriter) Finish(end UnitEnd) ([]byte, error) {
+	if w.ordinal == 0 {
+		return nil, fmt.Errorf("finish unit: it has no entries")
+	}
+	body, n := protowire.ConsumeBytes(w.buf[w.last+1:])
+	if n < 0 {
+		return nil, fmt.Errorf("finish unit: %w", ErrMalformed)
+	}
+	start := w.last + 1
+	// The length prefix may grow by a byte, so the entry is written anew behind
+	// its tag.
+	copy(w.buf[start:], body)
+	w.buf = appendEnd(w.buf[:start+len(body)], end)
+	w.buf = prefixLength(w.buf, start)
+	out := w.buf
+	*w = UnitWriter{}
+	return out, nil
+}
+
+// Reset forgets the unit and keeps the buffer.
+func (w *UnitWriter) Reset() { *w = UnitWriter{buf: w.buf[:0]} }
+
+var errShort = fmt.Errorf("%w: entry is cut off", ErrMalformed)
+
+// entrySize returns the size of the entry at the start of b, with tag and
+// length, or errShort where b ends within the length.
+func entrySize(b []byte) (int, error) {
+	if b[0] != payloadTag {
+		return 0, fmt.Errorf("%w: payload: want an entry", ErrMalformed)
+	}
+	n, size := protowire.ConsumeVarint(b[1:])
+	if size < 0 {
+		if len(b) > 10 {
+			return 0, fmt.Errorf("%w: payload: bad entry length", ErrMalformed)
+		}
+		return 0, errShort
+	}
+	if n > MaxEntry+64 {
+		return 0, fmt.Errorf("payload: entry of %d bytes: %w", n, ErrTooLarge)
+	}
+	return 1 + size + int(n), nil
+}
