@@ -1,0 +1,73 @@
+// Package testdir makes scratch directories for servers that tests start.
+//
+// Unlike testing's own, they may be passed through by the unprivileged user that
+// a server runs as, they can outlive one test, their paths are short enough for
+// unix sockets, and those of a test binary that was killed are cleared away by
+// the next one.
+package testdir
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const prefix = "millrace-test-"
+
+// New makes a directory that the caller removes.
+func New() (string, error) {
+	if err := sweep(); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", prefix, os.Getpid()))
+	if err != nil {
+		return "", fmt.Errorf("make test directory: %w", err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // a server's user has to pass through
+		return "", errors.Join(fmt.Errorf("open test directory: %w", err), os.Remove(dir))
+	}
+	return dir, nil
+}
+
+// For makes a directory that is removed when the test ends, after the cleanups
+// that are registered later have stopped what runs in it.
+func For(t testing.TB) string {
+	t.Helper()
+	dir, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove test directory: %v", err)
+		}
+	})
+	return dir
+}
+
+// sweep removes the directories of test binaries that are no longer alive.
+func sweep() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+	if err != nil {
+		return fmt.Errorf("list old test directories: %w", err)
+	}
+	for _, dir := range dirs {
+		text, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+		pid, err := strconv.Atoi(text)
+		if err != nil || pid <= 0 {
+			continue
+		}
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			continue
+		}
+		// Another test binary may sweep the same one at this moment, and a
+		// server may still be ending in it: the next sweep gets the rest.
+		_ = os.RemoveAll(dir)
+	}
+	return nil
+}
