@@ -37,3 +37,19 @@ var (
 	// allows.
 	ErrTooLarge = errors.New("too large")
 )
+
+// ErrStop marks an error that no retry mends: an operator has to act. Stages
+// wrap it into errors of their own (fmt.Errorf("%w: …: %w", …)).
+var ErrStop = errors.New("stream stopped")
+
+// NeedsOperator reports whether err is of a kind that stops a stream until
+// somebody acts on it. All other errors are worth a retry from the last known
+// good place.
+func NeedsOperator(err error) bool {
+	for _, e := range []error{ErrStop, ErrMalformed, ErrGap, ErrDiverged, ErrForeign, ErrUnknownTerm, ErrSignature, ErrTooLarge} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

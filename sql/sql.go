@@ -1,0 +1,12 @@
+// Package sql holds the SQL that millrace runs in a source database, embedded
+// as files that a DBA can read. Files under control are numbered and run once
+// each, in order; statements that are run many times stand beside the Go code
+// that runs them.
+package sql
+
+import "embed"
+
+// Control holds the numbered files of the control schema.
+//
+//go:embed control/*.sql
+var Control embed.FS
