@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+
+	"github.com/millrace-db/millrace/internal/child"
 )
 
 const (
@@ -113,12 +115,10 @@ func initdb(ctx context.Context, dir string, binaries Binaries, who owner, local
 	cmd := exec.CommandContext(ctx, binaries.initdb(), args...)
 	cmd.Dir = dir
 	cmd.Env = environment()
-	cmd.SysProcAttr = processAttributes(who)
+	cmd.SysProcAttr = who.attributes()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	runtime.LockOSThread() // see spawn
-	defer runtime.UnlockOSThread()
-	if err := cmd.Run(); err != nil {
+	if err := child.Run(cmd, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("make Postgres cluster with %s (locale %s): %w: %s", binaries.initdb(), locale, err, bytes.TrimSpace(out.Bytes()))
 	}
 	return nil

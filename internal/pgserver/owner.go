@@ -72,12 +72,12 @@ func (o owner) give(path string) error {
 	return nil
 }
 
-// credential is what the child process runs with; nil means as this process.
-func (o owner) credential() *syscall.Credential {
+// attributes make a child process run as the owner.
+func (o owner) attributes() *syscall.SysProcAttr {
 	if !o.set {
 		return nil
 	}
-	return &syscall.Credential{Uid: o.uid, Gid: o.gid}
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: o.uid, Gid: o.gid}}
 }
 
 // blockedBy returns the first directory above dir that the owner may not pass

@@ -5,19 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 )
-
-// processAttributes puts the server into a process group of its own, so that a
-// Ctrl-C meant for millrace does not stop the database under it, and asks the
-// kernel for a fast shutdown of the server should this process die.
-func processAttributes(who owner) *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{
-		Credential: who.credential(),
-		Setpgid:    true,
-		Pdeathsig:  syscall.SIGINT,
-	}
-}
 
 // processesIn lists the Postgres processes whose working directory is dir. The
 // postmaster and all its children stay in the data directory, so this finds a

@@ -30,6 +30,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace/internal/child"
 	"github.com/millrace-db/millrace/internal/loopback"
 )
 
@@ -80,7 +81,7 @@ type Server struct {
 	ownsSocket bool // socketDir is ours to remove
 
 	mu      sync.Mutex
-	process *process // the last one started; it may have ended
+	process *child.Process // the last one started; it may have ended
 }
 
 // Start makes the cluster if there is none, starts the server and returns when
@@ -267,17 +268,17 @@ func (s *Server) startOnce(ctx context.Context) (string, error) {
 	cmd.Dir = s.dir
 	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = processAttributes(s.who)
-	process, err := spawn(cmd)
+	cmd.SysProcAttr = s.who.attributes()
+	process, err := child.Start(cmd, syscall.SIGINT) // a fast shutdown
 	if err != nil {
-		return "", fmt.Errorf("start %s: %w", s.binaries.postgres(), err)
+		return "", err
 	}
 	s.mu.Lock()
 	s.process = process
 	s.mu.Unlock()
 
 	if err := s.waitReady(ctx, process); err != nil {
-		said := tail(path, before)
+		said := child.Tail(path, before, 4096)
 		killErr := s.Kill()
 		return said, errors.Join(fmt.Errorf("start Postgres on %s: %w; its log (%s) says: %s", s.dir, err, path, strings.TrimSpace(said)), killErr)
 	}
@@ -286,7 +287,7 @@ func (s *Server) startOnce(ctx context.Context) (string, error) {
 
 // waitReady returns once the server answers on its socket. The socket, and not
 // the port: nobody else's server can answer there.
-func (s *Server) waitReady(ctx context.Context, process *process) error {
+func (s *Server) waitReady(ctx context.Context, process *child.Process) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	cfg, err := s.socketConfig()
@@ -301,8 +302,8 @@ func (s *Server) waitReady(ctx context.Context, process *process) error {
 			return conn.Close(ctx)
 		}
 		select {
-		case <-process.done:
-			return fmt.Errorf("the server ended: %w", exitError(process.err))
+		case <-process.Done():
+			return fmt.Errorf("the server ended: %w", process.Err())
 		case <-ctx.Done():
 			return fmt.Errorf("wait until it accepts connections: %w: %w", ctx.Err(), err)
 		case <-tick.C:
@@ -319,13 +320,6 @@ func (s *Server) socketConfig() (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
-func exitError(err error) error {
-	if err == nil {
-		return errors.New("exit status 0")
-	}
-	return err
-}
-
 // Stop shuts the server down: fast (connections are ended, everything is
 // written out), and after ctx's end, or 20 s where ctx has no deadline, at once,
 // which the next start mends from the log. A server that has ended is no error.
@@ -339,17 +333,17 @@ func (s *Server) Stop(ctx context.Context) error {
 		ctx, cancel = context.WithTimeout(ctx, stopLimit)
 		defer cancel()
 	}
-	if err := p.signal(syscall.SIGINT); err != nil {
+	if err := p.Signal(syscall.SIGINT); err != nil {
 		return err
 	}
 	select {
-	case <-p.done:
+	case <-p.Done():
 	case <-ctx.Done():
 		s.log.Warn("Postgres does not end by itself, ending it at once", "dir", s.dir)
-		if err := p.signal(syscall.SIGQUIT); err != nil {
+		if err := p.Signal(syscall.SIGQUIT); err != nil {
 			return err
 		}
-		if !p.endsWithin(quitLimit) {
+		if !p.EndsWithin(quitLimit) {
 			return errors.Join(s.Kill(), s.removeSocketDir())
 		}
 	}
@@ -364,11 +358,8 @@ func (s *Server) Kill() error {
 	if p == nil {
 		return nil
 	}
-	if err := p.signal(syscall.SIGKILL); err != nil {
-		return err
-	}
-	if !p.endsWithin(killLimit) {
-		return fmt.Errorf("kill Postgres (process %d): it is still there after %s", p.pid, killLimit)
+	if err := p.Kill(); err != nil {
+		return fmt.Errorf("kill Postgres: %w", err)
 	}
 	return clearOut(s.dir, killLimit)
 }
@@ -400,7 +391,7 @@ func (s *Server) removeSocketDir() error {
 	return nil
 }
 
-func (s *Server) current() *process {
+func (s *Server) current() *child.Process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.process
@@ -408,7 +399,7 @@ func (s *Server) current() *process {
 
 // Done is closed when the server that was started last has ended, for whatever
 // reason.
-func (s *Server) Done() <-chan struct{} { return s.current().done }
+func (s *Server) Done() <-chan struct{} { return s.current().Done() }
 
 // URL is where to reach the named database over TCP, as superuser.
 func (s *Server) URL(db string) string {
@@ -423,7 +414,7 @@ func (s *Server) URL(db string) string {
 }
 
 // PID is the process ID of the postmaster that was started last.
-func (s *Server) PID() int { return s.current().pid }
+func (s *Server) PID() int { return s.current().PID() }
 
 // Port is the TCP port on 127.0.0.1.
 func (s *Server) Port() int { return s.port }

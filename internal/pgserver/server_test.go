@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -152,7 +151,7 @@ func TestStaleLockFileOfALiveStranger(t *testing.T) {
 	}
 	_, rest, _ := strings.Cut(string(text), "\n")
 	stranger := exec.CommandContext(ctx, "sleep", "600")
-	stranger.SysProcAttr = &syscall.SysProcAttr{Credential: s.who.credential()}
+	stranger.SysProcAttr = s.who.attributes()
 	if err := stranger.Start(); err != nil {
 		t.Fatal(err)
 	}
