@@ -1,0 +1,63 @@
+// Package control owns the control schema that millrace keeps in a source
+// database: its numbered migrations, the registry of streams, the exclusive
+// hold of the publisher of a stream, and the ledger of what was published.
+//
+// It promises that migrations are idempotent and safe to run from several
+// processes at once, that at most one live process has the Hold of a stream,
+// and that a Hold which is gone is noticed by its owner. What a stream's
+// history is, it leaves to the topic: the hold only keeps two publishers from
+// fencing each other for ever.
+//
+// The statements stand as constants beside the functions that run them. No
+// function keeps a connection that it was given.
+package control
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var (
+	// ErrNotInitialised occurs when the database has no control schema, or one
+	// that is older than this process needs. Mend: millrace init.
+	ErrNotInitialised = errors.New("the source database has no millrace control schema; run millrace init")
+
+	// ErrNoStream occurs when the registry has no stream of the name. Mend:
+	// millrace init.
+	ErrNoStream = errors.New("the stream is not registered in the source database; run millrace init")
+
+	// ErrPooler occurs when the hold's connection does not go to a server
+	// process of its own. Mend: give the stream a source URL that reaches
+	// Postgres directly.
+	ErrPooler = errors.New("the connection goes through a pooler, where a session lock holds nothing; give source.url the address of Postgres itself")
+
+	// ErrNewer occurs when a newer version of millrace has migrated the control
+	// schema. Mend: upgrade this process.
+	ErrNewer = errors.New("the control schema is newer than this version of millrace; upgrade it")
+)
+
+const (
+	codeUndefinedTable   = "42P01"
+	codeInvalidSchema    = "3F000"
+	codeLockNotAvailable = "55P03"
+	codeForeignKey       = "23503"
+)
+
+// explain gives the errors that mean "not set up" their names and adds the mend
+// where a lock was not to be had.
+func explain(doing string, err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch pg.Code {
+		case codeUndefinedTable, codeInvalidSchema:
+			return fmt.Errorf("%s: %w", doing, ErrNotInitialised)
+		case codeForeignKey:
+			return fmt.Errorf("%s: %w", doing, ErrNoStream)
+		case codeLockNotAvailable:
+			return fmt.Errorf("%s: another session has locked the control schema (see pg_locks); try again when it is done: %w", doing, err)
+		}
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}

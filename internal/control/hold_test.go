@@ -1,0 +1,221 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+const testLease = 600 * time.Millisecond
+
+var (
+	publisherA = millrace.PublisherID{0xa}
+	publisherB = millrace.PublisherID{0xb}
+)
+
+func acquire(t *testing.T, db *pgtest.DB, p millrace.PublisherID) *Hold {
+	t.Helper()
+	h, err := AcquireHold(testContext(t), db.URL, "bank", p, testLease, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.Close(context.Background()) })
+	return h
+}
+
+func waitLost(t *testing.T, h *Hold) {
+	t.Helper()
+	select {
+	case <-h.Lost():
+	case <-time.After(20 * time.Second):
+		t.Fatal("the hold is gone and Lost is not closed")
+	}
+}
+
+func TestHoldIsExclusiveAndPassesOn(t *testing.T) {
+	db, conn, _ := bank(t)
+	ctx := testContext(t)
+	a := acquire(t, db, publisherA)
+
+	// It is renewed for longer than a lease, so a second one keeps waiting.
+	got := make(chan error, 1)
+	var b *Hold
+	go func() {
+		var err error
+		b, err = AcquireHold(ctx, db.URL, "bank", publisherB, testLease, nil)
+		got <- err
+	}()
+	renewals := `select count(*) from millrace.hold where renewed_at > acquired_at + interval '1.5 s'`
+	for deadline := time.Now().Add(20 * time.Second); db.String(renewals) != "1"; {
+		if time.Now().After(deadline) {
+			t.Fatal("the hold is not renewed")
+		}
+	}
+	select {
+	case err := <-got:
+		t.Fatalf("a second one has the hold while the first renews it: %v", err)
+	case <-a.Lost():
+		t.Fatal("the first lost the hold while it renewed it")
+	default:
+	}
+	holder, err := LookHolder(ctx, conn, "bank")
+	if err != nil || holder == nil || holder.PID != a.pid || holder.Silent > testLease {
+		t.Errorf("holder: got %+v, %v, want process %d", holder, err, a.pid)
+	}
+	if err := a.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(ctx); err != nil {
+		t.Errorf("close again: %v", err)
+	}
+	if holder, err := LookHolder(ctx, conn, "bank"); holder != nil || err != nil {
+		t.Errorf("holder after both: got %+v, %v, want none", holder, err)
+	}
+}
+
+func TestHoldOfASilentHolderIsTaken(t *testing.T) {
+	db, conn, _ := bank(t)
+	ctx := testContext(t)
+	// A stopped process: its session has the lock, and nobody renews.
+	silent := connect(t, db)
+	var locked bool
+	if err := silent.QueryRow(ctx, holdLock, "bank").Scan(&locked); err != nil || !locked {
+		t.Fatalf("lock: %v, %v", locked, err)
+	}
+	if _, err := silent.Exec(ctx, holdWrite, "bank", [16]byte(publisherA)); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	b := acquire(t, db, publisherB)
+	if took := time.Since(began); took < testLease*8/10 {
+		t.Errorf("the hold was taken after %s, before the lease of %s was over", took, testLease)
+	}
+	if _, err := silent.Exec(ctx, `select 1`); err == nil {
+		t.Error("the silent holder's session still answers")
+	}
+	holder, err := LookHolder(ctx, conn, "bank")
+	if err != nil || holder.PID != b.pid {
+		t.Errorf("holder: got %+v, %v, want process %d", holder, err, b.pid)
+	}
+}
+
+func TestHoldLostWithTheSession(t *testing.T) {
+	db, conn, _ := bank(t)
+	h := acquire(t, db, publisherA)
+	if _, err := conn.Exec(testContext(t), holdEnd, h.pid); err != nil {
+		t.Fatal(err)
+	}
+	waitLost(t, h)
+	if err := h.Close(context.Background()); err != nil {
+		t.Errorf("close a lost hold: %v", err)
+	}
+}
+
+func TestHoldLostWithTheLock(t *testing.T) {
+	db, _, _ := bank(t)
+	h := acquire(t, db, publisherA)
+	// Another session's row: what a successor writes once it has the lock.
+	db.Exec(`update millrace.hold set pid = 1`)
+	waitLost(t, h)
+}
+
+func TestHoldRefusals(t *testing.T) {
+	db, _, _ := bank(t)
+	ctx := testContext(t)
+	if _, err := AcquireHold(ctx, db.URL, "none", publisherA, testLease, nil); !errors.Is(err, ErrNoStream) {
+		t.Errorf("hold of no stream: got %v, want ErrNoStream", err)
+	}
+	if _, err := AcquireHold(ctx, db.URL, "bank", publisherA, time.Millisecond, nil); err == nil {
+		t.Error("hold with a lease of 1 ms: want an error")
+	}
+	if _, err := AcquireHold(ctx, pgtest.New(t).URL, "bank", publisherA, testLease, nil); !errors.Is(err, ErrNotInitialised) {
+		t.Errorf("hold without a control schema: got %v, want ErrNotInitialised", err)
+	}
+	if _, err := AcquireHold(ctx, behindPooler(t, db.URL), "bank", publisherA, testLease, nil); !errors.Is(err, ErrPooler) {
+		t.Errorf("hold through a pooler: got %v, want ErrPooler", err)
+	}
+	acquire(t, db, publisherA)
+	short, cancel := context.WithTimeout(ctx, testLease/2)
+	defer cancel()
+	if _, err := AcquireHold(short, db.URL, "bank", publisherB, testLease, nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("hold that another has, context ended: got %v", err)
+	}
+}
+
+// behindPooler passes one connection on to url's server and does what a pooler
+// does to the handshake: the process ID in it is the pooler's own invention.
+func behindPooler(t *testing.T, server string) string {
+	t.Helper()
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	upstream := u.Host
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go poolOne(client, upstream)
+		}
+	}()
+	u.Host = listener.Addr().String()
+	if !strings.Contains(u.RawQuery, "sslmode") {
+		q := u.Query()
+		q.Set("sslmode", "disable")
+		u.RawQuery = q.Encode()
+	}
+	return u.String()
+}
+
+func poolOne(client net.Conn, upstream string) {
+	defer func() { _ = client.Close() }()
+	server, err := net.Dial("tcp", upstream)
+	if err != nil {
+		return
+	}
+	defer func() { _ = server.Close() }()
+	go func() {
+		_, _ = io.Copy(server, client)
+		_ = server.Close()
+	}()
+	frontend := pgproto3.NewFrontend(server, io.Discard)
+	for {
+		message, err := frontend.Receive()
+		if err != nil {
+			return
+		}
+		if key, ok := message.(*pgproto3.BackendKeyData); ok {
+			key.ProcessID ^= 0x5a5a5a
+		}
+		encoded, err := message.Encode(nil)
+		if err != nil {
+			return
+		}
+		if _, err := client.Write(encoded); err != nil {
+			return
+		}
+	}
+}
