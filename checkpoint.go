@@ -66,7 +66,7 @@ func AppendCheckpoint(dst []byte, c *Checkpoint) []byte {
 // b.
 func DecodeCheckpoint(b []byte) (*Checkpoint, error) {
 	c := &Checkpoint{Offset: NoOffset}
-	err := eachField(b, "checkpoint", func(f field) (err error) {
+	err := eachField(b, "checkpoint", func(f *field) (err error) {
 		var n uint64
 		var nested []byte
 		switch f.num {
@@ -94,9 +94,7 @@ func DecodeCheckpoint(b []byte) (*Checkpoint, error) {
 			}
 			return err
 		case checkpointTime:
-			err = f.varint(&n)
-			c.Time = time.UnixMicro(int64(n)).UTC()
-			return err
+			return f.time(&c.Time)
 		case checkpointState:
 			if err = f.bytes(&nested); err != nil {
 				return err
@@ -112,7 +110,10 @@ func DecodeCheckpoint(b []byte) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c, c.Validate()
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // Validate says what makes c unusable.

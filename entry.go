@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -75,7 +76,8 @@ type Entry struct {
 	// Ordinal is the 0-based place of the entry in its unit.
 	Ordinal uint64
 	// Key and From are encoded keys (key.go), Row an encoded row (row.go).
-	// After decoding they alias the payload.
+	// After decoding they alias the payload, as the byte strings in Verify and
+	// Message do.
 	Key, From, Row []byte
 	// Load is the load that a Put, LoadBegin, LoadEnd belongs to; 0 for live
 	// changes.
@@ -237,17 +239,18 @@ func appendVerify(dst []byte, v *VerifyRange) []byte {
 	return appendStringField(dst, verifySnapshot, v.Snapshot)
 }
 
-// DecodeEntry reads one encoded entry into e, which it overwrites. Key, From
-// and Row alias b.
+// DecodeEntry reads one encoded entry into e, which it overwrites. The byte
+// strings of e alias b. It allocates only for what control entries carry.
 func DecodeEntry(b []byte, e *Entry) error {
 	*e = Entry{}
+	var last protowire.Number
 	for len(b) > 0 {
 		f := field{message: "entry"}
-		n, err := f.consume(b)
+		n, err := f.consume(b, &last)
 		if err != nil {
 			return err
 		}
-		if err := e.set(f); err != nil {
+		if err := e.set(&f); err != nil {
 			return err
 		}
 		b = b[n:]
@@ -255,7 +258,7 @@ func DecodeEntry(b []byte, e *Entry) error {
 	return e.Validate()
 }
 
-func (e *Entry) set(f field) error {
+func (e *Entry) set(f *field) error {
 	switch f.num {
 	case entryKind:
 		return decodeSmall(f, &e.Kind)
@@ -279,7 +282,10 @@ func (e *Entry) set(f field) error {
 }
 
 // setRare decodes the fields that come with control entries; they allocate.
-func (e *Entry) setRare(f field) error {
+func (e *Entry) setRare(f *field) error {
+	if f.num > entryQuarantine {
+		return f.unknown()
+	}
 	var b []byte
 	if err := f.bytes(&b); err != nil {
 		return err
@@ -287,7 +293,7 @@ func (e *Entry) setRare(f field) error {
 	switch f.num {
 	case entryLoadInfo:
 		e.LoadInfo = new(LoadInfo)
-		return eachField(b, "load info", func(f field) error {
+		return eachField(b, "load info", func(f *field) error {
 			switch f.num {
 			case loadInfoReason:
 				return f.string(&e.LoadInfo.Reason)
@@ -305,7 +311,7 @@ func (e *Entry) setRare(f field) error {
 		return e.Verify.decode(b)
 	case entryMessage:
 		e.Message = new(LogicalMessage)
-		return eachField(b, "message", func(f field) error {
+		return eachField(b, "message", func(f *field) error {
 			switch f.num {
 			case messagePrefix:
 				return f.string(&e.Message.Prefix)
@@ -316,7 +322,7 @@ func (e *Entry) setRare(f field) error {
 		})
 	case entryQuarantine:
 		e.Quarantine = new(Quarantined)
-		return eachField(b, "quarantine", func(f field) error {
+		return eachField(b, "quarantine", func(f *field) error {
 			switch f.num {
 			case quarantineKind:
 				return decodeSmall(f, &e.Quarantine.Kind)
@@ -329,22 +335,21 @@ func (e *Entry) setRare(f field) error {
 	return f.unknown()
 }
 
-func (end *UnitEnd) decode(f field) error {
+func (end *UnitEnd) decode(f *field) error {
 	var b []byte
 	if err := f.bytes(&b); err != nil {
 		return err
 	}
+	var last protowire.Number
 	for len(b) > 0 {
 		f := field{message: "unit end"}
-		n, err := f.consume(b)
+		n, err := f.consume(b, &last)
 		if err != nil {
 			return err
 		}
 		switch f.num {
 		case endTime:
-			var us uint64
-			err = f.varint(&us)
-			end.Time = time.UnixMicro(int64(us)).UTC()
+			err = f.time(&end.Time)
 		case endToken:
 			err = f.varint(&end.Token)
 		case endXID:
@@ -361,7 +366,7 @@ func (end *UnitEnd) decode(f field) error {
 }
 
 func (v *VerifyRange) decode(b []byte) error {
-	return eachField(b, "verify", func(f field) error {
+	return eachField(b, "verify", func(f *field) error {
 		switch f.num {
 		case verifyID:
 			return f.varint(&v.ID)
@@ -379,7 +384,7 @@ func (v *VerifyRange) decode(b []byte) error {
 			return f.fixedBytes(v.Hash[:])
 		case verifyLeftOut:
 			var k []byte
-			err := f.bytes(&k)
+			err := f.element(&k)
 			v.LeftOut = append(v.LeftOut, k)
 			return err
 		case verifySnapshot:
@@ -397,7 +402,9 @@ func (e *Entry) Validate() error {
 	if e.Kind == 0 || int(e.Kind) >= NumKinds {
 		return fmt.Errorf("%w: unknown entry type %d: written by a newer version of millrace; upgrade this process", ErrMalformed, e.Kind)
 	}
-	switch ofTable := e.Kind != KindHeartbeat && e.Kind != KindMessage; {
+	ofTable := e.Kind != KindHeartbeat && e.Kind != KindMessage
+	ofLoad := e.Kind == KindLoadBegin || e.Kind == KindLoadEnd
+	switch {
 	case ofTable != (e.Table != 0):
 		return bad("table ID missing or not wanted")
 	case (e.Kind == KindPut) != (len(e.Row) > 0):
@@ -406,8 +413,14 @@ func (e *Entry) Validate() error {
 		return bad("old key not wanted")
 	case (e.Kind == KindPut || e.Kind == KindDelete) && len(e.Key) == 0:
 		return bad("key missing")
-	case (e.Kind == KindLoadBegin || e.Kind == KindLoadEnd) && e.Load == 0:
+	case len(e.Key) > 0 && e.Kind != KindPut && e.Kind != KindDelete && e.Kind != KindQuarantine:
+		return bad("key not wanted")
+	case ofLoad && e.Load == 0:
 		return bad("load ID missing")
+	case e.Load != 0 && !ofLoad && e.Kind != KindPut:
+		return bad("load ID not wanted")
+	case e.LoadInfo != nil && !ofLoad:
+		return bad("load info not wanted")
 	case (e.Kind == KindSchema) != (e.Schema != nil):
 		return bad("schema missing or not wanted")
 	case e.Schema != nil && e.Schema.Table != e.Table:
@@ -418,6 +431,26 @@ func (e *Entry) Validate() error {
 		return bad("message missing or not wanted")
 	case (e.Kind == KindQuarantine) != (e.Quarantine != nil):
 		return bad("quarantine missing or not wanted")
+	case e.Quarantine != nil && (e.Quarantine.Kind == 0 || int(e.Quarantine.Kind) >= NumKinds):
+		return bad("unknown kind of what was kept back")
+	case !e.textsValid():
+		return bad("a text is not UTF-8")
 	}
 	return nil
+}
+
+// textsValid reports whether the texts are UTF-8, which decoders insist on; the
+// schema looks after its own.
+func (e *Entry) textsValid() bool {
+	switch {
+	case e.LoadInfo != nil:
+		return utf8.ValidString(e.LoadInfo.Reason)
+	case e.Verify != nil:
+		return utf8.ValidString(e.Verify.Snapshot)
+	case e.Message != nil:
+		return utf8.ValidString(e.Message.Prefix)
+	case e.Quarantine != nil:
+		return utf8.ValidString(e.Quarantine.Reason)
+	}
+	return true
 }

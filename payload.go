@@ -27,7 +27,8 @@ type Head struct {
 }
 
 // NextHead reads the head of the entry at the start of payload and returns what
-// follows it. It allocates nothing.
+// follows it. It allocates nothing. A field or kind that this version does not
+// know is an error, so that a fold stops before it and not after it.
 func NextHead(payload []byte, h *Head) (rest []byte, err error) {
 	if len(payload) == 0 || payload[0] != payloadTag {
 		return nil, fmt.Errorf("%w: payload: want an entry", ErrMalformed)
@@ -36,23 +37,31 @@ func NextHead(payload []byte, h *Head) (rest []byte, err error) {
 	if n < 0 {
 		return nil, fmt.Errorf("%w: payload: entry is cut off", ErrMalformed)
 	}
-	*h = Head{Raw: payload[:1+n], Body: body}
+	*h = Head{Raw: payload[:1+n], Body: body[:len(body):len(body)]}
+	var last protowire.Number
 	for b := body; len(b) > 0; {
 		f := field{message: "entry"}
-		m, err := f.consume(b)
+		m, err := f.consume(b, &last)
 		if err != nil {
 			return nil, err
 		}
 		switch f.num {
 		case entryKind:
-			err = decodeSmall(f, &h.Kind)
+			err = decodeSmall(&f, &h.Kind)
 		case entryTable:
 			err = f.uint32((*uint32)(&h.Table))
 		case entryOrdinal:
 			err = f.varint(&h.Ordinal)
 		case entryEnd:
 			h.Last = true
-			err = h.End.decode(f)
+			err = h.End.decode(&f)
+		default:
+			switch {
+			case f.num > entryQuarantine:
+				err = f.unknown()
+			case f.again:
+				err = f.bad("repeated")
+			}
 		}
 		if err != nil {
 			return nil, err
@@ -74,7 +83,13 @@ type UnitWriter struct {
 	// unit ends, because the end flag is written into it.
 	last    int
 	ordinal uint64
+	// spare is the buffer that the Take before gave out.
+	spare []byte
 }
+
+// firstBuffer is the size in bytes of a writer's first buffer: most units are
+// one small transaction.
+const firstBuffer = 512
 
 // Len returns the number of entries written.
 func (w *UnitWriter) Len() uint64 { return w.ordinal }
@@ -82,21 +97,29 @@ func (w *UnitWriter) Len() uint64 { return w.ordinal }
 // Buffered returns the number of bytes held.
 func (w *UnitWriter) Buffered() int { return len(w.buf) }
 
-// Put appends a row change. from may be nil, load 0.
+// Put appends a row change. from may be nil, load 0. Like Delete and Append it
+// fails with ErrTooLarge for an entry over MaxEntry and with ErrMalformed for
+// one that no reader would take; then the unit is as it was before.
 func (w *UnitWriter) Put(table TableID, key, from, row []byte, load LoadID) error {
-	start := w.begin(KindPut, table)
+	if table == 0 || len(key) == 0 || len(row) == 0 {
+		return fmt.Errorf("write put entry of table %v: %w: table, key and row must be set", table, ErrMalformed)
+	}
+	at := w.begin(KindPut, table)
 	w.buf = appendBytesField(w.buf, entryKey, key)
 	w.buf = appendBytesField(w.buf, entryFrom, from)
 	w.buf = appendBytesField(w.buf, entryRow, row)
 	w.buf = appendVarintField(w.buf, entryLoad, uint64(load))
-	return w.end(start)
+	return w.end(at)
 }
 
 // Delete appends the removal of a row.
 func (w *UnitWriter) Delete(table TableID, key []byte) error {
-	start := w.begin(KindDelete, table)
+	if table == 0 || len(key) == 0 {
+		return fmt.Errorf("write delete entry of table %v: %w: table and key must be set", table, ErrMalformed)
+	}
+	at := w.begin(KindDelete, table)
 	w.buf = appendBytesField(w.buf, entryKey, key)
-	return w.end(start)
+	return w.end(at)
 }
 
 // Append appends an entry of any kind. It sets e.Ordinal and ignores e.Last.
@@ -104,31 +127,44 @@ func (w *UnitWriter) Append(e *Entry) error {
 	c := *e
 	c.Ordinal, c.Last = w.ordinal, false
 	if err := c.Validate(); err != nil {
-		return err
+		return fmt.Errorf("write %v entry of table %v: %w", c.Kind, c.Table, err)
 	}
-	w.last = len(w.buf)
-	w.buf = append(w.buf, payloadTag)
-	start := len(w.buf)
+	if c.Schema != nil {
+		if err := c.Schema.Validate(); err != nil {
+			return fmt.Errorf("write schema entry: %w", err)
+		}
+	}
+	at := w.tag()
 	w.buf = AppendEntry(w.buf, &c)
-	return w.end(start)
+	return w.end(at)
 }
 
-func (w *UnitWriter) begin(kind Kind, table TableID) (start int) {
-	w.last = len(w.buf)
+// tag begins an entry and returns its place in buf.
+func (w *UnitWriter) tag() (at int) {
+	if w.buf == nil {
+		w.buf = make([]byte, 0, firstBuffer)
+	}
+	at = len(w.buf)
 	w.buf = append(w.buf, payloadTag)
-	start = len(w.buf)
+	return at
+}
+
+func (w *UnitWriter) begin(kind Kind, table TableID) (at int) {
+	at = w.tag()
 	w.buf = append(w.buf, byte(entryKind)<<3, byte(kind))
 	w.buf = appendVarintField(w.buf, entryTable, uint64(table))
 	w.buf = appendVarintField(w.buf, entryOrdinal, w.ordinal)
-	return start
+	return at
 }
 
-func (w *UnitWriter) end(start int) error {
-	if n := len(w.buf) - start; n > MaxEntry {
-		w.buf = w.buf[:w.last]
+// end completes the entry at the place.
+func (w *UnitWriter) end(at int) error {
+	if n := len(w.buf) - at - 1; n > MaxEntry {
+		w.buf = w.buf[:at]
 		return fmt.Errorf("write entry: %w: %d bytes; the limit for a row is %d", ErrTooLarge, n, MaxEntry)
 	}
-	w.buf = prefixLength(w.buf, start)
+	w.buf = prefixLength(w.buf, at+1)
+	w.last = at
 	w.ordinal++
 	return nil
 }
@@ -137,10 +173,10 @@ func (w *UnitWriter) end(start int) error {
 // it: a caller that holds a large unit moves it to a file with this. The bytes
 // are valid until the next call of any method.
 func (w *UnitWriter) Take() []byte {
-	out := w.buf[:w.last]
-	// The newest entry moves to the front of a buffer of its own, so that out
+	out := w.buf[:w.last:w.last]
+	// The newest entry moves to the front of the other buffer, so that out
 	// stays whole.
-	w.buf = append([]byte(nil), w.buf[w.last:]...)
+	w.buf, w.spare = append(w.spare[:0], w.buf[w.last:]...), w.buf
 	w.last = 0
 	return out
 }
@@ -152,11 +188,11 @@ func (w *UnitWriter) Finish(end UnitEnd) ([]byte, error) {
 	if w.ordinal == 0 {
 		return nil, fmt.Errorf("finish unit: it has no entries")
 	}
-	body, n := protowire.ConsumeBytes(w.buf[w.last+1:])
+	start := w.last + 1
+	body, n := protowire.ConsumeBytes(w.buf[start:])
 	if n < 0 {
 		return nil, fmt.Errorf("finish unit: %w", ErrMalformed)
 	}
-	start := w.last + 1
 	// The length prefix may grow by a byte, so the entry is written anew behind
 	// its tag.
 	copy(w.buf[start:], body)
@@ -168,7 +204,7 @@ func (w *UnitWriter) Finish(end UnitEnd) ([]byte, error) {
 }
 
 // Reset forgets the unit and keeps the buffer.
-func (w *UnitWriter) Reset() { *w = UnitWriter{buf: w.buf[:0]} }
+func (w *UnitWriter) Reset() { *w = UnitWriter{buf: w.buf[:0], spare: w.spare} }
 
 var errShort = fmt.Errorf("%w: entry is cut off", ErrMalformed)
 

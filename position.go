@@ -124,7 +124,7 @@ func AppendPosition(dst []byte, p Position) []byte {
 // DecodePosition reads what AppendPosition wrote.
 func DecodePosition(b []byte) (Position, error) {
 	var p Position
-	err := eachField(b, "position", func(f field) error {
+	err := eachField(b, "position", func(f *field) error {
 		switch f.num {
 		case positionMode:
 			return decodeSmall(f, &p.Mode)

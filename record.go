@@ -130,10 +130,14 @@ type Record struct {
 
 // AppendRecord appends the stored form of a record. The payload is compressed
 // where that makes it smaller. With a non-nil key the header is signed;
-// h.KeyID, h.Signature and h.Body are ignored and made anew.
+// h.KeyID, h.Signature and h.Body are ignored and made anew. A header that
+// DecodeRecord would refuse is refused here already.
 func AppendRecord(dst []byte, h *Header, payload []byte, key ed25519.PrivateKey) ([]byte, error) {
 	if len(payload) > MaxPayload {
 		return dst, fmt.Errorf("encode %v record: payload of %d bytes: %w; the limit is %d", h.Kind, len(payload), ErrTooLarge, MaxPayload)
+	}
+	if err := h.validate(payload); err != nil {
+		return dst, fmt.Errorf("encode: %w", err)
 	}
 	start := len(dst)
 	dst = appendSigned(dst, h, payload)
@@ -256,7 +260,16 @@ func DecodeRecord(b, buf []byte) (*Record, error) {
 	if t[1] != 0 {
 		return nil, fmt.Errorf("%w: reserved byte is set", ErrMalformed)
 	}
-	return r, r.validate()
+	if err := r.validate(r.Payload); err != nil {
+		return nil, err
+	}
+	if r.Kind == RecordState && blake3.Sum256(r.Payload) != r.Body {
+		return nil, fmt.Errorf("%w: state record: payload is not the one of the header", ErrMalformed)
+	}
+	if r.Kind != RecordState && r.Body != [32]byte{} {
+		return nil, fmt.Errorf("%w: %v record: it names a state's payload", ErrMalformed, r.Kind)
+	}
+	return r, nil
 }
 
 func (r *Record) decodeSigned(b []byte, transport int) (err error) {
@@ -280,29 +293,31 @@ func (r *Record) decodeSigned(b []byte, transport int) (err error) {
 	return err
 }
 
-func (r *Record) validate() error {
-	bad := func(what string) error { return fmt.Errorf("%w: %v record: %s", ErrMalformed, r.Kind, what) }
-	if r.Term == 0 || r.Publisher.IsZero() {
-		return bad("term and publisher must be set")
+// validate says what a well-formed header of this kind before payload has too
+// little or too much.
+func (h *Header) validate(payload []byte) error {
+	bad := func(what string) error { return fmt.Errorf("%w: %v record: %s", ErrMalformed, h.Kind, what) }
+	if h.Stream.IsZero() || h.Epoch == 0 || h.Term == 0 || h.Publisher.IsZero() {
+		return bad("stream, epoch, term and publisher must be set")
 	}
-	switch r.Kind {
+	switch h.Kind {
 	case RecordTerm:
-		if r.First != 0 || r.Count != 0 || len(r.Payload) != 0 {
+		if h.First != 0 || h.Count != 0 || len(payload) != 0 {
 			return bad("it carries entries")
 		}
 	case RecordState:
-		if r.First == 0 || r.Count != 0 || r.Prev != r.Chain {
+		if h.First == 0 || h.Count != 0 || h.Prev != h.Chain {
 			return bad("bad place")
 		}
-		if blake3.Sum256(r.Payload) != r.Body {
-			return bad("payload is not the one of the header")
-		}
 	case RecordBatch:
-		if r.First == 0 || r.Count == 0 || r.First+Index(r.Count) < r.First {
+		if h.First == 0 || h.Count == 0 || h.First+Index(h.Count) < h.First {
 			return bad("bad index range")
 		}
 	default:
-		return fmt.Errorf("%w: unknown %v: written by a newer version of millrace; upgrade this process", ErrMalformed, r.Kind)
+		return fmt.Errorf("%w: unknown %v: written by a newer version of millrace; upgrade this process", ErrMalformed, h.Kind)
+	}
+	if err := h.Position.Validate(); err != nil {
+		return fmt.Errorf("%w: %v record: %w", ErrMalformed, h.Kind, err)
 	}
 	return nil
 }

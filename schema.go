@@ -1,8 +1,10 @@
 package millrace
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -97,7 +99,7 @@ func (s *Schema) KeyColumns() []int {
 		}
 	}
 	slices.SortFunc(key, func(a, b int) int {
-		return int(s.Columns[a].KeyOrdinal) - int(s.Columns[b].KeyOrdinal)
+		return cmp.Compare(s.Columns[a].KeyOrdinal, s.Columns[b].KeyOrdinal)
 	})
 	return key
 }
@@ -109,15 +111,7 @@ func (s *Schema) ColumnIndex(name string) int {
 
 // Type returns the descriptor with the OID, or nil.
 func (s *Schema) Type(oid uint32) *TypeDesc {
-	i, ok := slices.BinarySearchFunc(s.Types, oid, func(t TypeDesc, oid uint32) int {
-		switch {
-		case t.OID < oid:
-			return -1
-		case t.OID > oid:
-			return 1
-		}
-		return 0
-	})
+	i, ok := slices.BinarySearchFunc(s.Types, oid, func(t TypeDesc, oid uint32) int { return cmp.Compare(t.OID, oid) })
 	if !ok {
 		return nil
 	}
@@ -136,14 +130,24 @@ func (s *Schema) SameAs(o *Schema) bool {
 		})
 }
 
+// MaxTypeNesting bounds how deep types may be built of one another, so that
+// code which follows them needs no bound of its own.
+const MaxTypeNesting = 64
+
 // Validate says what makes s unusable: a missing name, no key, key ordinals
-// with holes, types out of order or missing.
+// with holes, types out of order, missing, or built of themselves.
 func (s *Schema) Validate() error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: schema of %s: %s", ErrMalformed, s.QualifiedName(), fmt.Sprintf(format, args...))
 	}
 	if s.Version == 0 || s.Table == 0 || s.Namespace == "" || s.Name == "" {
 		return bad("version, table ID and names must be set")
+	}
+	if len(s.Columns) > MaxColumns {
+		return bad("%d columns; the limit is %d", len(s.Columns), MaxColumns)
+	}
+	if !utf8.ValidString(s.Namespace) || !utf8.ValidString(s.Name) {
+		return bad("a name is not UTF-8")
 	}
 	names := make(map[string]bool, len(s.Columns))
 	for i := range s.Columns {
@@ -155,6 +159,9 @@ func (s *Schema) Validate() error {
 		if s.Type(c.Type) == nil {
 			return bad("column %s: type %d has no descriptor", c.Name, c.Type)
 		}
+		if !utf8.ValidString(c.Name) || !utf8.ValidString(c.Collation) {
+			return bad("column %d: a name is not UTF-8", i+1)
+		}
 	}
 	key := s.KeyColumns()
 	if len(key) == 0 {
@@ -165,24 +172,92 @@ func (s *Schema) Validate() error {
 			return bad("key ordinals are not 1 to %d", len(key))
 		}
 	}
-	for i := range s.Types {
-		t := &s.Types[i]
-		if i > 0 && s.Types[i-1].OID >= t.OID {
-			return bad("types are not in ascending order of OID")
-		}
-		if t.Kind < TypeBase || t.Kind > TypeMultirange {
-			return bad("type %s: unknown kind %d", t.Name, t.Kind)
-		}
-		if t.Elem != 0 && s.Type(t.Elem) == nil {
-			return bad("type %s: element type %d has no descriptor", t.Name, t.Elem)
-		}
-		for _, a := range t.Attributes {
-			if s.Type(a.Type) == nil {
-				return bad("type %s: attribute type %d has no descriptor", t.Name, a.Type)
-			}
-		}
+	if what := s.checkTypes(); what != "" {
+		return bad("%s", what)
 	}
 	return nil
+}
+
+// checkTypes says what is wrong with the types, or nothing.
+func (s *Schema) checkTypes() string {
+	for i := range s.Types {
+		t := &s.Types[i]
+		if t.OID == 0 || i > 0 && s.Types[i-1].OID >= t.OID {
+			return "types are not in ascending order of OID"
+		}
+		if what := s.checkType(t); what != "" {
+			return fmt.Sprintf("type %d (%s): %s", t.OID, t.Name, what)
+		}
+	}
+	depths := make([]int, len(s.Types))
+	for i := range s.Types {
+		if s.typeDepth(i, depths, 1) > MaxTypeNesting {
+			return fmt.Sprintf("type %d (%s): built of itself, or nested more than %d deep", s.Types[i].OID, s.Types[i].Name, MaxTypeNesting)
+		}
+	}
+	return ""
+}
+
+func (s *Schema) checkType(t *TypeDesc) string {
+	if !utf8.ValidString(t.Schema) || !utf8.ValidString(t.Name) {
+		return "its name is not UTF-8"
+	}
+	switch t.Kind {
+	case TypeArray, TypeDomain, TypeRange, TypeMultirange:
+		if t.Elem == 0 {
+			return "no element type"
+		}
+	case TypeBase, TypeEnum, TypeComposite:
+	default:
+		return fmt.Sprintf("unknown kind %d", t.Kind)
+	}
+	if t.Elem != 0 && s.Type(t.Elem) == nil {
+		return fmt.Sprintf("element type %d has no descriptor", t.Elem)
+	}
+	for _, l := range t.Labels {
+		if !utf8.ValidString(l) {
+			return "a label is not UTF-8"
+		}
+	}
+	for _, a := range t.Attributes {
+		if !utf8.ValidString(a.Name) {
+			return "an attribute's name is not UTF-8"
+		}
+		if s.Type(a.Type) == nil {
+			return fmt.Sprintf("attribute type %d has no descriptor", a.Type)
+		}
+	}
+	return ""
+}
+
+// typeDepth returns how deep type i is built of others, 1 for one that is built
+// of none. depths holds what is known already, 0 for the rest. It goes no
+// deeper than the limit, at which a type that is built of itself arrives too.
+func (s *Schema) typeDepth(i int, depths []int, above int) int {
+	if depths[i] != 0 {
+		return depths[i]
+	}
+	depth := 1
+	if above > MaxTypeNesting {
+		return depth
+	}
+	under := func(oid uint32) {
+		j, ok := slices.BinarySearchFunc(s.Types, oid, func(t TypeDesc, oid uint32) int { return cmp.Compare(t.OID, oid) })
+		if ok && depth <= MaxTypeNesting {
+			depth = max(depth, 1+s.typeDepth(j, depths, above+1))
+		}
+	}
+	t := &s.Types[i]
+	if t.Elem != 0 {
+		under(t.Elem)
+	}
+	for _, a := range t.Attributes {
+		under(a.Type)
+	}
+	// Where the limit cut the walk short depth is too small, but then the walk
+	// began at a type that is over it.
+	depths[i] = depth
+	return depth
 }
 
 const (
@@ -262,7 +337,7 @@ func appendType(dst []byte, t *TypeDesc) []byte {
 // not alias b.
 func DecodeSchema(b []byte) (*Schema, error) {
 	s := new(Schema)
-	err := eachField(b, "schema", func(f field) error {
+	err := eachField(b, "schema", func(f *field) error {
 		switch f.num {
 		case schemaVersion:
 			return f.varint((*uint64)(&s.Version))
@@ -292,12 +367,12 @@ func DecodeSchema(b []byte) (*Schema, error) {
 	return s, nil
 }
 
-func decodeColumn(f field) (c Column, err error) {
+func decodeColumn(f *field) (c Column, err error) {
 	var b []byte
-	if err := f.bytes(&b); err != nil {
+	if err := f.element(&b); err != nil {
 		return c, err
 	}
-	err = eachField(b, "column", func(f field) error {
+	err = eachField(b, "column", func(f *field) error {
 		switch f.num {
 		case columnName:
 			return f.string(&c.Name)
@@ -319,12 +394,12 @@ func decodeColumn(f field) (c Column, err error) {
 	return c, err
 }
 
-func decodeType(f field) (t TypeDesc, err error) {
+func decodeType(f *field) (t TypeDesc, err error) {
 	var b []byte
-	if err := f.bytes(&b); err != nil {
+	if err := f.element(&b); err != nil {
 		return t, err
 	}
-	err = eachField(b, "type", func(f field) error {
+	err = eachField(b, "type", func(f *field) error {
 		switch f.num {
 		case typeOID:
 			return f.uint32(&t.OID)
@@ -338,16 +413,16 @@ func decodeType(f field) (t TypeDesc, err error) {
 			return f.uint32(&t.Elem)
 		case typeLabels:
 			var l string
-			err := f.string(&l)
+			err := f.textElement(&l)
 			t.Labels = append(t.Labels, l)
 			return err
 		case typeAttributes:
 			var b []byte
-			if err := f.bytes(&b); err != nil {
+			if err := f.element(&b); err != nil {
 				return err
 			}
 			var a Attribute
-			err := eachField(b, "attribute", func(f field) error {
+			err := eachField(b, "attribute", func(f *field) error {
 				switch f.num {
 				case attributeName:
 					return f.string(&a.Name)

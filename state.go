@@ -147,12 +147,23 @@ func appendRecent(dst []byte, num protowire.Number, recent []Recent) []byte {
 
 // DecodeState reads what AppendState wrote. The result does not alias b.
 func DecodeState(b []byte) (*State, error) {
+	s, err := decodeState(b)
+	if err == nil {
+		err = s.validate()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func decodeState(b []byte) (*State, error) {
 	s := new(State)
-	err := eachField(b, "state", func(f field) error {
+	err := eachField(b, "state", func(f *field) error {
 		switch f.num {
 		case stateSchemas:
 			var b []byte
-			if err := f.bytes(&b); err != nil {
+			if err := f.element(&b); err != nil {
 				return err
 			}
 			schema, err := DecodeSchema(b)
@@ -173,22 +184,45 @@ func DecodeState(b []byte) (*State, error) {
 		}
 		return f.unknown()
 	})
-	if err != nil {
-		return nil, err
-	}
-	ascending := slices.IsSortedFunc(s.Catalog.Schemas, func(a, b *Schema) int { return cmp.Compare(a.Table, b.Table) })
-	if !ascending || len(s.Recent) > KeepRecent {
-		return nil, fmt.Errorf("%w: state: schemas out of order or too many batches", ErrMalformed)
-	}
-	return s, nil
+	return s, err
 }
 
-func decodeLoad(f field) (l Load, err error) {
+// validate says what no fold can have come to.
+func (s *State) validate() error {
+	bad := func(what string) error { return fmt.Errorf("%w: state: %s", ErrMalformed, what) }
+	for i, schema := range s.Catalog.Schemas {
+		if i > 0 && s.Catalog.Schemas[i-1].Table >= schema.Table {
+			return bad("schemas are not in ascending order of table")
+		}
+		if schema.Version > s.Catalog.LastVersion {
+			return bad("a schema has a version after the last")
+		}
+	}
+	for i, l := range s.Catalog.Loads {
+		if l.Table == 0 || l.ID == 0 || i > 0 && s.Catalog.Loads[i-1].ID >= l.ID {
+			return bad("loads are not in ascending order")
+		}
+		if l.ID > s.Catalog.LastLoad {
+			return bad("a load has an ID after the last")
+		}
+	}
+	if len(s.Recent) > KeepRecent {
+		return bad("too many batches")
+	}
+	for _, r := range s.Recent {
+		if r.First == 0 || r.Last < r.First {
+			return bad("a batch has a bad index range")
+		}
+	}
+	return nil
+}
+
+func decodeLoad(f *field) (l Load, err error) {
 	var b []byte
-	if err := f.bytes(&b); err != nil {
+	if err := f.element(&b); err != nil {
 		return l, err
 	}
-	err = eachField(b, "load", func(f field) error {
+	err = eachField(b, "load", func(f *field) error {
 		switch f.num {
 		case loadID:
 			return f.varint((*uint64)(&l.ID))
@@ -205,12 +239,12 @@ func decodeLoad(f field) (l Load, err error) {
 	return l, err
 }
 
-func decodeRecent(f field) (r Recent, err error) {
+func decodeRecent(f *field) (r Recent, err error) {
 	var b []byte
-	if err := f.bytes(&b); err != nil {
+	if err := f.element(&b); err != nil {
 		return r, err
 	}
-	err = eachField(b, "recent batch", func(f field) error {
+	err = eachField(b, "recent batch", func(f *field) error {
 		switch f.num {
 		case recentFirst:
 			return f.varint((*uint64)(&r.First))

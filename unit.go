@@ -74,7 +74,9 @@ func cutEntries(payload []byte, max int) (int, error) {
 		if n > 0 && n+size > max {
 			break
 		}
-		n += size
+		if n += size; n > len(payload) {
+			return 0, errShort
+		}
 	}
 	return n, nil
 }
@@ -96,7 +98,11 @@ type readerBody struct {
 func (b *readerBody) Next(max int) ([]byte, error) {
 	b.buf = b.buf[:copy(b.buf, b.buf[b.used:])]
 	b.used = 0
+	// Without a byte asked for, a stream cannot be told from an ended one.
 	want := max
+	if want < 1 {
+		want = 1
+	}
 	for {
 		if err := b.fill(want); err != nil {
 			return nil, err
