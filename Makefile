@@ -1,0 +1,89 @@
+# `make` lists what there is. CI calls the same targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+GOLANGCI_LINT   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOFUMPT         := mvdan.cc/gofumpt@v0.12.0
+PROTOC_GEN_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+
+FUZZTIME ?= 10s
+BENCH    ?= .
+COMPOSE  ?= docker compose
+
+.PHONY: help
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "; print "make TARGET\n"} /^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what building, running and testing need and this machine lacks
+	@scripts/setup
+
+.PHONY: build
+build: ## build bin/millrace (needs a C compiler)
+	@go build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)' -o bin/millrace ./cmd/millrace
+
+.PHONY: run
+run: ## try it: Postgres, broker, transfer and an edge here, under pgbench's load (FOR=30s ends by itself; ARGS=more)
+	@scripts/setup run
+	@$(MAKE) --no-print-directory build
+	@exec bin/millrace dev --workload pgbench $(if $(FOR),--for $(FOR)) $(ARGS)
+
+.PHONY: dev
+dev: build ## millrace dev without a load (ARGS='--source postgres://… --brokers …')
+	@exec bin/millrace dev $(ARGS)
+
+.PHONY: test
+test: ## run every test, against real Postgres and real Kafka
+	@scripts/setup test
+	@scripts/test
+
+.PHONY: race
+race: ## run every test under the race detector
+	@scripts/setup test
+	@scripts/test -race -timeout 60m ./...
+
+.PHONY: integration
+integration: ## run the end-to-end tests alone
+	@scripts/setup test
+	@scripts/test -p 1 -timeout 25m ./tests/...
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME=10s
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: ## run the benchmarks (BENCH=pattern), the one beside pg_recvlogical included
+	@scripts/setup test
+	@go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
+
+.PHONY: soak
+soak: ## repeat the end-to-end tests for FOR=1h
+	@scripts/setup test
+	@scripts/soak $(or $(FOR),1h)
+
+.PHONY: lint
+lint: ## check the code's form and its import directions
+	@go run $(GOLANGCI_LINT) run ./...
+
+.PHONY: fmt
+fmt: ## format the code
+	@go run $(GOFUMPT) -w .
+
+.PHONY: generate
+generate: ## make generated code again (protobuf)
+	@scripts/setup generate
+	@GOBIN="$(CURDIR)/bin" go install $(PROTOC_GEN_GO)
+	@PATH="$(CURDIR)/bin:$$PATH" go generate ./...
+
+.PHONY: up
+up: ## start docker-compose.yml: Postgres, three Kafka nodes, transfer, two edges
+	@$(COMPOSE) up --build --detach --wait
+
+.PHONY: down
+down: ## stop it; its data stays (ARGS=--volumes removes it)
+	@$(COMPOSE) down $(ARGS)
