@@ -1,0 +1,91 @@
+// Package config reads the one configuration file of millrace, the environment
+// variables that override it, and nothing else.
+//
+// It promises that a key or variable which it does not know is refused with its
+// place and the nearest known one, that every problem it finds is one line, and
+// that no password is in such a line. What the values mean to a stage is left to
+// the stage; this package checks what can be checked without opening anything.
+//
+// The tags of the structs below are the one description of all keys: reader,
+// environment and docs/CONFIGURATION.md are made from them.
+package config
+
+// Config is the whole file.
+type Config struct {
+	Streams  []Stream `key:"streams" doc:"The streams that this host takes part in, as publisher, edge or both."`
+	Transfer Transfer `key:"transfer" doc:"Settings of millrace transfer."`
+	Edge     Edge     `key:"edge" doc:"Settings of millrace edge."`
+	Log      Log      `key:"log" doc:"Settings of the log, which goes to standard error."`
+
+	// File is where the configuration was read from.
+	File string
+	// lines are where keys stand in File, by their paths.
+	lines map[string]int
+}
+
+// Stream is one stream: a totally ordered log in one topic.
+type Stream struct {
+	Name   string `key:"name" unit:"a letter, then at most 39 of a-z 0-9 _" doc:"Name of the stream. It becomes part of the names of publication, slot and directories."`
+	ID     string `key:"id" unit:"32 hexadecimal digits" doc:"Identity of the stream, as millrace init prints it. Where it is set, a topic or an edge's data of another stream is refused even by a new edge."`
+	Source Source `key:"source" doc:"The Postgres database that changes are captured from. An edge needs nothing of it."`
+	Kafka  Kafka  `key:"kafka" doc:"The topic that carries the stream."`
+}
+
+// Source is where changes come from.
+type Source struct {
+	URL       Secret   `key:"url" unit:"connection string" doc:"How init, check, uninstall and transfer reach Postgres: the server itself, not a pooler, and not a standby. Keep passwords out of the file with the environment variable, PGPASSFILE or a service file."`
+	Capture   string   `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
+	Tables    []string `key:"tables" unit:"schema.table" doc:"The tables to capture. Each needs a primary key that is not deferrable."`
+	Heartbeat Duration `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
+	Memory    Size     `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
+	SpoolDir  string   `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are larger than memory. Made if missing; emptied at start."`
+}
+
+// Kafka is where a stream is kept.
+type Kafka struct {
+	Brokers  []string `key:"brokers" unit:"host:port" doc:"Brokers to ask first."`
+	Topic    string   `key:"topic" unit:"name" default:"millrace.<name>" doc:"Name of the stream's topic. init makes it, with one partition and without any limit of retention."`
+	Replicas int      `key:"replicas" unit:"count" default:"3" doc:"Replicas that init gives the topic; where the cluster has fewer brokers, as many as there are, and check warns."`
+}
+
+// Transfer is the publishing process.
+type Transfer struct {
+	Streams    []string `key:"streams" unit:"names" doc:"The streams to publish; all that have a source.url if it is not set."`
+	Admin      string   `key:"admin" unit:"loopback host:port" default:"127.0.0.1:7470" doc:"Where /livez, /readyz, /metrics and /v1/streams of transfer are served. off serves nothing."`
+	Lease      Duration `key:"lease" unit:"duration" default:"10s" doc:"How long a publisher may show no life before a waiting one ends its session at the source. At least 1s."`
+	LedgerKeep Duration `key:"ledger_keep" unit:"duration" default:"168h" doc:"How long rows of the ledger are kept at the source. At least 1h."`
+}
+
+// Edge is the process that keeps a local copy.
+type Edge struct {
+	ID      string   `key:"id" unit:"name" default:"<host name>" doc:"Name of this edge in status and logs."`
+	Streams []string `key:"streams" unit:"names" doc:"The streams to keep here; all if it is not set."`
+	DataDir string   `key:"data_dir" unit:"path" default:"./data/edge" doc:"Directory of the local stores, one directory a stream within it. On a local file system."`
+	MapSize Size     `key:"map_size" unit:"bytes" default:"64GiB" doc:"The most that the store of one stream may grow to. The file is sparse: it takes what is used. At least 16MiB; changed only at start."`
+	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
+}
+
+// HTTP is where an edge answers.
+type HTTP struct {
+	Listen string `key:"listen" unit:"loopback host:port" default:"127.0.0.1:7480" doc:"TCP address for reads, status, /livez, /readyz and /metrics. Only loopback addresses are taken. off serves no TCP."`
+	Unix   string `key:"unix" unit:"path" doc:"Unix socket for the same. Not set: none."`
+}
+
+// Log says what is logged.
+type Log struct {
+	Level  string `key:"level" unit:"debug, info, warn, error" default:"info" doc:"The least that is logged."`
+	Format string `key:"format" unit:"text, json" default:"text" doc:"Form of the lines."`
+}
+
+// Off is the value that turns a listener off.
+const Off = "off"
+
+// Stream returns the named stream, or nil.
+func (c *Config) Stream(name string) *Stream {
+	for i := range c.Streams {
+		if c.Streams[i].Name == name {
+			return &c.Streams[i]
+		}
+	}
+	return nil
+}

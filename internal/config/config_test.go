@@ -1,0 +1,270 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write docs/CONFIGURATION.md")
+
+const example = `
+streams:
+  - name: bank
+    source: {url: "postgres://u:hushhush@db.internal:5433/bank", capture: wal, tables: [public.pgbench_accounts, public.pgbench_tellers]}
+    kafka:  {brokers: ["127.0.0.1:9092"], topic: millrace.bank}
+transfer: {admin: "127.0.0.1:7470"}
+edge:
+  id: edge-1
+  streams: [bank]
+  data_dir: ./data/edge
+  http: {listen: "127.0.0.1:7480", unix: ./data/edge.sock}
+`
+
+func TestExample(t *testing.T) {
+	c, err := Parse("m.yaml", []byte(example), []string{"PATH=/bin", "MILLRACE_TEST_PG_VERSION=17", "MILLRACE_PLANT=x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.Stream("bank")
+	want := Stream{
+		Name: "bank",
+		Source: Source{
+			URL: "postgres://u:hushhush@db.internal:5433/bank", Capture: "wal",
+			Tables:    []string{"public.pgbench_accounts", "public.pgbench_tellers"},
+			Heartbeat: Duration(time.Second), Memory: 64 << 20, SpoolDir: "./data/spool",
+		},
+		Kafka: Kafka{Brokers: []string{"127.0.0.1:9092"}, Topic: "millrace.bank", Replicas: 3},
+	}
+	if !reflect.DeepEqual(*s, want) {
+		t.Errorf("stream: got %+v, want %+v", *s, want)
+	}
+	if c.Edge.ID != "edge-1" || c.Edge.HTTP.Unix != "./data/edge.sock" || c.Edge.MapSize != 64<<30 || c.Transfer.Lease != Duration(10*time.Second) {
+		t.Errorf("got %+v, %+v", c.Edge, c.Transfer)
+	}
+	if got := c.Transfer.Streams; len(got) != 1 || got[0] != "bank" {
+		t.Errorf("transfer.streams: got %v", got)
+	}
+	if err := errors.Join(c.NeedSource(c.Transfer.Streams), c.NeedKafka(c.Edge.Streams)); err != nil {
+		t.Error(err)
+	}
+	// What it writes, it reads.
+	text, err := c.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Parse("again.yaml", text, nil)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	again.File, again.lines = c.File, c.lines
+	if !reflect.DeepEqual(again, c) {
+		t.Errorf("written and read again: got %+v, want %+v", again, c)
+	}
+	printed, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := fmt.Sprintf("%s %v %+v %#v", printed, *c, *c, *c)
+	if strings.Contains(all, "hushhush") {
+		t.Error("a password is printed")
+	}
+	if !strings.Contains(all, "postgres://u@db.internal:5433/bank") {
+		t.Error("the source is not printed")
+	}
+}
+
+func TestDefaultsOfAnEdge(t *testing.T) {
+	c, err := Parse("m.yaml", []byte("streams:\n- name: a\n  kafka:\n    brokers:\n    - k:9092\n"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Stream("a").Kafka.Topic; got != "millrace.a" {
+		t.Errorf("topic: got %q", got)
+	}
+	if c.Edge.ID == "" || len(c.Edge.Streams) != 1 || len(c.Transfer.Streams) != 0 {
+		t.Errorf("edge %+v, transfer %+v", c.Edge, c.Transfer)
+	}
+	if err := c.NeedKafka(c.Edge.Streams); err != nil {
+		t.Error(err)
+	}
+	if err := c.NeedSource(c.Transfer.Streams); err == nil {
+		t.Error("transfer without a source: want an error")
+	}
+	if err := c.NeedSource([]string{"a"}); err == nil || !strings.Contains(err.Error(), "m.yaml:2: streams.a.source.url") || !strings.Contains(err.Error(), "MILLRACE_STREAMS_A_SOURCE_URL") {
+		t.Errorf("source of a: got %v", err)
+	}
+}
+
+func TestEnvironmentWins(t *testing.T) {
+	c, err := Parse("m.yaml", []byte(example), []string{
+		"MILLRACE_STREAMS_BANK_SOURCE_URL=postgres://other/db",
+		"MILLRACE_STREAMS_BANK_SOURCE_HEARTBEAT=2s",
+		"MILLRACE_STREAMS_BANK_KAFKA_BROKERS=a:1, b:2",
+		"MILLRACE_STREAMS_BANK_KAFKA_REPLICAS=1",
+		"MILLRACE_EDGE_DATA_DIR=/var/edge",
+		"MILLRACE_EDGE_HTTP_LISTEN=off",
+		"MILLRACE_EDGE_MAP_SIZE=1GiB",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.Stream("bank")
+	if s.Source.URL.Reveal() != "postgres://other/db" || s.Source.Heartbeat != Duration(2*time.Second) || s.Kafka.Replicas != 1 ||
+		!reflect.DeepEqual(s.Kafka.Brokers, []string{"a:1", "b:2"}) || c.Edge.DataDir != "/var/edge" || c.Edge.HTTP.Listen != Off || c.Edge.MapSize != 1<<30 {
+		t.Errorf("got %+v %+v", s, c.Edge)
+	}
+}
+
+// Each case gives exactly these lines.
+func TestProblems(t *testing.T) {
+	const kafka = "\n  kafka: {brokers: [k:1]}\n"
+	cases := []struct {
+		name, text string
+		env        []string
+		want       []string
+	}{
+		{"empty", "", nil, []string{`m.yaml: streams: no stream is configured; add one with name, source and kafka`}},
+		{"unknown key", "streams:\n- name: a\n  source:\n    tabels: [a.b]" + kafka, nil,
+			[]string{`m.yaml:4: unknown key "streams.a.source.tabels"; did you mean "tables"?`}},
+		{"unknown key, elsewhere known", "data_dir: x\nstreams:\n- name: a" + kafka, nil,
+			[]string{`m.yaml:1: unknown key "data_dir"; there is a key "edge.data_dir"`}},
+		{"unknown key, nothing near", "streams:\n- name: a" + kafka + "log: {colour: red}\n", nil,
+			[]string{`m.yaml:4: unknown key "log.colour"; known here: level, format`}},
+		{"several", "streams:\n- name: a" + kafka + "edge:\n  map_size: huge\n  data_dir: [x]\ntransfer: 7\n", nil,
+			[]string{
+				`m.yaml:5: edge.map_size: "huge" is not a size; write bytes, or for instance 512KiB, 64MiB or 64GiB`,
+				`m.yaml:6: edge.data_dir: want a single value`,
+				`m.yaml:7: transfer: want keys and values, as in {streams: …}`,
+			}},
+		{"values", "streams:\n- name: A" + kafka + "- name: b\n  source: {url: 'postgres://u:hushhush@h:port/d', tables: [x, s.t, s.t], capture: wall, heartbeat: 1h, memory: 1KiB}\n  kafka: {brokers: [k], topic: 'a b', replicas: 0}\n", nil,
+			[]string{
+				`m.yaml:2: streams.A.name: stream name "A": want a lower-case letter and then at most 39 lower-case letters, digits or underscores`,
+				`m.yaml:5: streams.b.source.url: not a connection string; write postgres://user@host:5432/database`,
+				`m.yaml:5: streams.b.source.capture: "wall": did you mean "wal"?`,
+				`m.yaml:5: streams.b.source.tables: "x": want schema.table, as in public.accounts`,
+				`m.yaml:5: streams.b.source.tables: "s.t" stands there twice`,
+				`m.yaml:5: streams.b.source.heartbeat: 1h: want 10ms to 1m`,
+				`m.yaml:5: streams.b.source.memory: 1KiB: want at least 1MiB`,
+				`m.yaml:6: streams.b.kafka.brokers: "k": want host:port, as in 127.0.0.1:9092`,
+				`m.yaml:6: streams.b.kafka.topic: "a b" is not a topic's name; use at most 240 letters, digits, dots, dashes or underscores`,
+				`m.yaml:6: streams.b.kafka.replicas: 0: want 1 to 100`,
+			}},
+		{"names", "streams:\n- name: bank" + kafka + "- name: bank\n  kafka: {topic: x}\n- kafka: {topic: y}\nedge: {streams: [bnak]}\n", nil,
+			[]string{
+				`m.yaml:4: streams.bank: a second stream of this name; give each its own`,
+				`m.yaml:6: streams.3: a stream without a name; add name`,
+				`m.yaml:7: edge.streams: there is no stream "bnak"; did you mean "bank"?`,
+			}},
+		{"same topic", "streams:\n- name: a\n  kafka: {topic: x}\n- name: b\n  kafka: {topic: x}\n", nil,
+			[]string{`m.yaml:5: streams.b.kafka.topic: x is the topic of stream a too; give each stream its own`}},
+		{"addresses", "streams:\n- name: a" + kafka + "edge: {http: {listen: '0.0.0.0:7480'}}\ntransfer: {admin: 'here'}\n", nil,
+			[]string{
+				`m.yaml:5: transfer.admin: "here": want host:port, as in 127.0.0.1:9092`,
+				`m.yaml:4: edge.http.listen: 0.0.0.0:7480 is not a loopback address; millrace serves without encryption on loopback only, so use 127.0.0.1, [::1] or localhost`,
+			}},
+		{"same port", "streams:\n- name: a" + kafka + "edge: {http: {listen: '127.0.0.1:7470'}}\n", nil,
+			[]string{`m.yaml:4: edge.http.listen: 127.0.0.1:7470 is the address of transfer.admin too; give each its own port`}},
+		{"variables", "streams:\n- name: a" + kafka, []string{"MILLRACE_EDGE_DATADIR=x", "MILLRACE_NOTHING_LIKE_IT=x", "MILLRACE_EDGE_MAP_SIZE=x"},
+			[]string{
+				`environment variable MILLRACE_EDGE_MAP_SIZE: "x" is not a size; write bytes, or for instance 512KiB, 64MiB or 64GiB`,
+				`unknown environment variable MILLRACE_EDGE_DATADIR; did you mean MILLRACE_EDGE_DATA_DIR?`,
+				`unknown environment variable MILLRACE_NOTHING_LIKE_IT: no key of the configuration has this name; unset it`,
+			}},
+		{"not YAML", "streams: [\n  url: 'hushhush", nil, nil},
+		{"twice", "edge: {id: a}\nedge: {id: b}\n", nil, []string{`m.yaml:2: not valid YAML: mapping key "edge" already defined at [1:1]`}},
+		{"two documents", "streams:\n- name: a" + kafka + "---\nedge: {}\n", nil, []string{`m.yaml:5: a second YAML document: put everything into one`}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Parse("m.yaml", []byte(c.text), c.env)
+			if err == nil {
+				t.Fatal("want an error")
+			}
+			if strings.Contains(err.Error(), "hushhush") {
+				t.Errorf("a password is printed: %v", err)
+			}
+			if got := strings.Split(err.Error(), "\n"); c.want != nil && !reflect.DeepEqual(got, c.want) {
+				t.Errorf("got\n%s\nwant\n%s", err, strings.Join(c.want, "\n"))
+			}
+			var e *Error
+			if !errors.As(err, &e) {
+				t.Errorf("got a %T, want an *Error", err)
+			}
+		})
+	}
+}
+
+func TestLoadWithoutAFile(t *testing.T) {
+	_, err := Load(filepath.Join(t.TempDir(), "none.yaml"), nil)
+	if err == nil || !strings.Contains(err.Error(), "no such configuration file; name one with -c FILE") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Every key has a meaning, and a unit unless it holds keys itself.
+func TestReference(t *testing.T) {
+	var walk func(rt reflect.Type)
+	walk = func(rt reflect.Type) {
+		for _, k := range keysOf(rt) {
+			f := rt.Field(k.index).Type
+			if k.doc == "" {
+				t.Errorf("key %s has no doc", k.name)
+			}
+			switch {
+			case isSection(f):
+				walk(f)
+			case isSectionList(f):
+				walk(f.Elem())
+			case k.unit == "":
+				t.Errorf("key %s has no unit", k.name)
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config]())
+
+	file := filepath.Join("..", "..", "docs", "CONFIGURATION.md")
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(Reference()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != Reference() {
+		t.Error("docs/CONFIGURATION.md is not what the keys say; run go test ./internal/config -update")
+	}
+}
+
+func TestSizeAndDuration(t *testing.T) {
+	for text, want := range map[string]string{"64MiB": "64MiB", "1024": "1KiB", "1 GiB": "1GiB", "3B": "3", "0": "0", "1536KiB": "1536KiB"} {
+		var s Size
+		if err := s.parse(text); err != nil || s.String() != want {
+			t.Errorf("size %q: got %v, %v, want %s", text, s, err, want)
+		}
+	}
+	for _, text := range []string{"", "-1", "1MB", "9999999TiB", "1.5GiB"} {
+		var s Size
+		if err := s.parse(text); err == nil {
+			t.Errorf("size %q: got %v, want an error", text, s)
+		}
+	}
+	for text, want := range map[string]string{"168h": "168h", "1m": "1m", "90s": "1m30s", "500ms": "500ms", "10s": "10s", "1h10m": "1h10m"} {
+		var d Duration
+		if err := d.parse(text); err != nil || d.String() != want {
+			t.Errorf("duration %q: got %v, %v, want %s", text, d, err, want)
+		}
+	}
+}

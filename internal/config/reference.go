@@ -1,0 +1,132 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+)
+
+const referenceHead = `# Configuration
+
+<!-- Made from the tags in internal/config: go test ./internal/config -update -->
+
+millrace reads one YAML file, named with ` + "`-c FILE`" + ` or ` + "`MILLRACE_CONFIG`" + ` (default ` + "`millrace.yaml`" + `).
+It is strict: an unknown key is refused, with its line and the nearest known key. One file can serve all
+hosts: each command reads what it needs, and an edge needs nothing under ` + "`source`" + `.
+
+Every key can be set by an environment variable, which wins over the file. The variable of a stream's key has
+the stream's name in it: ` + "`MILLRACE_STREAMS_BANK_SOURCE_URL`" + ` for the stream ` + "`bank`" + `, which the file has to name.
+Lists are comma-separated there. Any other variable that begins with ` + "`MILLRACE_`" + ` is refused, but for
+%s, which are no configuration.
+
+Durations are written 500ms, 10s, 24h; sizes in bytes, or with KiB, MiB, GiB, TiB. Relative paths start at the
+working directory of the process.
+
+` + "```yaml" + `
+streams:
+  - name: bank
+    source: {url: "postgres://millrace@db.internal/bank", capture: wal, tables: [public.pgbench_accounts, public.pgbench_tellers]}
+    kafka:  {brokers: ["127.0.0.1:9092"], topic: millrace.bank}
+transfer: {admin: "127.0.0.1:7470"}
+edge:
+  id: edge-1
+  streams: [bank]
+  data_dir: ./data/edge
+  http: {listen: "127.0.0.1:7480", unix: ./data/edge.sock}
+` + "```" + `
+`
+
+// Reference is docs/CONFIGURATION.md.
+func Reference() string {
+	var b strings.Builder
+	quoted := make([]string, len(Ignored))
+	for i, name := range Ignored {
+		quoted[i] = "`" + name + "`"
+	}
+	fmt.Fprintf(&b, referenceHead, strings.Join(quoted, ", "))
+	t := reflect.TypeFor[Config]()
+	for _, k := range keysOf(t) {
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| Key | Unit | Default | Variable | Meaning |\n| --- | --- | --- | --- | --- |\n", k.name, k.doc)
+		f := t.Field(k.index).Type
+		if isSectionList(f) {
+			referenceRows(&b, f.Elem(), k.name+".<name>")
+			continue
+		}
+		referenceRows(&b, f, k.name)
+	}
+	return b.String()
+}
+
+func referenceRows(b *strings.Builder, t reflect.Type, path string) {
+	for _, k := range keysOf(t) {
+		f := t.Field(k.index).Type
+		at := join(path, k.name)
+		if isSection(f) {
+			fmt.Fprintf(b, "| `%s` | | | | %s |\n", strings.TrimPrefix(at, "streams.<name>."), k.doc)
+			referenceRows(b, f, at)
+			continue
+		}
+		preset := "none"
+		if k.preset != "" {
+			preset = "`" + k.preset + "`"
+		}
+		name := "`" + variable(at) + "`"
+		if at == "streams.<name>.name" {
+			name = ""
+		}
+		unit := k.unit
+		if f.Kind() == reflect.Slice {
+			unit = "list of " + unit
+		}
+		fmt.Fprintf(b, "| `%s` | %s | %s | %s | %s |\n", strings.TrimPrefix(at, "streams.<name>."), unit, preset, name, k.doc)
+	}
+}
+
+// YAML writes the configuration in a form that Load reads, without the keys that
+// have their defaults. Passwords are in it.
+func (c *Config) YAML() ([]byte, error) {
+	text, err := yaml.Marshal(mapOf(reflect.ValueOf(c).Elem()))
+	if err != nil {
+		return nil, fmt.Errorf("write configuration: %w", err)
+	}
+	return text, nil
+}
+
+func mapOf(v reflect.Value) yaml.MapSlice {
+	preset := reflect.New(v.Type()).Elem()
+	defaults(preset)
+	var out yaml.MapSlice
+	for _, k := range keysOf(v.Type()) {
+		field := v.Field(k.index)
+		var value any
+		switch {
+		case isSection(field.Type()):
+			section := mapOf(field)
+			if len(section) == 0 {
+				continue
+			}
+			value = section
+		case isSectionList(field.Type()):
+			var list []yaml.MapSlice
+			for i := range field.Len() {
+				list = append(list, mapOf(field.Index(i)))
+			}
+			value = list
+		case field.IsZero() || reflect.DeepEqual(field.Interface(), preset.Field(k.index).Interface()):
+			continue
+		default:
+			switch x := field.Interface().(type) {
+			case Secret:
+				value = x.Reveal()
+			case fmt.Stringer:
+				value = x.String()
+			default:
+				value = x
+			}
+		}
+		out = append(out, yaml.MapItem{Key: k.name, Value: value})
+	}
+	return out
+}

@@ -1,0 +1,256 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/control"
+)
+
+// maxSocketPath is what a unix socket's address holds on Linux, and less
+// elsewhere.
+const maxSocketPath = 103
+
+var topicName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,240}$`)
+
+// checker gathers problems with the places of their keys.
+type checker struct {
+	c        *Config
+	problems []Problem
+}
+
+func (k *checker) bad(path, format string, args ...any) {
+	p := Problem{Text: path + ": " + fmt.Sprintf(format, args...)}
+	at, ok := k.c.lines[path]
+	for parent := path; !ok && parent != ""; {
+		i := strings.LastIndexByte(parent, '.')
+		parent = parent[:max(i, 0)]
+		at, ok = k.c.lines[parent]
+	}
+	p.File, p.Line = k.c.File, at
+	k.problems = append(k.problems, p)
+}
+
+// validate says everything that is wrong for any command.
+func (c *Config) validate() []Problem {
+	k := &checker{c: c}
+	if len(c.Streams) == 0 {
+		k.bad("streams", "no stream is configured; add one with name, source and kafka")
+	}
+	topics := map[string]string{}
+	for i := range c.Streams {
+		s := &c.Streams[i]
+		if s.Name == "" {
+			k.bad("streams."+strconv.Itoa(i+1), "a stream without a name; add name")
+			continue
+		}
+		if c.Stream(s.Name) != s {
+			k.bad("streams."+s.Name, "a second stream of this name; give each its own")
+		}
+		k.stream("streams."+s.Name, s)
+		if other, ok := topics[s.Kafka.Topic]; ok {
+			k.bad("streams."+s.Name+".kafka.topic", "%s is the topic of stream %s too; give each stream its own", s.Kafka.Topic, other)
+		}
+		topics[s.Kafka.Topic] = s.Name
+	}
+	k.transfer()
+	k.edge()
+	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	k.oneOf("log.format", c.Log.Format, "text", "json")
+	return k.problems
+}
+
+func (k *checker) stream(path string, s *Stream) {
+	if err := control.ValidateName(s.Name); err != nil {
+		k.bad(path+".name", "%v", err)
+	}
+	if s.ID != "" {
+		if id, err := millrace.ParseStreamID(s.ID); err != nil || id.IsZero() {
+			k.bad(path+".id", "%q is not the 32 hexadecimal digits that millrace init prints", s.ID)
+		}
+	}
+	if s.Source.URL != "" {
+		// Its error hides the password.
+		var e *pgconn.ParseConfigError
+		if _, err := pgconn.ParseConfig(s.Source.URL.Reveal()); errors.As(err, &e) {
+			k.bad(path+".source.url", "not a connection string; write postgres://user@host:5432/database")
+		}
+	}
+	switch s.Source.Capture {
+	case "wal":
+	case "trigger":
+		k.bad(path+".source.capture", "trigger: this version of millrace captures with wal only")
+	default:
+		k.oneOf(path+".source.capture", s.Source.Capture, "wal")
+	}
+	for i, table := range s.Source.Tables {
+		schema, name, ok := strings.Cut(table, ".")
+		if !ok || schema == "" || name == "" {
+			k.bad(path+".source.tables", "%q: want schema.table, as in public.accounts", table)
+		}
+		if slices.Index(s.Source.Tables, table) != i {
+			k.bad(path+".source.tables", "%q stands there twice", table)
+		}
+	}
+	k.between(path+".source.heartbeat", s.Source.Heartbeat, 10*time.Millisecond, time.Minute)
+	k.atLeast(path+".source.memory", s.Source.Memory, 1<<20)
+	for _, broker := range s.Kafka.Brokers {
+		if err := hostPort(broker); err != nil {
+			k.bad(path+".kafka.brokers", "%v", err)
+		}
+	}
+	if !topicName.MatchString(s.Kafka.Topic) {
+		k.bad(path+".kafka.topic", "%q is not a topic's name; use at most 240 letters, digits, dots, dashes or underscores", s.Kafka.Topic)
+	}
+	if s.Kafka.Replicas < 1 || s.Kafka.Replicas > 100 {
+		k.bad(path+".kafka.replicas", "%d: want 1 to 100", s.Kafka.Replicas)
+	}
+}
+
+func (k *checker) transfer() {
+	t := &k.c.Transfer
+	k.known("transfer.streams", t.Streams)
+	k.loopback("transfer.admin", t.Admin)
+	k.between("transfer.lease", t.Lease, time.Second, time.Hour)
+	k.between("transfer.ledger_keep", t.LedgerKeep, time.Hour, 100*365*24*time.Hour)
+}
+
+func (k *checker) edge() {
+	e := &k.c.Edge
+	k.known("edge.streams", e.Streams)
+	if e.DataDir == "" {
+		k.bad("edge.data_dir", "is empty; name a directory")
+	}
+	k.atLeast("edge.map_size", e.MapSize, 16<<20)
+	k.loopback("edge.http.listen", e.HTTP.Listen)
+	if len(e.HTTP.Unix) > maxSocketPath {
+		k.bad("edge.http.unix", "a path of %d bytes; a unix socket's has at most %d", len(e.HTTP.Unix), maxSocketPath)
+	}
+	if e.HTTP.Listen == Off && e.HTTP.Unix == "" {
+		k.bad("edge.http.listen", "is off and there is no edge.http.unix; an edge has to answer somewhere")
+	}
+	if t := k.c.Transfer.Admin; t != Off && t == e.HTTP.Listen && !strings.HasSuffix(t, ":0") {
+		k.bad("edge.http.listen", "%s is the address of transfer.admin too; give each its own port", t)
+	}
+}
+
+// known checks that names are those of streams.
+func (k *checker) known(path string, names []string) {
+	var all []string
+	for i := range k.c.Streams {
+		all = append(all, k.c.Streams[i].Name)
+	}
+	for i, name := range names {
+		switch {
+		case !slices.Contains(all, name):
+			text := fmt.Sprintf("there is no stream %q", name)
+			if near := nearest(name, all); near != "" {
+				text += fmt.Sprintf("; did you mean %q?", near)
+			} else {
+				text += "; there are: " + strings.Join(all, ", ")
+			}
+			k.bad(path, "%s", text)
+		case slices.Index(names, name) != i:
+			k.bad(path, "%q stands there twice", name)
+		}
+	}
+}
+
+func (k *checker) oneOf(path, got string, want ...string) {
+	if slices.Contains(want, got) {
+		return
+	}
+	text := "want " + strings.Join(want, ", ")
+	if near := nearest(got, want); near != "" {
+		text = fmt.Sprintf("did you mean %q?", near)
+	}
+	k.bad(path, "%q: %s", got, text)
+}
+
+func (k *checker) between(path string, got Duration, low, high time.Duration) {
+	if time.Duration(got) < low || time.Duration(got) > high {
+		k.bad(path, "%v: want %v to %v", got, Duration(low), Duration(high))
+	}
+}
+
+func (k *checker) atLeast(path string, got, low Size) {
+	if got < low {
+		k.bad(path, "%v: want at least %v", got, low)
+	}
+}
+
+// loopback checks an address to listen at.
+func (k *checker) loopback(path, address string) {
+	if address == Off {
+		return
+	}
+	if err := hostPort(address); err != nil {
+		k.bad(path, "%v", err)
+		return
+	}
+	host, _, _ := net.SplitHostPort(address) // hostPort has split it
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		k.bad(path, "%s is not a loopback address; millrace serves without encryption on loopback only, so use 127.0.0.1, [::1] or localhost", address)
+	}
+}
+
+func hostPort(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" {
+		return fmt.Errorf("%q: want host:port, as in 127.0.0.1:9092", address)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q: port %q is not a number from 0 to 65535", address, port)
+	} else if n == 0 && host != "127.0.0.1" && host != "::1" && host != "localhost" {
+		return fmt.Errorf("%q: port 0 leads nowhere", address)
+	}
+	return nil
+}
+
+// NeedSource checks what a command that reaches the source database needs of
+// the named streams.
+func (c *Config) NeedSource(names []string) error {
+	k := &checker{c: c}
+	if len(names) == 0 {
+		k.bad("streams", "no stream has a source.url, and this command reads from the source; set it in %s or in %s", c.File, variable("streams.<name>.source.url"))
+	}
+	for _, name := range names {
+		s := c.Stream(name)
+		path := "streams." + name
+		if s.Source.URL == "" {
+			k.bad(path+".source.url", "is not set, and this command needs it; set it here or in %s", variable(path+".source.url"))
+		}
+		if len(s.Source.Tables) == 0 {
+			k.bad(path+".source.tables", "names no table; add the tables to capture")
+		}
+	}
+	return k.err()
+}
+
+// NeedKafka checks what a command that reads or writes topics needs of the
+// named streams.
+func (c *Config) NeedKafka(names []string) error {
+	k := &checker{c: c}
+	for _, name := range names {
+		if path := "streams." + name; len(c.Stream(name).Kafka.Brokers) == 0 {
+			k.bad(path+".kafka.brokers", "is not set, and this command needs it; set it here or in %s", variable(path+".kafka.brokers"))
+		}
+	}
+	return k.err()
+}
+
+func (k *checker) err() error {
+	if len(k.problems) == 0 {
+		return nil
+	}
+	return &Error{k.problems}
+}
