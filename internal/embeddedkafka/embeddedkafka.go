@@ -101,11 +101,11 @@ func Start(cfg Config) (*Broker, error) {
 // the process, so there is no stale lock.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644) //nolint:gosec // nothing is in it
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644) // nothing is in it
 	if err != nil {
 		return nil, fmt.Errorf("open lock file of the embedded broker: %w", err)
 	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { // a descriptor fits
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			err = fmt.Errorf("start embedded broker on %s: %w; end the other millrace, or name another directory", dir, ErrInUse)
 		} else {

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 const topic = "millrace.bank"
 
 // settings are those of a stream's topic.
-var settings = map[string]string{ //nolint:gochecknoglobals // a table of cases
+var settings = map[string]string{ // a table of cases
 	"cleanup.policy":         "delete",
 	"retention.ms":           "-1",
 	"retention.bytes":        "-1",
@@ -162,12 +162,12 @@ func TestTopicSettingsAreReadBack(t *testing.T) {
 	broker := startBroker(t, t.TempDir())
 	admin := newAdmin(t, broker.Addrs())
 	createTopic(t, admin)
-	entries, err := admin.DescribeConfig(sarama.ConfigResource{Type: sarama.TopicResource, Name: topic})
+	resources, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: topic}}, sarama.DescribeConfigsOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]string{}
-	for _, entry := range entries {
+	for _, entry := range resources[0].Configs {
 		got[entry.Name] = entry.Value
 	}
 	for name, want := range settings {

@@ -28,14 +28,14 @@ import (
 
 // shared is the test binary's one real broker. A test binary has no other place
 // to keep it: tests start in any order and none of them owns it.
-var shared struct { //nolint:gochecknoglobals // see above
+var shared struct {
 	once    sync.Once
 	cluster *Cluster
 	dir     string
 	err     error
 }
 
-var topics atomic.Uint64 //nolint:gochecknoglobals // numbers the topics of the shared broker
+var topics atomic.Uint64 // numbers the topics of the shared broker
 
 // Main runs the tests, stops the shared broker, runs the given other ends (such
 // as pgtest.StopShared) and exits.

@@ -55,7 +55,7 @@ func fetch(ctx context.Context, version int, cacheDir string) (Binaries, error) 
 	}
 	server := embedded.NewDatabase(embedded.DefaultConfig().
 		Version(archive).
-		Port(uint32(port)). //nolint:gosec // a port is below 65536
+		Port(uint32(port)). // a port is below 65536
 		CachePath(cacheDir).
 		BinariesPath(target).
 		RuntimePath(filepath.Join(scratch, "run")).

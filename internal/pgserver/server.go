@@ -316,7 +316,7 @@ func (s *Server) socketConfig() (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make connection settings: %w", err)
 	}
-	cfg.Host, cfg.Port, cfg.Fallbacks = s.socketDir, uint16(s.port), nil //nolint:gosec // checked by Start
+	cfg.Host, cfg.Port, cfg.Fallbacks = s.socketDir, uint16(s.port), nil // checked by Start
 	return cfg, nil
 }
 

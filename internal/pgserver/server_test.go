@@ -24,7 +24,7 @@ func testDir(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the server's user has to pass through
+	if err := os.Chmod(dir, 0o755); err != nil { // the server's user has to pass through
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -80,11 +80,11 @@ func TestStartKillRestartStop(t *testing.T) {
 	url := s.URL("postgres")
 
 	for sql, want := range map[string]string{
-		"show wal_level":                           "logical",
-		"show work_mem":                            "7MB",
-		"show fsync":                               "on",
-		"show listen_addresses":                    "127.0.0.1",
-		"show server_encoding":                     "UTF8",
+		"show wal_level":        "logical",
+		"show work_mem":         "7MB",
+		"show fsync":            "on",
+		"show listen_addresses": "127.0.0.1",
+		"show server_encoding":  "UTF8",
 		"select current_setting('data_directory')": s.Dir(),
 		"select current_setting('is_superuser')":   "on",
 		"select inet_server_port()::text":          fmt.Sprint(s.Port()),

@@ -40,14 +40,14 @@ const (
 
 // shared is the test binary's one cluster. A test binary has no other place to
 // keep it: tests start in any order and none of them owns it.
-var shared struct { //nolint:gochecknoglobals // see above
+var shared struct {
 	once   sync.Once
 	server *pgserver.Server
 	dir    string
 	err    error
 }
 
-var databases atomic.Uint64 //nolint:gochecknoglobals // numbers the databases of the shared cluster
+var databases atomic.Uint64 // numbers the databases of the shared cluster
 
 // Main runs the tests, stops the shared cluster, runs the given other ends (such
 // as kafkatest.StopShared) and exits.

@@ -28,7 +28,7 @@ func New() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("make test directory: %w", err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // a server's user has to pass through
+	if err := os.Chmod(dir, 0o755); err != nil { // a server's user has to pass through
 		return "", errors.Join(fmt.Errorf("open test directory: %w", err), os.Remove(dir))
 	}
 	return dir, nil
