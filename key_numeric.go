@@ -3,6 +3,7 @@ package millrace
 import (
 	"encoding/binary"
 	"math"
+	"math/big"
 	"slices"
 	"strconv"
 )
@@ -283,8 +284,9 @@ func decodeKeyFloat4(dst []byte, b uint32) ([]byte, bool) {
 	return appendFloatText(dst, float64(f), 32, 6), ok
 }
 
-// appendFloatText prints a float as Postgres does: the shortest digits that read
-// back the same, with an exponent below 10^-4 and from 10^most on.
+// appendFloatText prints a float as Postgres does: with the fewest digits that
+// read back the same under any rounding, and with an exponent below 10^-4 and
+// from 10^most on.
 func appendFloatText(dst []byte, f float64, bits, most int) []byte {
 	switch {
 	case math.IsNaN(f):
@@ -294,12 +296,52 @@ func appendFloatText(dst []byte, f float64, bits, most int) []byte {
 	case math.IsInf(f, -1):
 		return append(dst, "-Infinity"...)
 	}
-	// The exponent of the shortest digits decides, not that of the value.
 	start := len(dst)
 	dst = strconv.AppendFloat(dst, f, 'e', -1, bits)
-	i := start + slices.Index(dst[start:], 'e')
-	if exponent, _ := parseKeyInt(dst[i+1:], 32); exponent < -4 || exponent >= int64(most) {
+	// mantissa returns the number of digits after the point, and the exponent.
+	mantissa := func() (fraction int, exponent int) {
+		i := start + slices.Index(dst[start:], 'e')
+		n, _ := parseKeyInt(dst[i+1:], 32)
+		if point := slices.Index(dst[start:i], '.'); point >= 0 {
+			fraction = i - start - point - 1
+		}
+		return fraction, int(n)
+	}
+	fraction, exponent := mantissa()
+	for isMidway(string(dst[start:]), f, bits) {
+		dst = strconv.AppendFloat(dst[:start], f, 'e', fraction+1, bits)
+		fraction, exponent = mantissa()
+	}
+	if exponent < -4 || exponent >= most {
 		return dst
 	}
-	return strconv.AppendFloat(dst[:start], f, 'f', -1, bits)
+	return strconv.AppendFloat(dst[:start], f, 'f', max(0, fraction-exponent), bits)
+}
+
+// isMidway tells whether a decimal that reads as f under rounding to even lies
+// exactly between f and one of its neighbours, so that it could as well be read
+// as that one. Postgres does not print such decimals, strconv does.
+func isMidway(decimal string, f float64, bits int) bool {
+	// Such a decimal of at most 17 digits is a whole number below 2^54 times a
+	// power of ten up to 10^23, or of 10^-1: 256 bits hold it exactly.
+	const precision = 256
+	x, _, err := big.ParseFloat(decimal, 10, precision, big.ToNearestEven)
+	if err != nil {
+		return false
+	}
+	for _, to := range [2]float64{math.Inf(-1), math.Inf(1)} {
+		next := math.Nextafter(f, to)
+		if bits == 32 {
+			next = float64(math.Nextafter32(float32(f), float32(to)))
+		}
+		if math.IsInf(next, 0) {
+			continue
+		}
+		sum := new(big.Float).SetPrec(precision).SetFloat64(f)
+		sum.Add(sum, new(big.Float).SetFloat64(next))
+		if sum.Cmp(new(big.Float).SetPrec(precision).Add(x, x)) == 0 {
+			return true
+		}
+	}
+	return false
 }
