@@ -334,6 +334,11 @@ func decompress(codec Codec, stored []byte, size int, buf []byte) ([]byte, error
 		if err != nil || n != size {
 			return nil, fmt.Errorf("%w: compressed payload claims another length than the header's %d", ErrMalformed, size)
 		}
+		// No element of a block gives more than 64 bytes for three, so a few
+		// bytes cannot ask for much memory.
+		if size > len(stored)*64/3 {
+			return nil, fmt.Errorf("%w: compressed payload of %d bytes claims %d", ErrMalformed, len(stored), size)
+		}
 		if cap(buf) < size {
 			buf = make([]byte, size)
 		}
