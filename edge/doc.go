@@ -1,0 +1,39 @@
+// Package edge is the local store of one stream: the rows of its tables as of
+// an index, in one LMDB environment.
+//
+// It owns the layout of that environment, the rules by which entries change
+// rows, and everything that touches LMDB; no other package does. It promises
+// that a reader sees whole units only, that the checkpoint is stored in the
+// same transaction as the rows it stands for, that every value is checked
+// against its CRC before it is given out, and that a store which cannot be
+// trusted says so by name instead of answering. Where the entries come from,
+// whether they are history, and when to commit is the applier's business.
+//
+// One process opens a store for writing (a lock file sees to that), any number
+// of processes of the same user and PID namespace open it with ReadOnly. One
+// environment is opened once in a process: share the Store.
+//
+// # Layout
+//
+// The named database "meta" holds, each with a CRC-32C behind it:
+//
+//	format               version of this layout
+//	stream               ID of the stream
+//	head                 index, chain, time, and the number of the catalog
+//	checkpoint           millrace.Checkpoint without schemas
+//	s ‖ table ‖ version  a schema
+//	d ‖ table            why the table is marked as diverged
+//	g ‖ name             what the named database is used for
+//	m ‖ name ‖ 0 ‖ key   a row of a shadow generation that lacks columns
+//
+// Every other named database (t000001, t000002, …) holds one generation of one
+// table, or is waiting to be used again. Databases are never removed, because
+// LMDB hands out the handle of a removed one again while readers still use it;
+// one that is no longer needed is emptied in slices and becomes free. Its
+// entry count is the number of rows. A key is millrace.StoreKey of the row's
+// encoded key, a value is
+//
+//	CRC-32C, big-endian, over table ID, store key and all that follows
+//	the length of the encoded key as a varint, and the key: long keys only
+//	the encoded row
+package edge

@@ -1,0 +1,118 @@
+package edge
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/bmatsuo/lmdb-go/lmdb"
+
+	"github.com/millrace-db/millrace"
+)
+
+// stopError is an error that only an operator mends.
+type stopError string
+
+func (e stopError) Error() string { return string(e) }
+func (stopError) Unwrap() error   { return millrace.ErrStop }
+
+// Errors of opening a store.
+var (
+	// ErrOtherStream occurs when the store holds another stream than the one
+	// asked for. Mend: give the stream its own directory, or remove the store.
+	ErrOtherStream error = stopError("store of another stream")
+
+	// ErrInUse occurs when the store is already open for writing, by this
+	// process or another. Mend: stop the other one.
+	ErrInUse = errors.New("store is in use")
+
+	// ErrNoStore occurs when there is no store at the directory and none may be
+	// made. Mend: start the edge that keeps it, or correct the directory.
+	ErrNoStore = errors.New("no store")
+)
+
+// Errors of using a store.
+var (
+	// ErrCorrupt occurs when what is stored is damaged. Mend: move the
+	// directory away and start the edge again; it fills a new store from the
+	// topic.
+	ErrCorrupt error = stopError("store is damaged")
+
+	// ErrInconsistent occurs when a change does not fit the rows that are here:
+	// it deletes a row that is absent, leaves columns of an absent row
+	// unchanged, or belongs to a load that is not under way. The rows differ
+	// from the source's. Mend: as for ErrCorrupt, and report it.
+	ErrInconsistent error = stopError("change does not fit the store")
+
+	// ErrFull occurs when the map or the disk has no room for a commit. The
+	// store goes on answering reads. Mend: a larger map size and a restart, or
+	// free disk space.
+	ErrFull = errors.New("store is full")
+
+	// ErrNotFound occurs when a table has no row of the key.
+	ErrNotFound = errors.New("row not found")
+
+	// ErrNoTable occurs when the stream has no table of the name, or its first
+	// load has not ended.
+	ErrNoTable = errors.New("no such table")
+
+	// ErrExpired occurs when a View has been open for longer than the store
+	// allows. Mend: read in smaller steps.
+	ErrExpired = errors.New("view was open for too long")
+
+	// ErrClosed occurs when the store was closed.
+	ErrClosed = errors.New("store is closed")
+)
+
+// CorruptError says what is damaged. It is an ErrCorrupt.
+type CorruptError struct {
+	// Dir is the store's directory. Table is the name of the table, or empty
+	// for damage elsewhere, and Key the key of the row in a form for people.
+	Dir, Table, Key string
+	// Text says what is wrong.
+	Text string
+}
+
+// Error names the thing, what is wrong with it, and the mend.
+func (e *CorruptError) Error() string {
+	what := ""
+	if e.Table != "" {
+		what = ": table " + e.Table
+		if e.Key != "" {
+			what += " key " + e.Key
+		}
+	}
+	return fmt.Sprintf("store %s is damaged%s: %s; mend: move the directory away and start the edge again, it fills a new one from the topic",
+		e.Dir, what, e.Text)
+}
+
+// Unwrap makes it an ErrCorrupt.
+func (e *CorruptError) Unwrap() error { return ErrCorrupt }
+
+func (s *Store) corrupt(format string, args ...any) error {
+	return &CorruptError{Dir: s.dir, Text: fmt.Sprintf(format, args...)}
+}
+
+// fail gives an error of LMDB the meaning it has here.
+func (s *Store) fail(verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var op *lmdb.OpError
+	if !errors.As(err, &op) {
+		return fmt.Errorf("%s: %w", verb, err)
+	}
+	switch op.Errno {
+	case lmdb.MapFull:
+		return fmt.Errorf("%s: %w: store %s has filled its map of %d bytes; mend: raise map_size and restart the edge", verb, ErrFull, s.dir, s.mapSize())
+	case lmdb.DBsFull:
+		return fmt.Errorf("%s: %w: store %s holds %d databases; mend: raise max_databases and restart the edge", verb, ErrFull, s.dir, s.opts.MaxDBs)
+	case syscall.ENOSPC, syscall.EDQUOT:
+		return fmt.Errorf("%s: %w: %w; mend: free space on the disk of %s", verb, ErrFull, err, s.dir)
+	case lmdb.Panic:
+		return s.corrupt("%s: an earlier write of the environment failed (%v); restart the edge, and look at the disk, before you take the rows for lost", verb, err)
+	case lmdb.Corrupted, lmdb.PageNotFound, lmdb.Invalid, lmdb.Incompatible:
+		return s.corrupt("%s: %v", verb, err)
+	}
+	return fmt.Errorf("%s: %w", verb, err)
+}

@@ -1,0 +1,81 @@
+package edge
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of one store. All are documented by their help texts.
+type metrics struct {
+	registerer prometheus.Registerer
+	collectors []prometheus.Collector
+
+	commits       prometheus.Counter
+	commitSeconds prometheus.Histogram
+	entries       prometheus.Counter
+	swept         prometheus.Counter
+}
+
+func newMetrics(s *Store) *metrics {
+	gauge := func(name, help string, value func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_edge_" + name, Help: help}, value)
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "millrace_edge_" + name, Help: help})
+	}
+	m := &metrics{
+		registerer: s.opts.Registerer,
+		commits:    counter("commits_total", "Commits of the store."),
+		entries:    counter("entries_total", "Entries applied, those of units that were given up included."),
+		swept:      counter("swept_rows_total", "Rows removed from generations that are gone."),
+		commitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_edge_commit_seconds", Help: "Time of a commit, from the first sorted row to the synced disk.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}),
+	}
+	m.collectors = []prometheus.Collector{
+		m.commits, m.entries, m.swept, m.commitSeconds,
+		gauge("index", "Index of the newest unit committed.", func() float64 { return float64(s.Index()) }),
+		gauge("oldest_view_seconds", "Age of the view that has been open for longest.", func() float64 {
+			age, _ := s.readers.oldest(time.Now())
+			return age.Seconds()
+		}),
+		gauge("map_bytes", "Largest size of the store.", s.whileOpen(func() float64 { return float64(s.mapSize()) })),
+		gauge("file_bytes", "Pages in use or free in the store's file, in bytes.", s.whileOpen(func() float64 {
+			size, _, err := s.fullSize()
+			if err != nil {
+				return 0
+			}
+			return float64(size)
+		})),
+	}
+	if m.registerer != nil {
+		for _, c := range m.collectors {
+			m.registerer.MustRegister(c)
+		}
+	}
+	return m
+}
+
+func (m *metrics) unregister() {
+	if m.registerer == nil {
+		return
+	}
+	for _, c := range m.collectors {
+		m.registerer.Unregister(c)
+	}
+}
+
+// whileOpen guards a metric that asks the environment, which is gone once the
+// store is closed.
+func (s *Store) whileOpen(value func() float64) func() float64 {
+	return func() float64 {
+		s.handleMu.RLock()
+		defer s.handleMu.RUnlock()
+		if s.env == nil {
+			return 0
+		}
+		return value()
+	}
+}

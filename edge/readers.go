@@ -1,0 +1,189 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bmatsuo/lmdb-go/lmdb"
+)
+
+// reader is a read transaction that is renewed for one view after the other:
+// beginning a new one would take a place in LMDB's reader table each time.
+type reader struct {
+	txn  *lmdb.Txn
+	view View
+	// since is when the view began, in nanoseconds of Unix time; 0 while idle.
+	since   atomic.Int64
+	expired atomic.Bool
+}
+
+// readerPool hands out readers, the most recently used first.
+type readerPool struct {
+	s *Store
+	// slots bounds the readers in use; a place is taken by sending.
+	slots chan struct{}
+
+	mu   sync.Mutex
+	idle []*reader
+	all  []*reader
+}
+
+func (p *readerPool) init(s *Store) {
+	p.s = s
+	p.slots = make(chan struct{}, s.opts.MaxViews)
+}
+
+// acquire returns a reader whose transaction sees the newest commit.
+func (p *readerPool) acquire(ctx context.Context) (*reader, error) {
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		select {
+		case p.slots <- struct{}{}:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for one of %d views: %w", cap(p.slots), ctx.Err())
+		case <-p.s.closing:
+			return nil, ErrClosed
+		}
+	}
+	r, err := p.take()
+	if err != nil {
+		<-p.slots
+		return nil, err
+	}
+	return r, nil
+}
+
+func (p *readerPool) take() (*reader, error) {
+	select {
+	case <-p.s.closing:
+		return nil, ErrClosed
+	default:
+	}
+	var r *reader
+	p.mu.Lock()
+	if n := len(p.idle); n > 0 {
+		r, p.idle = p.idle[n-1], p.idle[:n-1]
+	}
+	p.mu.Unlock()
+	if r != nil {
+		if err := p.renew(r); err != nil {
+			p.drop(r)
+			return nil, p.s.fail("begin view", err)
+		}
+	} else {
+		r = new(reader)
+		if err := p.begin(r); err != nil {
+			return nil, p.s.fail("begin view", err)
+		}
+		p.mu.Lock()
+		p.all = append(p.all, r)
+		p.mu.Unlock()
+	}
+	r.expired.Store(false)
+	r.since.Store(time.Now().UnixNano())
+	return r, nil
+}
+
+func (p *readerPool) begin(r *reader) (err error) {
+	p.s.handleMu.RLock()
+	defer p.s.handleMu.RUnlock()
+	if r.txn, err = p.s.env.BeginTxn(nil, lmdb.Readonly); err == nil {
+		r.txn.RawRead = true
+	}
+	return err
+}
+
+func (p *readerPool) renew(r *reader) error {
+	p.s.handleMu.RLock()
+	defer p.s.handleMu.RUnlock()
+	return r.txn.Renew()
+}
+
+// put takes a reader back.
+func (p *readerPool) put(r *reader) {
+	r.since.Store(0)
+	r.txn.Reset()
+	p.mu.Lock()
+	p.idle = append(p.idle, r)
+	p.mu.Unlock()
+	<-p.slots
+}
+
+func (p *readerPool) drop(r *reader) {
+	r.txn.Abort()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range p.all {
+		if p.all[i] == r {
+			p.all = append(p.all[:i], p.all[i+1:]...)
+			return
+		}
+	}
+}
+
+// close waits for the readers in use and ends all.
+func (p *readerPool) close() {
+	for range cap(p.slots) {
+		p.slots <- struct{}{}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.all {
+		r.txn.Abort()
+	}
+	p.all, p.idle = nil, nil
+}
+
+// oldest returns the age of the view that has been open for longest, and marks
+// those over the limit.
+func (p *readerPool) oldest(now time.Time) (age time.Duration, expired int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.all {
+		since := r.since.Load()
+		if since == 0 {
+			continue
+		}
+		a := time.Duration(now.UnixNano() - since)
+		age = max(age, a)
+		if a > p.s.opts.MaxViewAge && !r.expired.Swap(true) {
+			expired++
+		}
+	}
+	return age, expired
+}
+
+const (
+	janitorInterval = time.Second
+	// readerCheckEvery is how many intervals pass between two looks for readers
+	// of dead processes.
+	readerCheckEvery = 30
+)
+
+// keepReaders bounds the age of views and clears readers of processes that died.
+func (s *Store) keepReaders() {
+	t := time.NewTicker(janitorInterval)
+	defer t.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-s.closing:
+			return
+		case now := <-t.C:
+			if age, expired := s.readers.oldest(now); expired > 0 {
+				s.log.Warn("view was open for too long, its reads fail from here on", "dir", s.dir, "age", age, "limit", s.opts.MaxViewAge)
+			}
+			if n%readerCheckEvery != 0 {
+				continue
+			}
+			if dead, err := s.env.ReaderCheck(); err != nil {
+				s.log.Error("check readers", "dir", s.dir, "error", err)
+			} else if dead > 0 {
+				s.log.Info("cleared readers of dead processes", "dir", s.dir, "readers", dead)
+			}
+		}
+	}
+}

@@ -1,0 +1,361 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/bmatsuo/lmdb-go/lmdb"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace-db/millrace"
+)
+
+// Options of Open. Only Dir must be set.
+type Options struct {
+	// Dir is the directory of the store. It is made if need be, unless
+	// ReadOnly. It must not be on a network file system.
+	Dir string
+	// Stream is the stream that the store must hold. Zero takes what is there,
+	// and then a store must exist.
+	Stream millrace.StreamID
+	// MapSize is the address space for the rows in bytes, and with it the
+	// largest size of the store; the file grows as needed. Default 64 GiB.
+	// More than about 100 stores of 1 TiB do not fit into one process.
+	MapSize int64
+	// MaxDBs is the largest number of table generations at once: one a table,
+	// one more while it is loaded, and those that are being emptied. Each costs
+	// a transaction about 60 bytes of memory and 0.1 µs. Default 1,024.
+	MaxDBs int
+	// MaxViews is the largest number of views open at once, at most 1,000;
+	// further ones wait. Default 256.
+	MaxViews int
+	// MaxViewAge is how long a view may be open before its reads fail with
+	// ErrExpired. A view keeps the pages of its snapshot from being used again,
+	// so the file grows while it is open. Default 1 minute.
+	MaxViewAge time.Duration
+	// ReadOnly opens a store that another process may be writing. It must run
+	// as the same user and in the same PID namespace.
+	ReadOnly bool
+	// Logger takes what the store has to say in the background; nil drops it.
+	Logger *slog.Logger
+	// Registerer takes the store's metrics; nil drops them. The caller adds the
+	// label that tells streams apart.
+	Registerer prometheus.Registerer
+}
+
+const (
+	defaultMapSize    = 64 << 30
+	defaultMaxDBs     = 1024
+	defaultMaxViews   = 256
+	maxReaders        = 1024
+	defaultMaxViewAge = time.Minute
+)
+
+func (o *Options) complete() error {
+	if o.Dir == "" {
+		return errors.New("open store: no directory given")
+	}
+	if o.MapSize == 0 {
+		o.MapSize = defaultMapSize
+	}
+	if o.MaxDBs == 0 {
+		o.MaxDBs = defaultMaxDBs
+	}
+	if o.MaxViews == 0 {
+		o.MaxViews = defaultMaxViews
+	}
+	if o.MaxViewAge == 0 {
+		o.MaxViewAge = defaultMaxViewAge
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MapSize < 1<<20 || o.MaxDBs < 2 || o.MaxViews < 1 || o.MaxViews > maxReaders-24 || o.MaxViewAge < 0 {
+		return fmt.Errorf("open store %s: map size %d (least 1 MiB), databases %d (least 2), views %d (1 to %d) or view age %v is out of range",
+			o.Dir, o.MapSize, o.MaxDBs, o.MaxViews, maxReaders-24, o.MaxViewAge)
+	}
+	return nil
+}
+
+// Store is an open store. Its methods may be called by any number of
+// goroutines, unless they say otherwise.
+type Store struct {
+	opts   Options
+	dir    string
+	stream millrace.StreamID
+	log    *slog.Logger
+	lock   *os.File // nil if read-only
+	claim  *claim
+	env    *lmdb.Env
+	root   lmdb.DBI
+	meta   lmdb.DBI
+
+	// handleMu keeps transactions from beginning while handles are being made
+	// known: held for reading to begin one, for writing to commit or open
+	// handles. handles is changed by the writer, or by a read-only store's
+	// refresh, and no handle is ever closed.
+	handleMu sync.RWMutex
+	handles  map[string]lmdb.DBI
+
+	// catalog and place are the newest ones that were committed here or, in a
+	// read-only store, seen.
+	catalog atomic.Pointer[catalog]
+	place   atomic.Pointer[head]
+	// changed is closed at the next commit.
+	changed atomic.Pointer[chan struct{}]
+
+	readers readerPool
+	writing atomic.Bool
+	metrics *metrics
+
+	closing   chan struct{}
+	closeOnce sync.Once
+	closeErr  error
+	janitor   sync.WaitGroup
+}
+
+// Open opens the store at a directory, or makes it. It does not read the rows,
+// so it takes the same time whatever their number.
+//
+// Errors that a caller may want to tell apart: ErrInUse, ErrOtherStream,
+// ErrNoStore, ErrCorrupt.
+func Open(opts Options) (*Store, error) {
+	if err := opts.complete(); err != nil {
+		return nil, err
+	}
+	s := &Store{opts: opts, dir: opts.Dir, log: opts.Logger, handles: make(map[string]lmdb.DBI), closing: make(chan struct{})}
+	ch := make(chan struct{})
+	s.changed.Store(&ch)
+	s.readers.init(s)
+	if err := s.open(); err != nil {
+		s.release()
+		return nil, err
+	}
+	s.metrics = newMetrics(s)
+	s.janitor.Add(1)
+	go func() {
+		defer s.janitor.Done()
+		s.keepReaders()
+	}()
+	return s, nil
+}
+
+func (s *Store) open() (err error) {
+	if err := s.prepareDir(); err != nil {
+		return err
+	}
+	if s.claim, err = claimDir(s.dir); err != nil {
+		return err
+	}
+	if !s.opts.ReadOnly {
+		if s.lock, err = lockDir(s.dir); err != nil {
+			return err
+		}
+	}
+	if err := s.openEnv(); err != nil {
+		return err
+	}
+	if err := s.checkSize(); err != nil {
+		return err
+	}
+	if err := s.openMeta(); err != nil {
+		return err
+	}
+	return s.load()
+}
+
+func (s *Store) prepareDir() error {
+	if s.opts.ReadOnly {
+		if _, err := os.Stat(filepath.Join(s.dir, "data.mdb")); err != nil {
+			return fmt.Errorf("open store %s: %w: %w", s.dir, ErrNoStore, err)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("make data directory %s: %w; mend: choose a directory that this user may write", s.dir, err)
+	}
+	return nil
+}
+
+func (s *Store) openEnv() error {
+	env, err := lmdb.NewEnv()
+	if err != nil {
+		return fmt.Errorf("make environment: %w", err)
+	}
+	s.env = env
+	if err := env.SetMaxReaders(maxReaders); err != nil {
+		return fmt.Errorf("set readers: %w", err)
+	}
+	if err := env.SetMaxDBs(s.opts.MaxDBs + 1); err != nil { // and meta
+		return fmt.Errorf("set databases: %w", err)
+	}
+	var flags uint
+	if s.opts.ReadOnly {
+		flags = lmdb.Readonly // and the map size is the writer's
+	} else if err := env.SetMapSize(s.opts.MapSize); err != nil {
+		return fmt.Errorf("set map size: %w", err)
+	}
+	// Full synchronous commits: an edge that has shown an index must not be
+	// found behind it after a power cut. Readahead stays on, because it makes
+	// the first reads after a start cheaper.
+	if err := env.Open(s.dir, flags, 0o600); err != nil {
+		return s.openError(err)
+	}
+	// A process that died in a transaction leaves its reader behind.
+	if _, err := env.ReaderCheck(); err != nil {
+		return s.fail("check readers", err)
+	}
+	return nil
+}
+
+func (s *Store) openError(err error) error {
+	switch {
+	case lmdb.IsErrnoSys(err, 12): // ENOMEM
+		return fmt.Errorf("open store %s: %w: no room for a map of %d bytes; mend: lower map_size or raise the limit on address space", s.dir, err, s.opts.MapSize)
+	case os.IsPermission(underlying(err)):
+		return fmt.Errorf("open store %s: %w; mend: run as the user that owns its files", s.dir, err)
+	case lmdb.IsErrno(err, lmdb.VersionMismatch):
+		return fmt.Errorf("open store %s: %w; mend: it was written by another version of LMDB, use the program that wrote it", s.dir, err)
+	}
+	return s.fail("open store "+s.dir, err)
+}
+
+func underlying(err error) error {
+	var op *lmdb.OpError
+	if errors.As(err, &op) {
+		return op.Errno
+	}
+	return err
+}
+
+func (s *Store) mapSize() int64 {
+	info, err := s.env.Info()
+	if err != nil {
+		return s.opts.MapSize
+	}
+	return info.MapSize
+}
+
+// Dir returns the store's directory.
+func (s *Store) Dir() string { return s.dir }
+
+// Stream returns the ID of the stream that the store holds.
+func (s *Store) Stream() millrace.StreamID { return s.stream }
+
+// Close waits for open views and releases the store. The writer must have been
+// closed before.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		if s.writing.Load() {
+			s.closeErr = fmt.Errorf("close store %s: its writer is still open", s.dir)
+			return
+		}
+		s.readers.close()
+		s.janitor.Wait()
+		s.metrics.unregister()
+		s.closeErr = s.release()
+	})
+	return s.closeErr
+}
+
+// release gives up what open took, in reverse.
+func (s *Store) release() error {
+	var errs []error
+	s.handleMu.Lock()
+	if s.env != nil {
+		errs = append(errs, s.env.Close())
+		s.env = nil
+	}
+	s.handleMu.Unlock()
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	if s.claim != nil {
+		s.claim.release()
+	}
+	return errors.Join(errs...)
+}
+
+// Index returns the index of the newest unit that was committed. A read-only
+// store may learn of it later.
+func (s *Store) Index() millrace.Index { return s.place.Load().index }
+
+// Place is where a store stands, as Status shows it.
+type Place struct {
+	Epoch millrace.Epoch
+	Index millrace.Index
+	Chain millrace.Chain
+	Term  millrace.Term
+	// Time is when the newest unit was committed at the source; zero if none
+	// has been applied.
+	Time time.Time
+}
+
+// Place returns where the store stands.
+func (s *Store) Place() Place { return s.place.Load().place() }
+
+func (h *head) place() Place {
+	return Place{Epoch: h.epoch, Index: h.index, Chain: h.chain, Term: h.term, Time: h.time}
+}
+
+// Changed returns a channel that is closed at the next commit. A read-only
+// store closes it when it sees that another process has committed, which it
+// looks for while somebody waits in WaitIndex.
+func (s *Store) Changed() <-chan struct{} { return *s.changed.Load() }
+
+// readOnlyPoll is how often a read-only store looks for commits of another
+// process while somebody waits for them.
+const readOnlyPoll = 20 * time.Millisecond
+
+// WaitIndex returns when the store has come to index, or with the context's
+// error or ErrClosed.
+func (s *Store) WaitIndex(ctx context.Context, index millrace.Index) error {
+	var poll <-chan time.Time
+	if s.opts.ReadOnly {
+		t := time.NewTicker(readOnlyPoll)
+		defer t.Stop()
+		poll = t.C
+	}
+	for {
+		changed := s.Changed()
+		if s.opts.ReadOnly {
+			if err := s.View(ctx, func(*View) error { return nil }); err != nil {
+				return err
+			}
+		}
+		if s.Index() >= index {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for index %v, store is at %v: %w", index, s.Index(), ctx.Err())
+		case <-s.closing:
+			return ErrClosed
+		case <-changed:
+		case <-poll:
+		}
+	}
+}
+
+// publish makes a place known to those who wait.
+func (s *Store) publish(h *head) {
+	for {
+		old := s.place.Load()
+		if old != nil && old.catalog == h.catalog && old.index >= h.index {
+			return
+		}
+		if s.place.CompareAndSwap(old, h) {
+			break
+		}
+	}
+	ch := make(chan struct{})
+	close(*s.changed.Swap(&ch))
+}

@@ -1,0 +1,387 @@
+package edge
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bmatsuo/lmdb-go/lmdb"
+
+	"github.com/millrace-db/millrace"
+)
+
+// View is one snapshot of a store, at the end of a unit. It and what comes from
+// it are valid only within the function that View was given, and are used by
+// one goroutine.
+type View struct {
+	s    *Store
+	r    *reader
+	txn  *lmdb.Txn
+	head head
+	cat  *catalog
+}
+
+// View calls fn with the newest snapshot. It returns fn's error, or why no
+// snapshot could be had; where the snapshot turns out to be damaged, an
+// ErrCorrupt.
+//
+// fn must not hold the snapshot for long (Options.MaxViewAge), so it does not
+// write to the network, and must not call View.
+func (s *Store) View(ctx context.Context, fn func(*View) error) error {
+	r, err := s.readers.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.readers.put(r)
+	v := &r.view
+	*v = View{s: s, r: r, txn: r.txn}
+	if err := v.begin(); err != nil {
+		return err
+	}
+	return v.run(fn)
+}
+
+// run calls fn. A value whose length was damaged may reach behind the end of
+// the file; touching it is an error of this view, not the end of the process.
+func (v *View) run(fn func(*View) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		r := recover()
+		if r == nil {
+			return
+		}
+		if fault, ok := r.(interface{ Addr() uintptr }); ok {
+			err = v.s.corrupt("a read went behind the end of the file, at address %x", fault.Addr())
+			return
+		}
+		panic(r)
+	}()
+	return fn(v)
+}
+
+// begin reads where the snapshot stands and finds its catalog.
+func (v *View) begin() error {
+	for {
+		if err := v.s.readHead(v.txn, &v.head); err != nil {
+			return err
+		}
+		if v.cat = v.s.catalog.Load(); v.cat.number == v.head.catalog {
+			break
+		}
+		cat, unknown, err := v.s.readCatalog(v.txn, v.head.catalog, v.s.handle)
+		if err != nil {
+			return err
+		}
+		if len(unknown) == 0 {
+			v.cat = cat
+			if old := v.s.catalog.Load(); v.s.opts.ReadOnly && old.number < cat.number {
+				v.s.catalog.CompareAndSwap(old, cat)
+			}
+			break
+		}
+		// Another process has made databases. The transaction learns of their
+		// handles when it is renewed.
+		if err := v.s.openHandles(unknown); err != nil {
+			return err
+		}
+		v.txn.Reset()
+		if err := v.s.readers.renew(v.r); err != nil {
+			return v.s.fail("begin view", err)
+		}
+	}
+	if v.s.opts.ReadOnly {
+		if p := v.s.place.Load(); p.index < v.head.index || p.catalog < v.head.catalog {
+			h := v.head
+			v.s.publish(&h)
+		}
+	}
+	return nil
+}
+
+// Index returns the index of the newest unit that the snapshot holds.
+func (v *View) Index() millrace.Index { return v.head.index }
+
+// Place returns where the snapshot stands.
+func (v *View) Place() Place { return v.head.place() }
+
+// Time returns when the newest unit in the snapshot was committed at the
+// source; zero if none has been applied.
+func (v *View) Time() time.Time { return v.head.time }
+
+// Checkpoint returns what has been applied, or nil if nothing has.
+func (v *View) Checkpoint() (*millrace.Checkpoint, error) {
+	return v.s.readCheckpoint(v.txn, v.cat)
+}
+
+// TableInfo describes a table for people.
+type TableInfo struct {
+	// Name is the qualified name.
+	Name string
+	ID   millrace.TableID
+	Rows uint64
+	// Loading tells that a load is under way.
+	Loading bool
+	// Diverged says why the rows are not what the source has; empty if they
+	// are.
+	Diverged string
+}
+
+// Tables returns the tables that readers can see, in the order of their names.
+func (v *View) Tables() ([]TableInfo, error) {
+	all := make([]TableInfo, 0, len(v.cat.visible))
+	for name, t := range v.cat.visible {
+		rows, err := v.rows(t)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, TableInfo{Name: name, ID: t.id, Rows: rows, Loading: t.shadow != nil, Diverged: t.diverged})
+	}
+	slices.SortFunc(all, func(a, b TableInfo) int { return cmp.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+func (v *View) rows(t *table) (uint64, error) {
+	stat, err := v.txn.Stat(t.live.dbi)
+	if err != nil {
+		return 0, v.s.fail("count rows of "+t.name(), err)
+	}
+	return stat.Entries, nil
+}
+
+// Table returns the table with the qualified name, or ErrNoTable.
+func (v *View) Table(name string) (*Table, error) {
+	t := v.cat.visible[name]
+	if t == nil {
+		return nil, v.noTable(name)
+	}
+	return &Table{v: v, t: t}, nil
+}
+
+func (v *View) noTable(name string) error {
+	for _, t := range v.cat.tables {
+		if t.schema != nil && t.name() == name {
+			return fmt.Errorf("%w: %s: its first load has not ended", ErrNoTable, name)
+		}
+	}
+	names := make([]string, 0, len(v.cat.visible))
+	for n := range v.cat.visible {
+		names = append(names, n)
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%w: %s: the store has no tables yet", ErrNoTable, name)
+	}
+	const most = 20
+	slices.Sort(names)
+	more := ""
+	if len(names) > most {
+		names, more = names[:most], ", …"
+	}
+	return fmt.Errorf("%w: %s: there are %s%s", ErrNoTable, name, strings.Join(names, ", "), more)
+}
+
+// Table is a table in a View.
+type Table struct {
+	v   *View
+	t   *table
+	buf []byte // for the store form of a long key
+}
+
+// Row is a row and the schema it was written with. Its texts lie in the store's
+// memory map: they are read-only and valid only within the View.
+type Row struct {
+	Schema *millrace.Schema
+	millrace.Row
+}
+
+// Name returns the qualified name.
+func (t *Table) Name() string { return t.t.name() }
+
+// ID returns the table's ID.
+func (t *Table) ID() millrace.TableID { return t.t.id }
+
+// Schema returns the newest schema. Rows may have been written with older ones.
+func (t *Table) Schema() *millrace.Schema { return t.t.schema }
+
+// Codec returns the codec of the table's keys.
+func (t *Table) Codec() *millrace.KeyCodec { return t.t.codec }
+
+// Rows returns the number of rows.
+func (t *Table) Rows() (uint64, error) { return t.v.rows(t.t) }
+
+// Diverged says why the rows are not what the source has; empty if they are.
+func (t *Table) Diverged() string { return t.t.diverged }
+
+// Get reads the row with the encoded key into row, reusing its Columns. It
+// returns ErrNotFound where there is none, and an ErrCorrupt that names table
+// and key where the row is damaged. It does not keep key.
+func (t *Table) Get(key []byte, row *Row) error {
+	if err := t.v.usable(); err != nil {
+		return err
+	}
+	if len(key) == 0 {
+		return ErrNotFound
+	}
+	stored := key
+	if len(key) > maxWholeKey {
+		t.buf = millrace.StoreKey(t.buf[:0], key)
+		stored = t.buf
+	}
+	value, err := t.v.txn.Get(t.t.live.dbi, stored)
+	if err != nil {
+		if lmdb.IsNotFound(err) {
+			return ErrNotFound
+		}
+		return t.v.s.fail("get row of "+t.t.name(), err)
+	}
+	found, body, err := openValue(t.t.seed, stored, value)
+	if err == nil && len(stored) != len(key) && !bytes.Equal(found, key) {
+		err = errOtherKey
+	}
+	if err == nil {
+		err = t.t.decode(body, row)
+	}
+	if err != nil {
+		return t.v.s.corruptRow(t.t, key, err)
+	}
+	return nil
+}
+
+// Scan calls fn with the rows whose encoded key begins with prefix, in the order
+// of the keys, starting behind the key after where that is not empty, until
+// limit rows have been given (no limit if it is 0 or less) or fn returns an
+// error, which Scan returns. key and row are valid until fn returns.
+//
+// Keys of more than 472 bytes that are equal in their first 440 come in a fixed
+// order, but not in theirs.
+func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *Row) error) error {
+	cur, err := t.v.txn.OpenCursor(t.t.live.dbi)
+	if err != nil {
+		return t.v.s.fail("scan "+t.t.name(), err)
+	}
+	defer cur.Close()
+	start := scanStart(prefix, after)
+	op := uint(lmdb.SetRange)
+	if len(start) == 0 {
+		op = lmdb.First
+	}
+	var row Row
+	for n := 0; limit <= 0 || n < limit; {
+		if err := t.v.usable(); err != nil {
+			return err
+		}
+		stored, value, err := cur.Get(start, nil, op)
+		if lmdb.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return t.v.s.fail("scan "+t.t.name(), err)
+		}
+		if op == lmdb.SetRange && len(after) > 0 && bytes.Equal(stored, start) {
+			start, op = nil, lmdb.Next
+			continue
+		}
+		start, op = nil, lmdb.Next
+		key, body, err := openValue(t.t.seed, stored, value)
+		if err != nil {
+			return t.v.s.corruptRow(t.t, stored, err)
+		}
+		if !bytes.HasPrefix(key, prefix) {
+			if passed(stored, prefix) {
+				return nil
+			}
+			continue // a long key of the same start
+		}
+		if err := t.t.decode(body, &row); err != nil {
+			return t.v.s.corruptRow(t.t, key, err)
+		}
+		if err := fn(key, &row); err != nil {
+			return err
+		}
+		n++
+	}
+	return nil
+}
+
+// storedHead is how much of a long key stands in its store form.
+const storedHead = 440
+
+// scanStart returns the first store key that a scan looks at.
+func scanStart(prefix, after []byte) []byte {
+	start := prefix
+	if len(start) > storedHead {
+		start = start[:storedHead]
+	}
+	if len(after) == 0 {
+		return start
+	}
+	if stored := storeKey(nil, after); bytes.Compare(stored, start) >= 0 {
+		return stored
+	}
+	return start
+}
+
+// passed reports whether no key behind stored can begin with prefix.
+func passed(stored, prefix []byte) bool {
+	if len(prefix) > storedHead {
+		prefix = prefix[:storedHead]
+	}
+	return !bytes.HasPrefix(stored, prefix)
+}
+
+func (v *View) usable() error {
+	if v.r.expired.Load() {
+		return fmt.Errorf("%w: the limit is %v", ErrExpired, v.s.opts.MaxViewAge)
+	}
+	return nil
+}
+
+var errUnknownVersion = errors.New("row names a schema version that is not here")
+
+// decode reads an encoded row of a live generation.
+func (t *table) decode(body []byte, row *Row) error {
+	if err := millrace.DecodeRow(body, &row.Row); err != nil {
+		return err
+	}
+	if row.Schema == nil || row.Schema.Version != row.Version || row.Schema.Table != t.id {
+		row.Schema = t.schemas[row.Version]
+	}
+	switch {
+	case row.Schema == nil:
+		return fmt.Errorf("%w: %v", errUnknownVersion, row.Version)
+	case len(row.Schema.Columns) != len(row.Columns):
+		return fmt.Errorf("row has %d columns, its schema version %v has %d", len(row.Columns), row.Version, len(row.Schema.Columns))
+	}
+	for i := range row.Columns {
+		if s := row.Columns[i].State; s > millrace.ColumnNull {
+			return fmt.Errorf("column %s is marked as %v", row.Schema.Columns[i].Name, s)
+		}
+	}
+	return nil
+}
+
+// corruptRow says which row is damaged. key is the encoded key or its store
+// form.
+func (s *Store) corruptRow(t *table, key []byte, err error) error {
+	return &CorruptError{Dir: s.dir, Table: t.name(), Key: t.describe(key), Text: err.Error()}
+}
+
+// describe gives a key a form for people.
+func (t *table) describe(key []byte) string {
+	if t.codec != nil {
+		if texts, err := t.codec.Decode(key, nil); err == nil {
+			values := make([]string, len(texts))
+			for i := range texts {
+				values[i] = string(texts[i])
+			}
+			return millrace.FormatKeyPath(values)
+		}
+	}
+	return "0x" + hex.EncodeToString(key)
+}
