@@ -1,7 +1,6 @@
 package pgserver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,10 +81,10 @@ func CacheDir() (string, error) {
 }
 
 // Find looks for a Postgres server of the given major version, or for the
-// newest one if version is 0: where distributions install servers, where
-// pg_config and PATH point, in the cache of fetched archives, and, where
-// AllowFetch permits it, in a freshly fetched archive. It returns ErrNotFound if
-// there is none.
+// newest installed one if version is 0: where distributions install servers and
+// where pg_config and PATH point. If there is none it looks into the cache of
+// fetched archives, and, where AllowFetch permits it, fetches one. It returns
+// ErrNotFound if nothing is left.
 func Find(ctx context.Context, version int, options ...FindOption) (Binaries, error) {
 	if version != 0 && version < MinVersion {
 		return Binaries{}, fmt.Errorf("find Postgres %d: millrace needs version %d or later", version, MinVersion)
@@ -101,25 +100,15 @@ func Find(ctx context.Context, version int, options ...FindOption) (Binaries, er
 		}
 		f.cacheDir = dir
 	}
-	var found []Binaries
-	for _, dir := range f.candidates(ctx) {
-		major, err := serverVersion(ctx, dir)
-		if err != nil {
-			continue // a directory without a working server is not a finding
+	// What is installed wins over archives of any version: it has its security
+	// updates, and its client programs beside it.
+	for _, dirs := range [][]string{installed(ctx), f.cached()} {
+		if b := newest(ctx, dirs, version); !b.IsZero() {
+			return b, nil
 		}
-		if major < MinVersion || (version != 0 && major != version) {
-			continue
-		}
-		found = append(found, Binaries{Dir: dir, Version: major})
 	}
 	if err := ctx.Err(); err != nil {
 		return Binaries{}, fmt.Errorf("find Postgres server: %w", err)
-	}
-	if len(found) > 0 {
-		// The first place wins among equal versions: a distribution's server
-		// has its security updates, an archive has not.
-		slices.SortStableFunc(found, func(a, b Binaries) int { return cmp.Compare(b.Version, a.Version) })
-		return found[0], nil
 	}
 	if f.fetch {
 		return fetch(ctx, version, f.cacheDir)
@@ -131,8 +120,30 @@ func Find(ctx context.Context, version int, options ...FindOption) (Binaries, er
 	return Binaries{}, fmt.Errorf("%w: wanted %s; install it with `make setup` or your package manager (Debian and Ubuntu: apt-get install postgresql)", ErrNotFound, wanted)
 }
 
-// candidates lists the directories that may hold a server, the preferred first.
-func (f finder) candidates(ctx context.Context) []string {
+// newest returns the newest server in dirs of the wanted major version (0: of
+// any that millrace works with), or none.
+func newest(ctx context.Context, dirs []string, version int) Binaries {
+	var best Binaries
+	for _, dir := range dirs {
+		if !executable(filepath.Join(dir, "postgres")) || !executable(filepath.Join(dir, "initdb")) {
+			continue
+		}
+		major, err := serverVersion(ctx, dir)
+		if err != nil {
+			continue // a directory without a working server is not a finding
+		}
+		if major < MinVersion || (version != 0 && major != version) {
+			continue
+		}
+		if major > best.Version {
+			best = Binaries{Dir: dir, Version: major}
+		}
+	}
+	return best
+}
+
+// installed lists the directories in which a server may be installed.
+func installed(ctx context.Context) []string {
 	var dirs []string
 	for _, pattern := range []string{
 		"/usr/lib/postgresql/*/bin", // Debian, Ubuntu
@@ -159,16 +170,17 @@ func (f finder) candidates(ctx context.Context) []string {
 			}
 		}
 	}
-	if matches, err := filepath.Glob(filepath.Join(f.cacheDir, "*", "bin")); err == nil {
-		dirs = append(dirs, matches...)
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
+}
+
+// cached lists the directories of archives that were fetched before.
+func (f finder) cached() []string {
+	dirs, err := filepath.Glob(filepath.Join(f.cacheDir, "[0-9]*", "bin"))
+	if err != nil {
+		return nil // only a malformed pattern fails: a cache directory with a bracket in its name
 	}
-	var unique []string
-	for _, dir := range dirs {
-		if !slices.Contains(unique, dir) && executable(filepath.Join(dir, "postgres")) && executable(filepath.Join(dir, "initdb")) {
-			unique = append(unique, dir)
-		}
-	}
-	return unique
+	return dirs
 }
 
 var versionPattern = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)

@@ -2,6 +2,7 @@ package pgserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -44,11 +45,13 @@ func fetch(ctx context.Context, version int, cacheDir string) (Binaries, error) 
 	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
 		return Binaries{}, fmt.Errorf("make cache directory for Postgres archives: %w", err)
 	}
-	scratch, err := os.MkdirTemp("", "millrace-fetch-")
+	// Beside the target and renamed at the end: what is cut off must not look
+	// whole.
+	scratch, err := os.MkdirTemp(cacheDir, "fetch-")
 	if err != nil {
 		return Binaries{}, fmt.Errorf("make scratch directory: %w", err)
 	}
-	defer func() { _ = os.RemoveAll(scratch) }() // throw-away; the archive is in cacheDir
+	fresh := filepath.Join(scratch, "server")
 	port, err := loopback.FreePort()
 	if err != nil {
 		return Binaries{}, err
@@ -57,7 +60,7 @@ func fetch(ctx context.Context, version int, cacheDir string) (Binaries, error) 
 		Version(archive).
 		Port(uint32(port)). // a port is below 65536
 		CachePath(cacheDir).
-		BinariesPath(target).
+		BinariesPath(fresh).
 		RuntimePath(filepath.Join(scratch, "run")).
 		DataPath(filepath.Join(scratch, "data")).
 		Logger(io.Discard))
@@ -68,23 +71,43 @@ func fetch(ctx context.Context, version int, cacheDir string) (Binaries, error) 
 		if err == nil {
 			err = server.Stop()
 		}
+		err = install(fresh, target, err)
+		_ = os.RemoveAll(scratch) // throw-away; what counts has been moved
 		done <- err
 	}()
-	var startErr error
 	select {
-	case startErr = <-done:
+	case err = <-done:
 	case <-ctx.Done():
 		// The module takes no context: the download goes on to its end in the
 		// background and the next Find has it.
-		return Binaries{}, fmt.Errorf("fetch Postgres %d: %w", version, ctx.Err())
+		err = ctx.Err()
+	}
+	if err != nil {
+		return Binaries{}, fmt.Errorf("fetch Postgres %d: %w", version, err)
 	}
 	bin := filepath.Join(target, "bin")
 	major, err := serverVersion(ctx, bin)
 	if err != nil {
-		if startErr != nil {
-			err = startErr
-		}
-		return Binaries{}, fmt.Errorf("fetch Postgres %d archive into %s: %w: %w", version, target, ErrNotFound, err)
+		return Binaries{}, fmt.Errorf("fetch Postgres %d: %w", version, err)
 	}
 	return Binaries{Dir: bin, Version: major}, nil
+}
+
+// install moves an unpacked server to its place. startErr is what the module's
+// own start gave; it matters only if there is no server.
+func install(fresh, target string, startErr error) error {
+	if !executable(filepath.Join(fresh, "bin", "postgres")) {
+		if startErr == nil {
+			startErr = errors.New("the archive holds no server")
+		}
+		return fmt.Errorf("%w: %w", ErrNotFound, startErr)
+	}
+	err := os.Rename(fresh, target)
+	if err != nil && executable(filepath.Join(target, "bin", "postgres")) {
+		return nil // another process was quicker
+	}
+	if err != nil {
+		return fmt.Errorf("put the unpacked server into place: %w", err)
+	}
+	return nil
 }

@@ -330,6 +330,28 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// A version that is not installed comes from an archive, which the server's
+// unprivileged user can run, and is there the next time.
+func TestFetch(t *testing.T) {
+	ctx := testContext(t)
+	const version = 17
+	cache := filepath.Join(testDir(t), "cache")
+	b, err := fetch(ctx, version, cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, Config{Dir: filepath.Join(testDir(t), "data"), Binaries: b})
+	if got := query(t, s.URL("postgres"), "show server_version_num"); !strings.HasPrefix(got, "17") {
+		t.Errorf("server_version_num: got %s, want 17…", got)
+	}
+	if again := newest(ctx, finder{cacheDir: cache}.cached(), version); again != b {
+		t.Errorf("in the cache: got %v, want %v", again, b)
+	}
+	if left, err := filepath.Glob(filepath.Join(cache, "fetch-*")); err != nil || len(left) > 0 {
+		t.Errorf("left in the cache: %v, %v", left, err)
+	}
+}
+
 func TestPlace(t *testing.T) {
 	base := testDir(t)
 	open := filepath.Join(base, "open")
