@@ -1,0 +1,8 @@
+// Package failpoint lets a test kill a process at a named place. Without the
+// build tag failpoint it is empty and costs nothing. With it, the environment
+// variable MILLRACE_FAILPOINT="name" or "name:n" makes the process kill itself
+// with SIGKILL when it passes that place for the first or n-th time.
+//
+// The places of transfer, in the order in which a batch passes them:
+// captured, sequenced, mid-produce, acknowledged, folded, ledger, confirmed.
+package failpoint
