@@ -1,0 +1,218 @@
+package badinput
+
+import (
+	"bytes"
+	"fmt"
+	"hash/crc32"
+	"strconv"
+	"testing"
+
+	"encoding/binary"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+// TestTopicMadeByHand: init refuses a topic that is there with settings that
+// lose records.
+func TestTopicMadeByHand(t *testing.T) {
+	for _, one := range []struct {
+		name       string
+		partitions int32
+		settings   map[string]string
+		names      string
+	}{
+		{"two partitions", 2, map[string]string{"retention.ms": "-1"}, "partition"},
+		{"compaction", 1, map[string]string{"cleanup.policy": "compact"}, "cleanup.policy"},
+		{"retention by time", 1, map[string]string{"retention.ms": "604800000"}, "retention.ms"},
+		{"retention by size", 1, map[string]string{"retention.ms": "-1", "retention.bytes": "1000000"}, "retention.bytes"},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			s := newSystem(t)
+			s.CreateTopic(one.partitions, one.settings)
+			config, _ := s.TransferConfig()
+			harness.WantRefusal(t, s.Run(config, "init"), harness.ExitOperator, s.Topic, one.names)
+		})
+	}
+}
+
+// TestTopicChanged: transfer and edge refuse to start on a topic that no longer
+// keeps everything, and go on after the mend.
+func TestTopicChanged(t *testing.T) {
+	for _, one := range []struct{ name, setting, bad, good string }{
+		{"compaction", "cleanup.policy", "compact", "delete"},
+		{"compaction and deletion", "cleanup.policy", "compact,delete", "delete"},
+		{"retention by time", "retention.ms", "86400000", "-1"},
+		{"retention by size", "retention.bytes", "1073741824", "-1"},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			r := start(t, newSystem(t))
+			r.stop()
+			r.SetTopic(one.setting, one.bad)
+			harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, one.setting)
+			r.edge.Start()
+			harness.WantRefusal(t, r.edge.Process, harness.ExitOperator, r.Topic, one.setting)
+			r.SetTopic(one.setting, one.good)
+			r.goesOn(t)
+		})
+	}
+}
+
+func TestTopicGotSecondPartition(t *testing.T) {
+	r := start(t, newSystem(t))
+	r.stop()
+	r.AddPartitions(2)
+	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "2 partitions")
+	r.edge.Start()
+	harness.WantRefusal(t, r.edge.Process, harness.ExitOperator, r.Topic, "2 partitions")
+}
+
+// TestTopicOfAnotherStream points each command at a topic that has records of
+// another stream.
+func TestTopicOfAnotherStream(t *testing.T) {
+	other := start(t, newSystem(t))
+	other.stop()
+
+	t.Run("init", func(t *testing.T) {
+		s := newSystem(t)
+		s.Topic = other.Topic
+		config, _ := s.TransferConfig()
+		harness.WantRefusal(t, s.Run(config, "init"), harness.ExitOperator, s.Topic, "another stream")
+	})
+	t.Run("transfer and edge", func(t *testing.T) {
+		r := start(t, newSystem(t))
+		r.stop()
+		own := r.Topic
+		r.Topic = other.Topic
+		r.edge.WriteConfig()
+		harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, other.Topic)
+		r.edge.Start()
+		harness.WantRefusal(t, r.edge.Process, harness.ExitOperator, r.edge.StoreDir())
+		r.Topic = own
+		r.edge.WriteConfig()
+		r.goesOn(t)
+	})
+	other.goesOn(t) // nobody has written to it
+}
+
+// TestEdgeDataOfAnotherStream starts an edge over the data of another stream's.
+func TestEdgeDataOfAnotherStream(t *testing.T) {
+	first, second := start(t, newSystem(t)), start(t, newSystem(t))
+	first.stop()
+	second.stop()
+	own := second.edge.DataDir
+	second.edge.DataDir = first.edge.DataDir
+	second.edge.WriteConfig()
+	second.edge.Start()
+	harness.WantRefusal(t, second.edge.Process, harness.ExitOperator, first.edge.StoreDir(), "another stream")
+	second.edge.DataDir = own
+	second.edge.WriteConfig()
+	first.goesOn(t)
+	second.goesOn(t)
+}
+
+// TestForeignRecord: a record that is none of millrace's, or of another stream,
+// in the middle of a topic stops transfer and edge.
+func TestForeignRecord(t *testing.T) {
+	other := start(t, newSystem(t))
+	other.stop()
+	for _, one := range []struct {
+		name  string
+		value []byte
+		names string
+	}{
+		{"no record of millrace", []byte("hello"), "record"},
+		{"record of another stream", other.Records(t)[0], "another stream"},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			r := start(t, newSystem(t))
+			r.stop()
+			before := len(r.Records(t))
+			r.Produce(one.value)
+			harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "offset "+strconv.Itoa(before), one.names)
+			r.edge.Start()
+			harness.WantRefusal(t, r.edge.Process, harness.ExitOperator, r.Topic, "offset "+strconv.Itoa(before), one.names)
+		})
+	}
+}
+
+// TestAlteredRecord changes bytes of a record where the broker keeps it, with
+// Kafka's checksum right, and without or with millrace's own right as well.
+func TestAlteredRecord(t *testing.T) {
+	for _, one := range []struct {
+		name  string
+		crc   bool
+		names string
+	}{
+		{"checksum of the record wrong", false, "CRC-32C"},
+		{"checksum of the record right", true, "chain"},
+	} {
+		t.Run(one.name, func(t *testing.T) {
+			kafka := kafkatest.Start(t, 1)
+			r := start(t, newSystemOn(t, kafka))
+			// md5 does not compress, so the batch is stored as it is.
+			r.DB.Exec(`UPDATE items SET note = md5(random()::text) WHERE id = 42`)
+			r.settle(t)
+			note := []byte(r.DB.String(`SELECT note FROM items WHERE id = 42`))
+			r.stop()
+			if err := kafka.Stop(0); err != nil {
+				t.Fatal(err)
+			}
+			alter := func(value []byte) bool {
+				at := bytes.Index(value, note)
+				if at < 0 {
+					return false
+				}
+				value[at] ^= 1
+				if one.crc {
+					fixCRC(value)
+				}
+				return true
+			}
+			if err := harness.AlterRecord(kafka.LogDir(0), r.Topic, alter); err != nil {
+				t.Fatal(err)
+			}
+			if err := kafka.Restart(0); err != nil {
+				t.Fatal(err)
+			}
+			fresh := r.NewEdge("edge-2")
+			fresh.Start()
+			harness.WantRefusal(t, fresh.Process, harness.ExitOperator, r.Topic, "offset", one.names)
+			// The edge that took the record in before it was altered is not hurt,
+			// and goes on answering.
+			r.edge.Start()
+			if got := r.edge.AwaitRow(applyLimit, "public.items", "42"); !bytes.Contains(got.Body, note) {
+				t.Errorf("the edge answers %s, want note %s", got.Body, note)
+			}
+			r.edge.Stop(stopLimit)
+			// Done back, all goes on.
+			if err := kafka.Stop(0); err != nil {
+				t.Fatal(err)
+			}
+			note[0] ^= 1
+			if err := harness.AlterRecord(kafka.LogDir(0), r.Topic, alter); err != nil {
+				t.Fatal(err)
+			}
+			if err := kafka.Restart(0); err != nil {
+				t.Fatal(err)
+			}
+			r.goesOn(t)
+			fresh.Start()
+			fresh.AwaitRow(applyLimit, "public.items", "42")
+		})
+	}
+}
+
+// fixCRC makes the checksum of an uncompressed, unsigned record right. It
+// stands in the transport part, in front of the payload.
+func fixCRC(value []byte) {
+	const signed, crcAt = 176, 12
+	hole := signed + int(binary.BigEndian.Uint16(value[6:])) + crcAt
+	table := crc32.MakeTable(crc32.Castagnoli)
+	sum := crc32.Update(crc32.Checksum(value[:hole], table), table, value[hole+4:])
+	binary.BigEndian.PutUint32(value[hole:], sum)
+	if _, err := millrace.DecodeRecord(value, nil); err != nil {
+		panic(fmt.Sprintf("the altered record is not one that passes its checksum: %v", err))
+	}
+}

@@ -1,0 +1,208 @@
+package harness
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace-db/millrace/edge"
+)
+
+// Books are the sums that agree in every state that pgbench ever commits.
+type Books struct {
+	Index                                uint64
+	Accounts, Tellers, Branches, History int64
+	// Transactions is the number of rows in pgbench_history.
+	Transactions uint64
+}
+
+// Balance says what is wrong with the books.
+func (b Books) Balance() error {
+	if b.Accounts == b.Branches && b.Tellers == b.Branches && b.History == b.Branches {
+		return nil
+	}
+	return fmt.Errorf("at index %d accounts sum to %d, tellers to %d, branches to %d, history to %d: a torn or incomplete unit",
+		b.Index, b.Accounts, b.Tellers, b.Branches, b.History)
+}
+
+// BookReader audits pgbench's books at an edge while it runs, in two ways: from
+// the store, opened by this process beside the edge, with all four sums in one
+// snapshot; and over HTTP with branches and tellers in one request. A failed
+// audit ends it with an error.
+type BookReader struct {
+	// Dir of the store, Client of the edge. Scale of pgbench.
+	Dir    string
+	Client *Client
+	Scale  int
+	// Views and Requests count audits that balanced, each at an index of its
+	// own. Newest is the highest index audited.
+	Views, Requests, Newest atomic.Int64
+}
+
+// Run audits until ctx ends. The edge may come and go meanwhile, and its store
+// need not be there yet.
+func (r *BookReader) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	web := make(chan error, 1)
+	go func() {
+		defer cancel() // one failed audit ends both
+		web <- r.overHTTP(ctx)
+	}()
+	err := r.inStore(ctx)
+	cancel()
+	return errors.Join(err, <-web)
+}
+
+func (r *BookReader) inStore(ctx context.Context) error {
+	var store *edge.Store
+	err := Wait(ctx, time.Hour, func(context.Context) (err error) {
+		store, err = edge.Open(edge.Options{Dir: r.Dir, ReadOnly: true})
+		return err
+	})
+	if ctx.Err() != nil && errors.Is(err, edge.ErrNoStore) {
+		return nil // it never came; the caller wants views and finds none
+	}
+	if err != nil {
+		return err
+	}
+	var last uint64
+	for ctx.Err() == nil && err == nil {
+		var b Books
+		var loaded bool
+		if b, loaded, err = audit(ctx, store); err != nil {
+			break
+		}
+		if !loaded || b.Index == last {
+			Pass(ctx, pollInterval)
+			continue
+		}
+		if b.Index < last {
+			err = fmt.Errorf("the store went back from index %d to %d", last, b.Index)
+			break
+		}
+		if err = b.Balance(); err == nil {
+			last = b.Index
+			r.Views.Add(1)
+			r.Newest.Store(int64(last)) //nolint:gosec // far from the limit
+		}
+	}
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		err = nil
+	}
+	return errors.Join(err, store.Close())
+}
+
+// audit sums the tables in one view. loaded is false while none of them is
+// there; some without the others is an error.
+func audit(ctx context.Context, store *edge.Store) (b Books, loaded bool, err error) {
+	err = store.View(ctx, func(v *edge.View) error {
+		b.Index = uint64(v.Index())
+		absent := 0
+		for _, one := range []struct {
+			table, column string
+			sum           *int64
+		}{
+			{"public.pgbench_branches", "bbalance", &b.Branches},
+			{"public.pgbench_tellers", "tbalance", &b.Tellers},
+			{"public.pgbench_history", "delta", &b.History},
+			{"public.pgbench_accounts", "abalance", &b.Accounts},
+		} {
+			table, err := v.Table(one.table)
+			if errors.Is(err, edge.ErrNoTable) {
+				absent++
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if one.column == "delta" {
+				if b.Transactions, err = table.Rows(); err != nil {
+					return err
+				}
+			}
+			if *one.sum, err = sumColumn(ctx, table, one.column); err != nil {
+				return err
+			}
+		}
+		loaded = absent == 0
+		if absent != 0 && absent != 4 {
+			return fmt.Errorf("at index %d %d of pgbench's 4 tables are there: the first copy was shown in part", b.Index, 4-absent)
+		}
+		return nil
+	})
+	return b, loaded, err
+}
+
+func sumColumn(ctx context.Context, table *edge.Table, column string) (int64, error) {
+	var sum int64
+	err := table.Scan(nil, nil, 0, func(_ []byte, row *edge.Row) error {
+		i := row.Schema.ColumnIndex(column)
+		if i < 0 {
+			return fmt.Errorf("table %s has no column %s", row.Schema.QualifiedName(), column)
+		}
+		n, err := strconv.ParseInt(string(row.Columns[i].Text), 10, 64)
+		if err != nil {
+			return err
+		}
+		sum += n
+		return ctx.Err()
+	})
+	return sum, err
+}
+
+// overHTTP audits branches against tellers. An edge that is down answers
+// nothing, which is no failed audit.
+func (r *BookReader) overHTTP(ctx context.Context) error {
+	var keys []RowKey
+	for i := range r.Scale {
+		keys = append(keys, RowKey{"public.pgbench_branches", []string{strconv.Itoa(i + 1)}})
+	}
+	for i := range 10 * r.Scale {
+		keys = append(keys, RowKey{"public.pgbench_tellers", []string{strconv.Itoa(i + 1)}})
+	}
+	var last uint64
+	for ctx.Err() == nil {
+		a, err := r.Client.Get(ctx, keys)
+		if err != nil || a.Index == last {
+			Pass(ctx, pollInterval)
+			continue
+		}
+		if a.Index < last {
+			return fmt.Errorf("the edge answered at index %d after %d", a.Index, last)
+		}
+		var got struct {
+			Rows []map[string]any `json:"rows"`
+		}
+		if err := json.Unmarshal(a.Body, &got); err != nil {
+			return fmt.Errorf("read rows: %w", err)
+		}
+		var branches, tellers float64
+		var rows int
+		for _, row := range got.Rows {
+			if row == nil {
+				continue
+			}
+			rows++
+			if v, ok := row["bbalance"].(float64); ok {
+				branches += v
+			}
+			if v, ok := row["tbalance"].(float64); ok {
+				tellers += v
+			}
+		}
+		if rows != len(keys) {
+			return fmt.Errorf("the edge answered with %d of %d branches and tellers at index %d", rows, len(keys), a.Index)
+		}
+		if branches != tellers {
+			return fmt.Errorf("over HTTP at index %d branches sum to %.0f and tellers to %.0f: a torn unit", a.Index, branches, tellers)
+		}
+		last = a.Index
+		r.Requests.Add(1)
+	}
+	return nil
+}
