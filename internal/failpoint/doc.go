@@ -1,7 +1,9 @@
-// Package failpoint lets a test kill a process at a named place. Without the
-// build tag failpoint it is empty and costs nothing. With it, the environment
-// variable MILLRACE_FAILPOINT="name" or "name:n" makes the process kill itself
-// with SIGKILL when it passes that place for the first or n-th time.
+// Package failpoint lets a test kill or stop a process at a named place.
+// Without the build tag failpoint it is empty and costs nothing. With it, the
+// environment variable MILLRACE_FAILPOINT="name" or "name:n" makes the process
+// kill itself with SIGKILL when it passes that place for the first or n-th
+// time, and "name:n:stop" makes it stop itself with SIGSTOP there, as a machine
+// that is suspended does, until somebody sends SIGCONT.
 //
 // The places of transfer, in the order in which a batch passes them:
 // captured, sequenced, mid-produce, acknowledged, folded, ledger, confirmed.
