@@ -121,7 +121,8 @@ func (t *Topic) ask(c *connection) (Info, error) {
 
 // Create makes the topic with one partition and the settings that a stream
 // needs, whatever the brokers' defaults are, and returns when it has a leader.
-// It gives ErrTopicExists if there is one of that name.
+// It gives ErrTopicExists if there is one of that name, and ErrFewBrokers if the
+// cluster cannot hold so many replicas.
 func (t *Topic) Create(ctx context.Context, replicas int) error {
 	if replicas < 1 || replicas > 1000 {
 		return fmt.Errorf("create topic %s: %d replicas: want 1 or more, and 3 to be safe", t.config.Topic, replicas)
@@ -168,7 +169,7 @@ func (t *Topic) create(ctx context.Context, replicas int) error {
 	case errors.Is(err, sarama.ErrTopicAlreadyExists):
 		return ErrTopicExists
 	case errors.Is(err, sarama.ErrInvalidReplicationFactor):
-		return fmt.Errorf("%w: the cluster has fewer than %d brokers: ask for fewer replicas", err, replicas)
+		return fmt.Errorf("%w than %d: ask for fewer replicas: %w", ErrFewBrokers, replicas, err)
 	case err != nil:
 		return c.explain(ctx, err)
 	}

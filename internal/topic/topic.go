@@ -36,6 +36,10 @@ var (
 	// ErrTopicExists occurs when Create finds a topic of that name.
 	ErrTopicExists = errors.New("topic exists")
 
+	// ErrFewBrokers occurs when Create is asked for more replicas than there
+	// are brokers.
+	ErrFewBrokers = errors.New("the cluster has fewer brokers")
+
 	// ErrOffsetGone occurs when a reader's place is before the topic's first
 	// record or after its last: records were deleted, or the topic was made
 	// anew. Mend: start from another place that is known to be good.
