@@ -10,6 +10,8 @@
 // environment and docs/CONFIGURATION.md are made from them.
 package config
 
+import "strings"
+
 // Config is the whole file.
 type Config struct {
 	Streams  []Stream `key:"streams" doc:"The streams that this host takes part in, as publisher, edge or both."`
@@ -21,6 +23,8 @@ type Config struct {
 	File string
 	// lines are where keys stand in File, by their paths.
 	lines map[string]int
+	// set are the keys that the file or the environment sets.
+	set map[string]bool
 }
 
 // Stream is one stream: a totally ordered log in one topic.
@@ -88,4 +92,15 @@ func (c *Config) Stream(name string) *Stream {
 		}
 	}
 	return nil
+}
+
+// Has reports whether the file or the environment sets a key at or below path,
+// such as edge or edge.http.
+func (c *Config) Has(path string) bool {
+	for key := range c.set {
+		if key == path || strings.HasPrefix(key, path+".") {
+			return true
+		}
+	}
+	return false
 }

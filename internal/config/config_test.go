@@ -64,7 +64,7 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	again.File, again.lines = c.File, c.lines
+	again.File, again.lines, again.set = c.File, c.lines, c.set
 	if !reflect.DeepEqual(again, c) {
 		t.Errorf("written and read again: got %+v, want %+v", again, c)
 	}
@@ -88,6 +88,9 @@ func TestDefaultsOfAnEdge(t *testing.T) {
 	}
 	if got := c.Stream("a").Kafka.Topic; got != "millrace.a" {
 		t.Errorf("topic: got %q", got)
+	}
+	if c.Has("edge") || !c.Has("streams") {
+		t.Error("edge is set, or streams is not")
 	}
 	if c.Edge.ID == "" || len(c.Edge.Streams) != 1 || len(c.Transfer.Streams) != 0 {
 		t.Errorf("edge %+v, transfer %+v", c.Edge, c.Transfer)
@@ -115,6 +118,9 @@ func TestEnvironmentWins(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !c.Has("edge.map_size") || !c.Has("edge") || c.Has("log") {
+		t.Error("what the environment sets is not known as set, or something else is")
 	}
 	s := c.Stream("bank")
 	if s.Source.URL.Reveal() != "postgres://other/db" || s.Source.Heartbeat != Duration(2*time.Second) || s.Kafka.Replicas != 1 ||

@@ -59,10 +59,13 @@ func Load(file string, environ []string) (*Config, error) {
 
 // Parse is Load for a text that has been read. file is used in messages.
 func Parse(file string, text []byte, environ []string) (*Config, error) {
-	c := &Config{File: file, lines: map[string]int{}}
+	c := &Config{File: file, lines: map[string]int{}, set: map[string]bool{}}
 	defaults(reflect.ValueOf(c).Elem())
 	r := &reader{file: file, lines: c.lines}
 	r.read(text, c)
+	for path := range c.lines {
+		c.set[path] = true
+	}
 	problems := append(r.problems, c.environment(environ)...)
 	if len(problems) == 0 {
 		c.complete()
@@ -115,6 +118,7 @@ func (c *Config) environment(environ []string) []Problem {
 			problems = append(problems, Problem{Text: fmt.Sprintf("environment variable %s: %v", name, err)})
 		}
 		delete(c.lines, t.path)
+		c.set[t.path] = true
 	}
 	slices.SortFunc(problems, func(a, b Problem) int { return strings.Compare(a.Text, b.Text) })
 	return problems
