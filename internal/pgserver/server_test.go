@@ -80,14 +80,14 @@ func TestStartKillRestartStop(t *testing.T) {
 	url := s.URL("postgres")
 
 	for sql, want := range map[string]string{
-		"show wal_level":        "logical",
-		"show work_mem":         "7MB",
-		"show fsync":            "on",
-		"show listen_addresses": "127.0.0.1",
-		"show server_encoding":  "UTF8",
-		"select current_setting('data_directory')": s.Dir(),
-		"select current_setting('is_superuser')":   "on",
-		"select inet_server_port()::text":          fmt.Sprint(s.Port()),
+		"select current_setting('wal_level')":        "logical",
+		"select current_setting('work_mem')":         "7MB",
+		"select current_setting('fsync')":            "on",
+		"select current_setting('listen_addresses')": "127.0.0.1",
+		"select current_setting('server_encoding')":  "UTF8",
+		"select current_setting('data_directory')":   s.Dir(),
+		"select current_setting('is_superuser')":     "on",
+		"select inet_server_port()::text":            fmt.Sprint(s.Port()),
 	} {
 		if got := query(t, url, sql); got != want {
 			t.Errorf("%s: got %q, want %q", sql, got, want)
