@@ -112,7 +112,7 @@ func (c *checker) place() error {
 		}
 		return nil
 	}
-	if p.Stream != c.s.stream || p.Index != h.index || p.Chain != h.chain || p.Epoch != h.epoch || p.Term != h.term || !p.Time.Equal(h.time) {
+	if p.Stream != c.s.Stream() || p.Index != h.index || p.Chain != h.chain || p.Epoch != h.epoch || p.Term != h.term || !p.Time.Equal(h.time) {
 		return c.s.corrupt("checkpoint at index %v and head at index %v do not agree", p.Index, h.index)
 	}
 	loads := make(map[millrace.TableID]millrace.LoadID)

@@ -194,9 +194,9 @@ func (s *Store) openMeta() error {
 	return s.fail("open databases", txn.Commit())
 }
 
-// create makes an empty store of the stream in the options.
+// create makes an empty store, of the stream in the options if they name one.
 func (s *Store) create() error {
-	if s.opts.ReadOnly || s.opts.Stream.IsZero() {
+	if s.opts.ReadOnly {
 		return fmt.Errorf("open store %s: %w: the directory holds none; mend: start the edge that fills it", s.dir, ErrNoStore)
 	}
 	runtime.LockOSThread()
@@ -215,7 +215,9 @@ func (s *Store) create() error {
 		}
 	}
 	put(keyFormat, []byte{formatVersion})
-	put(keyStream, s.opts.Stream[:])
+	if !s.opts.Stream.IsZero() {
+		put(keyStream, s.opts.Stream[:])
+	}
 	put(keyHead, (&head{catalog: 1}).append(nil))
 	if err != nil {
 		return s.fail("make store", err)
@@ -238,14 +240,8 @@ func (s *Store) load() error {
 			return fmt.Errorf("open store %s: it has format version %d, this process reads %d; mend: upgrade it, or move the directory away and start the edge again",
 				s.dir, format[0], formatVersion)
 		}
-		stream, err := s.readRecord(txn, keyStream, len(s.stream))
-		if err != nil {
+		if err := s.loadStream(txn); err != nil {
 			return err
-		}
-		s.stream = millrace.StreamID(stream)
-		if want := s.opts.Stream; !want.IsZero() && want != s.stream {
-			return fmt.Errorf("open store %s: %w: it holds stream %v, wanted is %v; mend: give each stream a directory of its own, or move this one away",
-				s.dir, ErrOtherStream, s.stream, want)
 		}
 		h := new(head)
 		if err := s.readHead(txn, h); err != nil {
@@ -262,13 +258,36 @@ func (s *Store) load() error {
 		if err != nil {
 			return err
 		}
-		if c != nil && (c.Stream != s.stream || c.Index != h.index || c.Chain != h.chain || c.Epoch != h.epoch) {
-			return s.corrupt("checkpoint (stream %v, index %v) and head (stream %v, index %v) do not agree", c.Stream, c.Index, s.stream, h.index)
+		if c != nil && (c.Stream != s.Stream() || c.Index != h.index || c.Chain != h.chain || c.Epoch != h.epoch) {
+			return s.corrupt("checkpoint (stream %v, index %v) and head (stream %v, index %v) do not agree", c.Stream, c.Index, s.Stream(), h.index)
 		}
 		s.catalog.Store(cat)
 		s.place.Store(h)
 		return nil
 	})
+}
+
+// loadStream reads which stream the store belongs to, and refuses another than
+// the one that was asked for.
+func (s *Store) loadStream(txn *lmdb.Txn) error {
+	want := s.opts.Stream
+	if _, err := txn.Get(s.meta, keyStream); lmdb.IsNotFound(err) {
+		if !want.IsZero() {
+			s.stream.Store(&want)
+		}
+		return nil
+	}
+	b, err := s.readRecord(txn, keyStream, len(want))
+	if err != nil {
+		return err
+	}
+	id := millrace.StreamID(b)
+	s.stream.Store(&id)
+	if !want.IsZero() && want != id {
+		return fmt.Errorf("open store %s: %w: it holds stream %v, wanted is %v; mend: give each stream a directory of its own, or move this one away",
+			s.dir, ErrOtherStream, id, want)
+	}
+	return nil
 }
 
 func (s *Store) readRecord(txn *lmdb.Txn, key []byte, size int) ([]byte, error) {

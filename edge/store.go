@@ -22,8 +22,8 @@ type Options struct {
 	// Dir is the directory of the store. It is made if need be, unless
 	// ReadOnly. It must not be on a network file system.
 	Dir string
-	// Stream is the stream that the store must hold. Zero takes what is there,
-	// and then a store must exist.
+	// Stream is the stream that the store must hold. Zero takes what is there; a
+	// new store then belongs to the stream of the first checkpoint it is given.
 	Stream millrace.StreamID
 	// MapSize is the address space for the rows in bytes, and with it the
 	// largest size of the store; the file grows as needed. Default 64 GiB.
@@ -89,7 +89,6 @@ func (o *Options) complete() error {
 type Store struct {
 	opts   Options
 	dir    string
-	stream millrace.StreamID
 	log    *slog.Logger
 	lock   *os.File // nil if read-only
 	claim  *claim
@@ -108,6 +107,8 @@ type Store struct {
 	// read-only store, seen.
 	catalog atomic.Pointer[catalog]
 	place   atomic.Pointer[head]
+	// stream is nil while a new store belongs to none.
+	stream atomic.Pointer[millrace.StreamID]
 	// changed is closed at the next commit.
 	changed atomic.Pointer[chan struct{}]
 
@@ -246,8 +247,14 @@ func (s *Store) mapSize() int64 {
 // Dir returns the store's directory.
 func (s *Store) Dir() string { return s.dir }
 
-// Stream returns the ID of the stream that the store holds.
-func (s *Store) Stream() millrace.StreamID { return s.stream }
+// Stream returns the ID of the stream that the store belongs to: zero for a new
+// store that was opened without one and has not been given a checkpoint.
+func (s *Store) Stream() millrace.StreamID {
+	if id := s.stream.Load(); id != nil {
+		return *id
+	}
+	return millrace.StreamID{}
+}
 
 // Close waits for open views and releases the store. The writer must have been
 // closed before.

@@ -135,8 +135,8 @@ func (w *Writer) commit(c *millrace.Checkpoint) error {
 	if err := c.Validate(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
-	if c.Stream != w.s.stream {
-		return fmt.Errorf("commit: %w: checkpoint of stream %v, the store holds %v", ErrOtherStream, c.Stream, w.s.stream)
+	if id := w.s.Stream(); !id.IsZero() && c.Stream != id {
+		return fmt.Errorf("commit: %w: checkpoint of stream %v, the store %s holds %v", ErrOtherStream, c.Stream, w.s.dir, id)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -146,12 +146,21 @@ func (w *Writer) commit(c *millrace.Checkpoint) error {
 			return err
 		}
 	}
+	if w.s.Index() == 0 {
+		if err := w.txn.Put(w.s.meta, keyStream, seal(keyStream, append([]byte(nil), c.Stream[:]...)), 0); err != nil {
+			return w.s.fail("write stream", err)
+		}
+	}
 	h := &head{index: c.Index, chain: c.Chain, time: c.Time, epoch: c.Epoch, term: c.Term, catalog: w.cat.number}
 	if err := w.s.writePlace(w.txn, c, h); err != nil {
 		return err
 	}
 	if err := w.finish(h); err != nil {
 		return err
+	}
+	if w.s.stream.Load() == nil {
+		id := c.Stream
+		w.s.stream.Store(&id)
 	}
 	w.s.metrics.commitSeconds.Observe(time.Since(start).Seconds())
 	return nil

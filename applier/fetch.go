@@ -1,0 +1,138 @@
+package applier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
+)
+
+// errRefetch marks an error of a record that may have been damaged, or left out,
+// on its way. Reading it a second time tells.
+var errRefetch = errors.New("read twice")
+
+// fetcher reads records and folds them.
+type fetcher struct {
+	config  *Config
+	metrics *metrics
+	// fold is nil until the first record of a new store has said which stream
+	// this is.
+	fold  *millrace.Fold
+	after millrace.Offset
+	topic string
+	// loading tells that the checkpoint has loads under way.
+	loading bool
+}
+
+// start takes the place from the store.
+func (f *fetcher) start(ctx context.Context) error {
+	var c *millrace.Checkpoint
+	err := f.config.Store.View(ctx, func(v *edge.View) (err error) {
+		c, err = v.Checkpoint()
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read checkpoint: %w", err)
+	}
+	f.after = millrace.NoOffset
+	if c == nil {
+		return nil
+	}
+	if f.config.Epoch != 0 && c.Epoch != f.config.Epoch {
+		return fmt.Errorf("%w: store %s holds epoch %v, wanted is %v; mend: move the directory away and start the edge again, it fills a new store from the topic",
+			ErrOtherEpoch, f.config.Store.Dir(), c.Epoch, f.config.Epoch)
+	}
+	f.fold, f.after, f.topic = millrace.FoldFrom(c), c.Offset, c.TopicID
+	f.loading = len(c.Catalog.Loads) > 0
+	return nil
+}
+
+// meet checks that the source is the topic of the checkpoint.
+func (f *fetcher) meet(src Source) error {
+	id := src.TopicID()
+	if f.topic != "" && id != f.topic {
+		return fmt.Errorf("%w: the store was filled from topic ID %s, this one has %s; mend: if the topic was deleted and made again, begin a new epoch; if the brokers are the wrong ones, correct the configuration",
+			ErrOtherTopic, f.topic, id)
+	}
+	f.topic = id
+	return nil
+}
+
+// run reads until the source or the fold gives an error, or ctx ends.
+func (f *fetcher) run(ctx context.Context, src Source, q *queue) error {
+	for {
+		offset, value, err := src.Next(ctx)
+		if err != nil {
+			return fmt.Errorf("read source: %w", err)
+		}
+		w, err := f.take(offset, value)
+		if err != nil {
+			return err
+		}
+		if w == nil {
+			continue
+		}
+		if err := q.push(ctx, w); err != nil {
+			return err
+		}
+	}
+}
+
+// take folds one record, and returns what the writer has to do, if anything.
+func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
+	r, err := millrace.DecodeRecord(value, nil)
+	if err != nil {
+		return nil, fmt.Errorf("record at offset %v: %w: %w; mend: millrace tail shows it; if the topic itself is damaged, begin a new epoch", offset, errRefetch, err)
+	}
+	if err := f.begin(r); err != nil {
+		return nil, fmt.Errorf("record at offset %v: %w", offset, err)
+	}
+	if len(f.config.Key) > 0 && f.fold.Next() >= f.config.KeyFrom {
+		if err := r.VerifySignature(f.config.Key); err != nil {
+			return nil, fmt.Errorf("record at offset %v: %w", offset, err)
+		}
+	}
+	outcome, err := f.fold.Step(r)
+	if err != nil {
+		if errors.Is(err, millrace.ErrGap) || errors.Is(err, millrace.ErrUnknownTerm) || errors.Is(err, millrace.ErrMalformed) {
+			err = fmt.Errorf("%w: %w", errRefetch, err)
+		}
+		return nil, fmt.Errorf("record at offset %v does not continue the history: %w; mend: millrace tail shows it and its neighbours", offset, err)
+	}
+	f.metrics.records.WithLabelValues(outcome.String()).Inc()
+	switch outcome {
+	case millrace.Reign:
+		return &work{}, nil
+	case millrace.Accepted:
+	default:
+		return nil, nil
+	}
+	w := &work{batch: r, mode: r.Position.Mode, weight: int64(len(value) + len(r.Payload))}
+	if !f.fold.Open() {
+		c := f.fold.Checkpoint()
+		c.TopicID, c.Offset = f.topic, offset
+		w.at = &c
+	}
+	return w, nil
+}
+
+// begin makes the fold of a new store at the first record of its topic.
+func (f *fetcher) begin(r *millrace.Record) error {
+	if f.fold != nil {
+		return nil
+	}
+	stream, epoch := f.config.Stream, f.config.Epoch
+	if stream.IsZero() {
+		stream = f.config.Store.Stream()
+	}
+	if stream.IsZero() {
+		stream = r.Stream
+	}
+	if epoch == 0 {
+		epoch = r.Epoch
+	}
+	f.fold = millrace.NewFold(stream, epoch)
+	return nil
+}

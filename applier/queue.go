@@ -1,0 +1,58 @@
+package applier
+
+import (
+	"context"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/millrace-db/millrace"
+)
+
+// work is what the fetching side hands to the writing side.
+type work struct {
+	// batch is an accepted batch; nil stands for the beginning of a reign, which
+	// makes an open unit void.
+	batch *millrace.Record
+	// mode is the capture mode of the batch's units.
+	mode millrace.Mode
+	// at is the checkpoint after the batch; nil while its unit goes on.
+	at *millrace.Checkpoint
+	// weight is how many bytes it holds.
+	weight int64
+}
+
+// queue is bounded in number and in bytes.
+type queue struct {
+	ch     chan *work
+	weight *semaphore.Weighted
+	most   int64
+}
+
+func newQueue(most int64) *queue {
+	return &queue{ch: make(chan *work, queueRecords), weight: semaphore.NewWeighted(most), most: most}
+}
+
+// push waits for room.
+func (q *queue) push(ctx context.Context, w *work) error {
+	w.weight = min(w.weight, q.most)
+	if err := q.weight.Acquire(ctx, w.weight); err != nil {
+		return err
+	}
+	select {
+	case q.ch <- w:
+		return nil
+	case <-ctx.Done():
+		q.weight.Release(w.weight)
+		return ctx.Err()
+	}
+}
+
+// taken gives back the room of work that was taken out.
+func (q *queue) taken(w *work, ok bool) (*work, bool) {
+	if ok {
+		q.weight.Release(w.weight)
+	}
+	return w, ok
+}
+
+func (q *queue) close() { close(q.ch) }

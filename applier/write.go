@@ -1,0 +1,193 @@
+package applier
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
+)
+
+// commitTime bounds how long complete units wait while more and more arrives.
+const commitTime = 250 * time.Millisecond
+
+// sweepTime is how often rows of gone generations are removed while there is
+// no idle time for it.
+const sweepTime = 200 * time.Millisecond
+
+// writer takes work off the queue and brings it into the store. It runs on one
+// goroutine, which owns the store's write transaction.
+type writer struct {
+	config  *Config
+	status  *status
+	stall   time.Duration
+	careful bool
+
+	q *queue
+	w *edge.Writer
+	// at is the checkpoint of the newest complete unit in the transaction, nil
+	// if there is none. partial tells that a unit has begun and not ended; then
+	// nothing complete is in the transaction.
+	at      *millrace.Checkpoint
+	partial bool
+	// size and began are of the open transaction.
+	size  int64
+	began time.Time
+	// held is how many bytes of batches the store still needs.
+	held  int64
+	swept time.Time
+}
+
+// run works until the queue is closed, and then commits what is complete.
+func (w *writer) run(q *queue) (err error) {
+	w.q = q
+	if w.w, err = w.config.Store.NewWriter(); err != nil {
+		return err
+	}
+	defer w.w.Close()
+	for {
+		next, more, err := w.next()
+		if err != nil {
+			return err
+		}
+		if !more {
+			return w.commit()
+		}
+		if next == nil {
+			continue
+		}
+		if err := w.step(next); err != nil {
+			return err
+		}
+	}
+}
+
+// next returns what comes next. While complete units are in the transaction it
+// does not wait: with nothing at hand they are committed, and it returns no
+// work. more is false once the queue is closed and empty.
+func (w *writer) next() (next *work, more bool, err error) {
+	if w.at == nil && !w.partial && !w.w.HasGarbage() {
+		next, more = <-w.q.ch
+		next, more = w.q.taken(next, more)
+		return next, more, nil
+	}
+	select {
+	case next, more = <-w.q.ch:
+		next, more = w.q.taken(next, more)
+		return next, more, nil
+	default:
+	}
+	switch {
+	case w.at != nil:
+		return nil, true, w.commit()
+	case w.partial:
+		return w.waitForRest()
+	}
+	return nil, true, w.sweep()
+}
+
+// waitForRest waits for the rest of a unit, but not for ever: its publisher may
+// be gone, and the open transaction holds memory and pages.
+func (w *writer) waitForRest() (*work, bool, error) {
+	t := time.NewTimer(w.stall)
+	defer t.Stop()
+	select {
+	case next, more := <-w.q.ch:
+		next, more = w.q.taken(next, more)
+		return next, more, nil
+	case <-t.C:
+		return nil, false, fmt.Errorf("%w within %v after index %v", errStalled, w.stall, w.config.Store.Index())
+	}
+}
+
+func (w *writer) step(next *work) error {
+	if next.batch == nil {
+		if w.partial {
+			w.give()
+		}
+		return nil
+	}
+	whole := next.at != nil
+	if !whole && !w.partial {
+		// Nothing that is complete may be lost with the part.
+		if err := w.commit(); err != nil {
+			return err
+		}
+	}
+	if !w.w.Open() {
+		if err := w.w.Begin(); err != nil {
+			return err
+		}
+		w.began, w.size = time.Now(), 0
+	}
+	if err := w.apply(next); err != nil {
+		return err
+	}
+	w.at, w.partial = next.at, !whole
+	if w.at == nil {
+		return nil
+	}
+	if w.careful || w.size >= w.config.CommitBytes || time.Since(w.began) >= commitTime {
+		if err := w.commit(); err != nil {
+			return err
+		}
+		if time.Since(w.swept) >= sweepTime {
+			return w.sweep()
+		}
+	}
+	return nil
+}
+
+// apply brings the entries of a batch into the transaction.
+func (w *writer) apply(next *work) error {
+	w.held += next.weight
+	w.size += next.weight
+	r := next.batch
+	payload := r.Payload
+	var h millrace.Head
+	var e millrace.Entry
+	for i := r.First; i <= r.Last(); i++ {
+		var err error
+		if payload, err = millrace.NextHead(payload, &h); err == nil {
+			if err = millrace.DecodeEntry(h.Body, &e); err == nil {
+				err = w.w.Apply(&e, next.mode)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("apply index %v: %w", i, err)
+		}
+	}
+	if w.held < w.config.FlushBytes {
+		return nil
+	}
+	if err := w.w.Flush(); err != nil {
+		return fmt.Errorf("apply up to index %v: %w", r.Last(), err)
+	}
+	w.held = 0
+	return nil
+}
+
+// commit commits the complete units in the transaction, if any.
+func (w *writer) commit() error {
+	if w.at == nil {
+		return nil
+	}
+	if err := w.w.Commit(w.at); err != nil {
+		return fmt.Errorf("apply up to index %v: %w", w.at.Index, err)
+	}
+	w.status.applied(w.at)
+	w.at, w.held = nil, 0
+	return nil
+}
+
+// give gives the part of a unit up.
+func (w *writer) give() {
+	w.w.Abort()
+	w.partial, w.held = false, 0
+}
+
+func (w *writer) sweep() error {
+	w.swept = time.Now()
+	_, err := w.w.Sweep()
+	return err
+}
