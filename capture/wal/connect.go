@@ -1,0 +1,161 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/millrace-db/millrace"
+)
+
+// maxMessage bounds one message of the server in bytes: a row of the largest
+// size, in its old and its new version.
+const maxMessage = 2*millrace.MaxEntry + 8<<20
+
+// keepAlive bounds how long the kernel takes to see a dead peer.
+const keepAlive = 15 * time.Second
+
+// session pins what the text of a value depends on, on every connection that
+// reads rows, so that a row prints the same wherever it is read; and what could
+// end a connection that waits.
+func session() map[string]string {
+	return map[string]string{
+		"application_name":   "millrace",
+		"client_encoding":    "UTF8",
+		"DateStyle":          "ISO, MDY",
+		"IntervalStyle":      "postgres",
+		"TimeZone":           "UTC",
+		"extra_float_digits": "3", // shortest text that reads back exactly
+		"bytea_output":       "hex",
+		"lc_monetary":        "C",
+		"search_path":        "pg_catalog",
+		"xmloption":          "content",
+		// A row policy would leave rows out without a word; off makes it an
+		// error.
+		"row_security":                        "off",
+		"statement_timeout":                   "0",
+		"lock_timeout":                        "0",
+		"idle_in_transaction_session_timeout": "0",
+		"idle_session_timeout":                "0",
+	}
+}
+
+func (c *Capture) pin(cfg *pgconn.Config) {
+	for name, value := range session() {
+		cfg.RuntimeParams[name] = value
+	}
+	cfg.MaxProtocolMessageBodyLen = maxMessage
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 15 * time.Second
+	}
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: keepAlive, Interval: keepAlive / 3, Count: 3,
+	}}
+	cfg.DialFunc = dialer.DialContext
+}
+
+// connect opens an SQL connection. extra are more session settings.
+func (c *Capture) connect(ctx context.Context, extra map[string]string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(c.cfg.URL)
+	if err != nil {
+		return nil, c.connectError(err)
+	}
+	c.pin(&cfg.Config)
+	for name, value := range extra {
+		cfg.RuntimeParams[name] = value
+	}
+	// Prepared statements would tie the connection to one server session for no
+	// gain: statements are rare here.
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, c.connectError(err)
+	}
+	return conn, nil
+}
+
+// replication is a connection to a walsender, with the reader that its messages
+// come through.
+type replication struct {
+	*pgconn.PgConn
+	gulp *gulpReader
+}
+
+// connectReplication opens a replication connection. It reads as any other
+// until the gulp reader is told otherwise.
+func (c *Capture) connectReplication(ctx context.Context) (*replication, error) {
+	cfg, err := pgconn.ParseConfig(c.cfg.URL)
+	if err != nil {
+		return nil, c.connectError(err)
+	}
+	c.pin(cfg)
+	cfg.RuntimeParams["replication"] = "database"
+	var gulp *gulpReader
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		gulp = newGulpReader(r)
+		return pgproto3.NewFrontend(gulp, w)
+	}
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, c.connectError(err)
+	}
+	return &replication{PgConn: conn, gulp: gulp}, nil
+}
+
+// connectError tells refusals, which an operator mends, from failures that pass.
+func (c *Capture) connectError(err error) error {
+	refuse := func(mend string) error {
+		return fmt.Errorf("%w: %w; mend: %s", ErrConnect, err, mend)
+	}
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		return refuse("correct the source URL")
+	}
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("connect to the source: %w", err)
+	}
+	switch {
+	case pg.Code == "08P01" && strings.Contains(pg.Message, "unsupported startup parameter"):
+		return refuse("the URL leads to a connection pooler, which passes neither replication nor session settings on; give the server's own address")
+	case pg.Code == "28P01":
+		return refuse("correct the password in the source URL, or the role's at the source")
+	case pg.Code == "28000" && strings.Contains(pg.Message, "pg_hba.conf"):
+		return refuse("allow the connection in the server's pg_hba.conf")
+	case pg.Code == "28000":
+		return refuse("correct the role in the source URL")
+	case pg.Code == "3D000":
+		return refuse("correct the database in the source URL")
+	case pg.Code == "42704":
+		return fmt.Errorf("%w: %w; mend: use Postgres 14 or later", ErrVersion, err)
+	case pg.Code == "42501":
+		return refuse("as a superuser: ALTER ROLE " + c.role() + " REPLICATION (managed services: grant their replication role)")
+	}
+	return fmt.Errorf("connect to the source: %w", err)
+}
+
+// role is the role of the source URL, as SQL writes it.
+func (c *Capture) role() string {
+	cfg, err := pgconn.ParseConfig(c.cfg.URL)
+	if err != nil || cfg.User == "" {
+		return "CURRENT_USER"
+	}
+	return quote(cfg.User)
+}
+
+// closing bounds the orderly end of a connection.
+const closing = 5 * time.Second
+
+func closeConn(conn interface{ Close(context.Context) error }) {
+	ctx, cancel := context.WithTimeout(context.Background(), closing)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing is lost with it
+}

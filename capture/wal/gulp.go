@@ -1,0 +1,92 @@
+package wal
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"time"
+)
+
+// A walsender writes message by message as long as the socket takes them. A
+// reader that takes each one at once makes it pay a system call and a wake-up
+// for every row. So while data keeps coming the gulp reader lets the socket
+// fill up for a moment; when little comes it reads at once.
+const (
+	gulpSize = 256 << 10
+	// gulpBusy is how much one read must bring for more to be on its way.
+	gulpBusy = 16 << 10
+	// gulpWait bounds the moment: what is added to the latency of a row that
+	// comes at the end of a backlog.
+	gulpWait = 2 * time.Millisecond
+)
+
+// errWake is what a read returns in place of data when the owner has something
+// else to do first. The read can be tried again.
+var errWake = errors.New("woken up")
+
+// gulpReader reads for a pgproto3.Frontend. Until stream is called it passes
+// reads through. It belongs to one goroutine.
+type gulpReader struct {
+	r      io.Reader
+	conn   net.Conn
+	before func() error // sets the read deadline, or returns errWake
+	buf    []byte
+	rp, wp int
+	busy   bool
+	gather func(net.Conn, time.Duration, int)
+	// heard is when bytes came last; total counts them.
+	heard time.Time
+	total uint64
+}
+
+func newGulpReader(r io.Reader) *gulpReader { return &gulpReader{r: r} }
+
+// stream begins to read in gulps. before is called before each read of the
+// socket.
+func (g *gulpReader) stream(conn net.Conn, before func() error) {
+	g.conn, g.before, g.gather = conn, before, gather
+	g.buf = make([]byte, gulpSize)
+	g.heard = time.Now()
+}
+
+func (g *gulpReader) Read(p []byte) (int, error) {
+	if g.before == nil {
+		return g.r.Read(p)
+	}
+	if g.rp == g.wp {
+		if err := g.fill(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, g.buf[g.rp:g.wp])
+	g.rp += n
+	return n, nil
+}
+
+func (g *gulpReader) fill() error {
+	if g.busy {
+		g.gather(g.conn, gulpWait, len(g.buf)/2)
+	}
+	// The deadline is set, and the wish to be woken looked at, after gathering:
+	// both use the deadline.
+	if err := g.before(); err != nil {
+		return err
+	}
+	n, err := g.r.Read(g.buf)
+	g.rp, g.wp = 0, n
+	if n > 0 {
+		g.heard = time.Now()
+		g.total += uint64(n)
+		g.busy = n >= gulpBusy
+		return nil
+	}
+	g.busy = false
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errWake
+	}
+	if err == nil {
+		return io.ErrNoProgress
+	}
+	return err
+}

@@ -1,0 +1,37 @@
+package wal
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics of one stream's capture.
+type metrics struct {
+	units, bytes, copied prometheus.Counter
+	received, confirmed  prometheus.Gauge
+	spool                prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
+	label := prometheus.Labels{"stream": stream}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "millrace_capture_" + name, Help: help, ConstLabels: label})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "millrace_capture_" + name, Help: help, ConstLabels: label})
+	}
+	m := &metrics{
+		units:     counter("units_total", "Units that capture has given out."),
+		bytes:     counter("bytes_total", "Bytes of replication messages received from the source."),
+		copied:    counter("copied_rows_total", "Rows read by first copies."),
+		received:  gauge("received_lsn_bytes", "End of the newest transaction received, as a byte position in the WAL."),
+		confirmed: gauge("confirmed_lsn_bytes", "Position that the source has been told is done, as a byte position in the WAL."),
+		spool:     gauge("spool_bytes", "Bytes of transactions that are held in spool files."),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.units, m.bytes, m.copied, m.received, m.confirmed, m.spool} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}

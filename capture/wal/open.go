@@ -1,0 +1,401 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+)
+
+// Phases of a Source.
+const (
+	PhaseCopy   = "copy"
+	PhaseStream = "stream"
+)
+
+// Progress says how far a Source has come, for people.
+type Progress struct {
+	Phase string `json:"phase"`
+	// Table is the one being copied, and Rows what was copied of it.
+	Table string `json:"table,omitempty"`
+	Rows  uint64 `json:"rows"`
+	// Done of Tables have been copied, with TotalRows rows in all.
+	Done      int    `json:"done"`
+	Tables    int    `json:"tables"`
+	TotalRows uint64 `json:"total_rows"`
+}
+
+// Source gives the units of a stream, from a Position on. Next is called by one
+// goroutine; the other methods may be called beside it.
+type Source struct {
+	c      *Capture
+	queue  *queue
+	spool  *spool
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+	// server and senderTimeout are as of Open.
+	server        *serverInfo
+	senderTimeout time.Duration
+
+	confirmed atomic.Uint64 // newest LSN given to Confirm
+	given     atomic.Uint64 // newest LSN given out by Next
+	live      atomic.Pointer[stream]
+
+	mu       sync.Mutex
+	progress Progress
+
+	closing  sync.Once
+	closeErr error
+}
+
+// Open begins or goes on with a stream whose history ends at from. ctx bounds
+// the opening only; Close ends the source.
+//
+// At a first start (from.Position is zero) it makes the slot and copies all
+// tables. It does the same anew, with another slot and other loads, where an
+// earlier copy was cut off (from.Catalog has loads under way): nothing of that
+// one can be seen at the edges.
+//
+// An error that wraps millrace.ErrStop needs an operator; others are worth a
+// retry.
+func (c *Capture) Open(ctx context.Context, from *millrace.Checkpoint) (*Source, error) {
+	s, err := c.open(ctx, from)
+	if err != nil {
+		return nil, fmt.Errorf("open capture of stream %s: %w", c.cfg.Stream, err)
+	}
+	return s, nil
+}
+
+func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source, error) {
+	conn, err := c.connect(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	keep := false
+	defer func() {
+		if !keep {
+			closeConn(conn)
+		}
+	}()
+	server, problems, err := checkServer(ctx, conn)
+	if err == nil {
+		err = firstError(problems)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{c: c, queue: newQueue(c.cfg.MemoryBudget / 2), done: make(chan struct{}), server: server}
+	if s.spool, err = openSpool(c.cfg.SpoolDir, c.cfg.Stream, c.metrics); err != nil {
+		return nil, err
+	}
+	if s.senderTimeout, err = senderTimeout(ctx, conn); err != nil {
+		return nil, err
+	}
+	tables, err := c.fenceTables(ctx, conn, server)
+	if err != nil {
+		return nil, err
+	}
+	if from.Position.IsZero() || len(from.Catalog.Loads) > 0 {
+		err = s.startCopy(ctx, conn, from)
+	} else {
+		err = s.resume(ctx, conn, from, tables)
+	}
+	if err != nil {
+		return nil, err
+	}
+	keep = true // the source's goroutine closes it
+	return s, nil
+}
+
+func senderTimeout(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
+	var ms int64
+	if err := conn.QueryRow(ctx, "SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'").Scan(&ms); err != nil {
+		return 0, fmt.Errorf("read wal_sender_timeout: %w", err)
+	}
+	return time.Duration(ms) * time.Millisecond, nil
+}
+
+// fenceTables refuses tables that are unfit, and a publication of others.
+func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serverInfo) ([]*tableInfo, error) {
+	tables, problems, err := c.checkTables(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
+	more, err := c.checkPublication(ctx, conn, server, tables)
+	if err != nil {
+		return nil, err
+	}
+	return tables, firstError(append(problems, more...))
+}
+
+// fenceCatalog refuses tables other than those that the stream has.
+func fenceCatalog(catalog *millrace.Catalog, tables []*tableInfo) error {
+	mend := "; mend: put the configuration back, or " + newEpoch
+	for _, t := range tables {
+		if catalog.Schema(t.id) == nil {
+			for _, s := range catalog.Schemas {
+				if s.QualifiedName() == t.name.String() {
+					return fmt.Errorf("%w: %v was dropped and made again at the source (its OID was %v, now it is %v); mend: %s", ErrTables, t.name, s.Table, t.id, newEpoch)
+				}
+			}
+			return fmt.Errorf("%w: %v is configured, but the stream does not have it%s", ErrTables, t.name, mend)
+		}
+	}
+	for _, s := range catalog.Schemas {
+		if !slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == s.Table }) {
+			return fmt.Errorf("%w: the stream has %s, which is not configured%s", ErrTables, s.QualifiedName(), mend)
+		}
+	}
+	return nil
+}
+
+// startCopy makes the slot and begins the first copy.
+func (s *Source) startCopy(ctx context.Context, conn *pgx.Conn, from *millrace.Checkpoint) error {
+	c := s.c
+	slot, err := c.lookUpSlot(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if slot != nil {
+		if err := c.ownSlot(slot, s.server); err != nil {
+			return err
+		}
+		c.log.Info("an earlier first copy was cut off; beginning it anew with another slot", "slot", c.cfg.Slot)
+		if err := c.dropSlot(ctx, conn); err != nil {
+			return err
+		}
+	}
+	fc, err := c.beginCopy(ctx, conn, s.server, from)
+	if err != nil {
+		return err
+	}
+	if p := from.Position; !p.IsZero() && (p.Mode != millrace.ModeWAL || p.SystemID != fc.position.SystemID) {
+		closeConn(fc.conn)
+		return errors.Join(fmt.Errorf("%w: the stream was begun at %v; mend: correct the source URL, or %s", ErrOtherSystem, p, newEpoch), c.dropSlot(ctx, conn))
+	}
+	c.log.Info("first copy begins", "slot", c.cfg.Slot, "position", fc.position.LSN.String(), "tables", len(fc.tables))
+	s.progress = Progress{Phase: PhaseCopy, Tables: len(fc.tables)}
+	s.start(func(ctx context.Context) error {
+		defer closeConn(conn)
+		err := fc.run(ctx, s.pushCopy(ctx), s.copied)
+		closeConn(fc.conn)
+		if err != nil {
+			return err
+		}
+		s.setPhase(PhaseStream)
+		c.log.Info("first copy is complete", "rows", s.Progress().TotalRows)
+		repl, p, err := c.beginStream(ctx, conn, s.server, fc.position)
+		if err != nil {
+			return err
+		}
+		return s.stream(ctx, conn, repl, p, fc.schemas(), fc.catalog.LastVersion)
+	})
+	return nil
+}
+
+// resume goes on with the stream after from.
+func (s *Source) resume(ctx context.Context, conn *pgx.Conn, from *millrace.Checkpoint, tables []*tableInfo) error {
+	if err := fenceCatalog(&from.Catalog, tables); err != nil {
+		return err
+	}
+	repl, p, err := s.c.beginStream(ctx, conn, s.server, from.Position)
+	if err != nil {
+		return err
+	}
+	schemas := make(map[millrace.TableID]*millrace.Schema)
+	for _, schema := range from.Catalog.Schemas {
+		schemas[schema.Table] = schema
+	}
+	version := from.Catalog.LastVersion
+	s.progress = Progress{Phase: PhaseStream}
+	s.c.log.Info("capture goes on", "position", p.LSN.String(), "timeline", p.Timeline)
+	s.start(func(ctx context.Context) error {
+		defer closeConn(conn)
+		return s.stream(ctx, conn, repl, p, schemas, version)
+	})
+	return nil
+}
+
+// start runs fn in the source's goroutine.
+func (s *Source) start(fn func(context.Context) error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	s.cancel = cancel
+	go func() {
+		defer close(s.done)
+		err := fn(ctx)
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		} else {
+			err = fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, err)
+		}
+		cancel(err)
+		s.queue.close(err)
+	}()
+}
+
+// stream receives from repl until ctx ends or something fails.
+func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, p millrace.Position, schemas map[millrace.TableID]*millrace.Schema, version millrace.SchemaVersion) error {
+	st, err := s.newStream(repl, p)
+	if err != nil {
+		closeConn(repl)
+		return err
+	}
+	defer st.close()
+	wanted := make(map[millrace.TableID]bool)
+	for id := range schemas {
+		wanted[id] = true
+	}
+	catalog := &lookUps{c: s.c, conn: conn}
+	defer catalog.close()
+	st.d = &decoder{
+		stream: s.c.cfg.Stream, position: p, wanted: wanted, schemas: schemas, version: version,
+		lookUp: func(id millrace.TableID, types []uint32) (*tableInfo, error) { return catalog.table(ctx, id, types) },
+		emit: func(u *millrace.Unit, size int64) error {
+			s.c.metrics.received.Set(float64(u.Position.LSN))
+			return st.push(ctx, u, size)
+		},
+		spool:     s.spool,
+		budget:    int(s.c.cfg.MemoryBudget / 2),
+		relations: make(map[millrace.TableID]*relation),
+	}
+	s.live.Store(st)
+	defer s.live.Store(nil)
+
+	beating, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.c.heartbeat(beating) })
+	err = s.c.replicationError(st.run(ctx))
+	stop()
+	wg.Wait()
+	return errors.Join(err, st.d.close())
+}
+
+// lookUps asks the source's catalogs during the stream, over a connection that
+// may have died in the idle time between.
+type lookUps struct {
+	c     *Capture
+	conn  *pgx.Conn
+	owned bool // conn is not the one that was given
+}
+
+// lookUpLimit bounds a look-up: the stream waits for it.
+const lookUpLimit = 20 * time.Second
+
+func (l *lookUps) table(ctx context.Context, id millrace.TableID, types []uint32) (*tableInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookUpLimit)
+	defer cancel()
+	info, err := tableByID(ctx, l.conn, id, types)
+	if err == nil || !l.conn.IsClosed() {
+		return info, err
+	}
+	l.close()
+	conn, err := l.c.connect(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	l.conn, l.owned = conn, true
+	return tableByID(ctx, l.conn, id, types)
+}
+
+func (l *lookUps) close() {
+	if l.owned {
+		closeConn(l.conn)
+	}
+}
+
+// pushCopy hands chunks of the copy over.
+func (s *Source) pushCopy(ctx context.Context) func(*millrace.Unit, int64) error {
+	return func(u *millrace.Unit, size int64) error {
+		for !s.queue.tryPush(u, size) {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-s.queue.notFull:
+			}
+		}
+		return nil
+	}
+}
+
+func (s *Source) copied(table string, rows uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.progress
+	if p.Table != table {
+		if p.Table != "" {
+			p.Done++
+		}
+		p.Table, p.Rows = table, 0
+	}
+	p.TotalRows += rows - p.Rows
+	s.c.metrics.copied.Add(float64(rows - p.Rows))
+	p.Rows = rows
+}
+
+func (s *Source) setPhase(phase string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.progress.Phase = phase
+	s.progress.Table, s.progress.Rows, s.progress.Done = "", 0, s.progress.Tables
+}
+
+// Progress says how far the source has come.
+func (s *Source) Progress() Progress {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.progress
+}
+
+// Next waits for the next unit. Whoever takes it closes its Body. After the
+// source has failed, the units that came before are still given, then the error
+// at every call. It returns ErrClosed after Close.
+func (s *Source) Next(ctx context.Context) (*millrace.Unit, error) {
+	u, err := s.queue.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.c.metrics.units.Inc()
+	if lsn := uint64(u.Position.LSN); lsn > s.given.Load() {
+		s.given.Store(lsn)
+	}
+	return u, nil
+}
+
+// Confirm says that everything up to p is published: the source may forget it.
+// It never blocks. A position that was not given out by Next is not passed on.
+func (s *Source) Confirm(p millrace.Position) {
+	if p.Mode != millrace.ModeWAL || p.Slot != s.c.cfg.Slot {
+		return
+	}
+	lsn := min(uint64(p.LSN), s.given.Load())
+	for {
+		old := s.confirmed.Load()
+		if lsn <= old {
+			return
+		}
+		if s.confirmed.CompareAndSwap(old, lsn) {
+			break
+		}
+	}
+	if st := s.live.Load(); st != nil {
+		st.nudge()
+	}
+}
+
+// Close ends the source and returns when everything it started has ended. Units
+// that were not taken are thrown away; they come again after the next Open.
+func (s *Source) Close() error {
+	s.closing.Do(func() {
+		s.cancel(ErrClosed)
+		<-s.done
+		s.closeErr = s.queue.drain()
+	})
+	return s.closeErr
+}

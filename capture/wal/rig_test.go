@@ -1,0 +1,464 @@
+package wal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+// limit bounds every wait of a test.
+const limit = time.Minute
+
+// rig is a database, a capture of it, and an edge that its units are applied to.
+type rig struct {
+	t    testing.TB
+	db   *pgtest.DB
+	c    *Capture
+	cfg  Config
+	src  *Source
+	edge *edge
+	mark int
+}
+
+// newRig installs a capture of tables, which must exist. Names are of schema
+// public.
+func newRig(t testing.TB, db *pgtest.DB, change func(*Config), tables ...string) *rig {
+	t.Helper()
+	cfg := Config{
+		URL: db.URL, Stream: "s", Slot: "slot_" + strings.SplitN(db.Name, "_", 2)[0], SpoolDir: t.TempDir(),
+		Heartbeat: time.Hour,
+	}
+	for _, name := range tables {
+		cfg.Tables = append(cfg.Tables, "public."+name)
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	c, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, db: db, c: c, cfg: cfg, edge: newEdge()}
+	if err := c.Install(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.close)
+	return r
+}
+
+func (r *rig) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	r.t.Cleanup(cancel)
+	return ctx
+}
+
+// open opens a source after what the edge has.
+func (r *rig) open() {
+	r.t.Helper()
+	src, err := r.c.Open(r.ctx(), &r.edge.at)
+	if err != nil {
+		r.t.Fatalf("open: %v", err)
+	}
+	r.src = src
+}
+
+// openFails wants Open to fail with want, for an operator to mend.
+func (r *rig) openFails(want error) error {
+	r.t.Helper()
+	src, err := r.c.Open(r.ctx(), &r.edge.at)
+	if err == nil {
+		_ = src.Close()
+		r.t.Fatalf("open: got no error, want %v", want)
+	}
+	if !errors.Is(err, want) {
+		r.t.Fatalf("open: got %v, want %v", err, want)
+	}
+	if !millrace.NeedsOperator(err) {
+		r.t.Errorf("open: %v does not need an operator", err)
+	}
+	if !strings.Contains(err.Error(), "mend:") {
+		r.t.Errorf("open: %v names no mend", err)
+	}
+	return err
+}
+
+func (r *rig) close() {
+	if r.src == nil {
+		return
+	}
+	if err := r.src.Close(); err != nil {
+		r.t.Errorf("close: %v", err)
+	}
+	r.src = nil
+}
+
+// next takes one unit and applies it.
+func (r *rig) next() *applied {
+	r.t.Helper()
+	u, err := r.src.Next(r.ctx())
+	if err != nil {
+		r.t.Fatalf("next: %v", err)
+	}
+	a, err := r.edge.apply(u)
+	if err != nil {
+		r.t.Fatalf("apply: %v", err)
+	}
+	return a
+}
+
+// fails takes units until the source fails, and wants that to be with want.
+func (r *rig) fails(want error) error {
+	r.t.Helper()
+	for {
+		u, err := r.src.Next(r.ctx())
+		if err == nil {
+			_, err = r.edge.apply(u)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			continue
+		}
+		if !errors.Is(err, want) {
+			r.t.Fatalf("next: got %v, want %v", err, want)
+		}
+		return err
+	}
+}
+
+// copied takes units up to the end of the first copy.
+func (r *rig) copied() []*applied {
+	r.t.Helper()
+	var all []*applied
+	for {
+		a := r.next()
+		all = append(all, a)
+		if a.has(millrace.KindLoadEnd) {
+			return all
+		}
+	}
+}
+
+// sync writes a message at the source and takes units up to it.
+func (r *rig) sync() []*applied {
+	r.t.Helper()
+	r.mark++
+	text := fmt.Sprintf("mark %d", r.mark)
+	r.db.Exec("select pg_logical_emit_message(true, 'test', '" + text + "')")
+	var all []*applied
+	for {
+		a := r.next()
+		for i := range a.entries {
+			if m := a.entries[i].Message; m != nil && string(m.Content) == text {
+				return all
+			}
+		}
+		all = append(all, a)
+	}
+}
+
+// restart opens another source after what the edge has.
+func (r *rig) restart() {
+	r.t.Helper()
+	r.close()
+	r.open()
+}
+
+// equal compares the edge's tables with the source's, row by row.
+func (r *rig) equal() {
+	r.t.Helper()
+	conn, err := r.c.connect(r.ctx(), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer closeConn(conn)
+	for _, name := range r.c.tables {
+		if err := r.edge.equalTable(r.ctx(), conn, name); err != nil {
+			r.t.Error(err)
+		}
+	}
+}
+
+// slotLSN is where the slot says that we are done.
+func (r *rig) slotLSN() millrace.LSN {
+	r.t.Helper()
+	lsn, err := millrace.ParseLSN(r.db.String("select confirmed_flush_lsn from pg_replication_slots where slot_name = $1", r.c.cfg.Slot))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return lsn
+}
+
+// until polls a condition.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, limit)
+		}
+		<-tick.C
+	}
+}
+
+// edge applies units to tables in memory by the rules of the format.
+type edge struct {
+	at      millrace.Checkpoint
+	tables  map[millrace.TableID]map[string]storedRow
+	shadows map[millrace.LoadID]map[string]storedRow
+	schemas map[millrace.SchemaVersion]*millrace.Schema
+}
+
+type storedRow struct {
+	version millrace.SchemaVersion
+	columns []millrace.Datum
+}
+
+// applied is a unit after it was applied.
+type applied struct {
+	position millrace.Position
+	time     time.Time
+	entries  []millrace.Entry
+	bytes    int
+}
+
+func (a *applied) has(kind millrace.Kind) bool { return a.count(kind) > 0 }
+
+func (a *applied) count(kind millrace.Kind) (n int) {
+	for i := range a.entries {
+		if a.entries[i].Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// kinds names the entries' kinds.
+func (a *applied) kinds() string {
+	var names []string
+	for i := range a.entries {
+		names = append(names, a.entries[i].Kind.String())
+	}
+	return strings.Join(names, " ")
+}
+
+func newEdge() *edge {
+	return &edge{
+		tables: make(map[millrace.TableID]map[string]storedRow), shadows: make(map[millrace.LoadID]map[string]storedRow),
+		schemas: make(map[millrace.SchemaVersion]*millrace.Schema),
+	}
+}
+
+func (e *edge) apply(u *millrace.Unit) (*applied, error) {
+	a := &applied{position: u.Position, time: u.Time}
+	for {
+		run, err := u.Body.Next(1 << 20)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		run = slices.Clone(run)
+		a.bytes += len(run)
+		for len(run) > 0 {
+			var h millrace.Head
+			if run, err = millrace.NextHead(run, &h); err != nil {
+				return nil, err
+			}
+			var entry millrace.Entry
+			if err := millrace.DecodeEntry(h.Body, &entry); err != nil {
+				return nil, err
+			}
+			if entry.Ordinal != uint64(len(a.entries)) || entry.Last != (entry.Ordinal+1 == u.Entries) {
+				return nil, fmt.Errorf("entry %d of %d: ordinal %d, last %v", len(a.entries), u.Entries, entry.Ordinal, entry.Last)
+			}
+			a.entries = append(a.entries, entry)
+			if err := e.entry(&entry); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if uint64(len(a.entries)) != u.Entries {
+		return nil, fmt.Errorf("unit has %d entries and says %d", len(a.entries), u.Entries)
+	}
+	end := a.entries[len(a.entries)-1].End
+	if end.Token != u.Position.Token() || !end.Time.Equal(u.Time) {
+		return nil, fmt.Errorf("unit's end is %+v, its position %v, its time %v", end, u.Position, u.Time)
+	}
+	if live := len(e.at.Catalog.Loads) == 0 && !a.has(millrace.KindLoadEnd); live && u.Position.LSN <= e.at.Position.LSN {
+		return nil, fmt.Errorf("unit at %v comes after %v", u.Position, e.at.Position)
+	}
+	e.at.Position, e.at.Time = u.Position, u.Time
+	return a, u.Body.Close()
+}
+
+func (e *edge) entry(entry *millrace.Entry) error {
+	cat := &e.at.Catalog
+	table := e.tables[entry.Table]
+	if entry.Load != 0 {
+		table = e.shadows[entry.Load]
+	}
+	switch entry.Kind {
+	case millrace.KindSchema:
+		s := entry.Schema
+		if s.Version != cat.LastVersion+1 {
+			return fmt.Errorf("schema version %v after %v", s.Version, cat.LastVersion)
+		}
+		cat.LastVersion = s.Version
+		cat.Schemas = slices.DeleteFunc(cat.Schemas, func(o *millrace.Schema) bool { return o.Table == s.Table })
+		cat.Schemas = append(cat.Schemas, s)
+		slices.SortFunc(cat.Schemas, func(a, b *millrace.Schema) int { return int(a.Table) - int(b.Table) })
+		e.schemas[s.Version] = s
+	case millrace.KindLoadBegin:
+		if entry.Load != cat.LastLoad+1 {
+			return fmt.Errorf("load %v after %v", entry.Load, cat.LastLoad)
+		}
+		cat.LastLoad = entry.Load
+		cat.Loads = slices.DeleteFunc(cat.Loads, func(l millrace.Load) bool { return l.Table == entry.Table })
+		cat.Loads = append(cat.Loads, millrace.Load{ID: entry.Load, Table: entry.Table})
+		e.shadows[entry.Load] = make(map[string]storedRow)
+	case millrace.KindLoadEnd:
+		cat.Loads = slices.DeleteFunc(cat.Loads, func(l millrace.Load) bool { return l.ID == entry.Load })
+		if n := uint64(len(table)); n != entry.LoadInfo.Rows {
+			return fmt.Errorf("load %v ends with %d rows, %d came", entry.Load, entry.LoadInfo.Rows, n)
+		}
+		e.tables[entry.Table] = table
+	case millrace.KindPut:
+		return e.put(entry, table)
+	case millrace.KindDelete:
+		if _, ok := table[string(entry.Key)]; !ok {
+			return fmt.Errorf("delete of a row that is not there, key %x", entry.Key)
+		}
+		delete(table, string(entry.Key))
+	case millrace.KindTruncate:
+		clear(table)
+	}
+	return nil
+}
+
+func (e *edge) put(entry *millrace.Entry, table map[string]storedRow) error {
+	var row millrace.Row
+	if err := millrace.DecodeRow(entry.Row, &row); err != nil {
+		return err
+	}
+	if s := e.at.Catalog.Schema(entry.Table); s == nil || s.Version != row.Version {
+		return fmt.Errorf("row of version %v, the newest is %v", row.Version, s)
+	}
+	base := entry.Key
+	if entry.From != nil {
+		base = entry.From
+	}
+	old, known := table[string(base)]
+	for i, c := range row.Columns {
+		if c.State == millrace.ColumnUnchanged {
+			if !known {
+				return fmt.Errorf("column %d is unchanged, and there is no row before", i)
+			}
+			row.Columns[i] = old.columns[i]
+		}
+	}
+	table[string(entry.Key)] = storedRow{row.Version, slices.Clone(row.Columns)}
+	return nil
+}
+
+// equalTable compares one table with the source. Rows of older versions are
+// mapped by column name.
+func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName) error {
+	info, err := tableByName(ctx, conn, name)
+	if err != nil || info == nil {
+		return fmt.Errorf("look up %v: %w", name, err)
+	}
+	s := e.at.Catalog.Schema(info.id)
+	if s == nil {
+		return fmt.Errorf("%v: the edge has no schema", name)
+	}
+	codec, err := millrace.NewKeyCodec(s)
+	if err != nil {
+		return err
+	}
+	var columns []string
+	for _, c := range s.Columns {
+		columns = append(columns, quote(c.Name))
+	}
+	want := make(map[string]string)
+	rows, err := conn.Query(ctx, "select "+strings.Join(columns, ", ")+" from "+name.quoted(), pgx.QueryResultFormats{pgx.TextFormatCode})
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		var row []millrace.Datum
+		for _, v := range rows.RawValues() {
+			d := millrace.Datum{State: millrace.ColumnNull}
+			if v != nil {
+				d = millrace.Datum{Text: bytes.Clone(v)}
+			}
+			row = append(row, d)
+		}
+		key, err := codec.AppendRowKey(nil, row)
+		if err != nil {
+			return err
+		}
+		want[string(key)] = rowText(s, row)
+	}
+	if rows.Err() != nil {
+		return rows.Err()
+	}
+	got := make(map[string]string)
+	for key, row := range e.tables[info.id] {
+		mapped := make([]millrace.Datum, len(s.Columns))
+		old := e.schemas[row.version]
+		for i, c := range s.Columns {
+			mapped[i] = millrace.Datum{State: millrace.ColumnNull}
+			if j := old.ColumnIndex(c.Name); j >= 0 {
+				mapped[i] = row.columns[j]
+			}
+		}
+		got[key] = rowText(s, mapped)
+	}
+	if maps.Equal(got, want) {
+		return nil
+	}
+	differing := 0
+	example := ""
+	for key := range want {
+		if got[key] != want[key] {
+			differing++
+			example = fmt.Sprintf("got %.300s\nwant %.300s", got[key], want[key])
+		}
+	}
+	for key := range got {
+		if _, ok := want[key]; !ok {
+			differing++
+			example = fmt.Sprintf("got %.300s\nwant none", got[key])
+		}
+	}
+	return fmt.Errorf("%v: edge has %d rows, source %d, %d differ: %s", name, len(got), len(want), differing, example)
+}
+
+func rowText(s *millrace.Schema, row []millrace.Datum) string {
+	var b strings.Builder
+	for i, c := range s.Columns {
+		if row[i].State == millrace.ColumnValue {
+			fmt.Fprintf(&b, "%s=%q ", c.Name, row[i].Text)
+		} else {
+			fmt.Fprintf(&b, "%s %v ", c.Name, row[i].State)
+		}
+	}
+	return b.String()
+}

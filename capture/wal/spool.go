@@ -1,0 +1,93 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/millrace-db/millrace"
+)
+
+// spool makes the files of one stream's large transactions. A file lives until
+// the body made of it is closed; those of a process that was killed are removed
+// at the next start. They hold rows, so only the process's user may read them.
+type spool struct {
+	dir, prefix string
+	metrics     *metrics
+	number      atomic.Uint64
+}
+
+// openSpool makes the directory and clears away old files of the stream.
+func openSpool(dir, stream string, m *metrics) (*spool, error) {
+	s := &spool{dir: dir, prefix: "millrace-" + stream + "-", metrics: m}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, s.failed("make directory", err)
+	}
+	old, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, s.failed("read directory", err)
+	}
+	for _, e := range old {
+		number, found := strings.CutSuffix(strings.TrimPrefix(e.Name(), s.prefix), ".spool")
+		// Another stream's name may begin with ours: what stands between must
+		// be a number.
+		if !found || !strings.HasPrefix(e.Name(), s.prefix) || strings.Trim(number, "0123456789") != "" {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, s.failed("remove old file", err)
+		}
+	}
+	return s, nil
+}
+
+func (s *spool) failed(verb string, err error) error {
+	return fmt.Errorf("%w: %s in %s: %w; mend: free space there or name another directory (spool), then start again", ErrSpool, verb, s.dir, err)
+}
+
+// spoolFile is one transaction on its way into a file.
+type spoolFile struct {
+	s    *spool
+	f    *os.File
+	size int64
+}
+
+func (s *spool) create() (*spoolFile, error) {
+	path := filepath.Join(s.dir, fmt.Sprintf("%s%d.spool", s.prefix, s.number.Add(1)))
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, s.failed("make file", err)
+	}
+	return &spoolFile{s: s, f: f}, nil
+}
+
+func (f *spoolFile) write(b []byte) error {
+	n, err := f.f.Write(b)
+	f.size += int64(n)
+	f.s.metrics.spool.Add(float64(n))
+	if err != nil {
+		return f.s.failed("write file", err)
+	}
+	return nil
+}
+
+// body hands the file over to a unit's body, which removes it when it is closed.
+func (f *spoolFile) body() (millrace.Body, error) {
+	if _, err := f.f.Seek(0, 0); err != nil {
+		return nil, f.s.failed("read file", err)
+	}
+	return millrace.NewReaderBody(f.f, sync.OnceValue(f.remove)), nil
+}
+
+// remove closes and deletes the file.
+func (f *spoolFile) remove() error {
+	f.s.metrics.spool.Sub(float64(f.size))
+	if err := errors.Join(f.f.Close(), os.Remove(f.f.Name())); err != nil {
+		return fmt.Errorf("remove spool file: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,190 @@
+// Package wal captures the committed changes of chosen Postgres tables by
+// logical decoding (pgoutput) and gives them out as units.
+//
+// It owns the publication and the replication slot of a stream, the first copy
+// of its tables, and the connection that the changes come over. It promises:
+//
+//   - A unit is one whole transaction of the source, in the order of commit,
+//     each exactly once after the Position that Open was given; or one chunk of
+//     the first copy. Nothing is streamed before the copy is complete.
+//   - The source is told that a position is done only up to what Confirm has
+//     been given, so what was not confirmed comes again after a restart.
+//   - System, timeline and slot are compared with the Position at every Open. A
+//     source that cannot go on exactly there is refused with a named error.
+//   - Memory is bounded: a transaction above the budget goes through a file, and
+//     a reader that does not call Next holds the source connection back.
+//   - What cannot be decoded, described or keyed stops the stream; it is never
+//     left out.
+//
+// Indexes, batches and what was published are left to transfer. So are retries:
+// a Source ends with its first error, and the caller opens a new one from what
+// it has published (millrace.NeedsOperator tells whether that can help).
+//
+// The caller holds the stream's exclusive hold while a Source is open. Open
+// therefore ends any other connection that uses the slot.
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Defaults of a Config.
+const (
+	DefaultMemoryBudget = 64 << 20
+	DefaultHeartbeat    = time.Second
+	DefaultSilence      = time.Minute
+)
+
+const (
+	minMemoryBudget = 1 << 20
+	// statusInterval is how often the source is told where we stand at least,
+	// asked or not: with wal_sender_timeout = 0 it never asks.
+	statusInterval = 10 * time.Second
+	// confirmDelay gathers confirmations into one status.
+	confirmDelay = 100 * time.Millisecond
+)
+
+// Config says what to capture, and from where.
+type Config struct {
+	// URL reaches the source database, directly: a connection pooler does not
+	// pass replication or session settings on. The role needs REPLICATION and
+	// SELECT on the tables; Install needs to own them too.
+	URL string
+	// Stream is the stream's name. It marks heartbeats and spool files.
+	Stream string
+	// Slot and Publication default to millrace_<stream>.
+	Slot, Publication string
+	// Tables are the captured tables as schema.table, exactly as the catalog
+	// writes them.
+	Tables []string
+	// MemoryBudget bounds what is held for transactions, in bytes: half of it
+	// for the one being received, half for those that wait for Next. A single
+	// row may need up to 16 MiB above it. Default 64 MiB, at least 1 MiB.
+	MemoryBudget int64
+	// SpoolDir holds the files of transactions above the budget. It is made if
+	// it is missing. Default: millrace-spool in the system's temporary
+	// directory.
+	SpoolDir string
+	// Heartbeat is the time between heartbeats. Default 1 s.
+	Heartbeat time.Duration
+	// Silence is how long the source may send nothing at all before the
+	// connection is taken for dead. Default 60 s, at least 1 s.
+	Silence time.Duration
+	// Logger hears of transitions. Default: none.
+	Logger *slog.Logger
+	// Registerer gets the metrics. Default: none.
+	Registerer prometheus.Registerer
+}
+
+// Capture captures one stream. Its methods may be called concurrently, but only
+// one Source may be open at a time.
+type Capture struct {
+	cfg     Config
+	tables  []tableName
+	log     *slog.Logger
+	metrics *metrics
+
+	// Set by New; tests shorten them.
+	statusInterval, confirmDelay time.Duration
+}
+
+// tableName is a table as the configuration names it.
+type tableName struct{ schema, name string }
+
+func (t tableName) String() string { return t.schema + "." + t.name }
+
+// quoted returns the name as SQL writes it.
+func (t tableName) quoted() string { return quote(t.schema) + "." + quote(t.name) }
+
+func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// A slot's name allows lower-case letters, digits and underscores only.
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// New checks the configuration and fills in its defaults. It does not connect.
+func New(cfg Config) (*Capture, error) {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("configure capture of stream %s: %s", cfg.Stream, fmt.Sprintf(format, args...))
+	}
+	if cfg.Stream == "" {
+		return nil, errors.New("configure capture: the stream has no name")
+	}
+	if cfg.URL == "" {
+		return nil, bad("no source URL; set source.url to one such as postgres://user@host/database")
+	}
+	if cfg.Slot == "" {
+		cfg.Slot = "millrace_" + cfg.Stream
+	}
+	if cfg.Publication == "" {
+		cfg.Publication = "millrace_" + cfg.Stream
+	}
+	if !slotName.MatchString(cfg.Slot) {
+		return nil, bad("slot name %q: want up to 63 lower-case letters, digits and underscores", cfg.Slot)
+	}
+	if len(cfg.Tables) == 0 {
+		return nil, bad("no tables; name at least one as schema.table")
+	}
+	c := &Capture{statusInterval: statusInterval, confirmDelay: confirmDelay}
+	seen := make(map[tableName]bool, len(cfg.Tables))
+	for _, text := range cfg.Tables {
+		schema, name, ok := strings.Cut(text, ".")
+		t := tableName{schema, name}
+		switch {
+		case !ok || schema == "" || name == "":
+			return nil, bad("table %q: want schema.table, as in public.accounts", text)
+		case seen[t]:
+			return nil, bad("table %q is named twice; remove one", text)
+		case isSystemSchema(schema):
+			return nil, bad("table %q: schema %s is not captured; remove the table", text, schema)
+		}
+		seen[t] = true
+		c.tables = append(c.tables, t)
+	}
+	if cfg.MemoryBudget == 0 {
+		cfg.MemoryBudget = DefaultMemoryBudget
+	}
+	if cfg.MemoryBudget < minMemoryBudget {
+		return nil, bad("memory budget of %d bytes: want at least %d", cfg.MemoryBudget, minMemoryBudget)
+	}
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = DefaultHeartbeat
+	}
+	if cfg.Heartbeat < 0 {
+		return nil, bad("heartbeat of %v: want more than 0", cfg.Heartbeat)
+	}
+	if cfg.Silence == 0 {
+		cfg.Silence = DefaultSilence
+	}
+	if cfg.Silence < time.Second {
+		return nil, bad("silence of %v: want at least 1s", cfg.Silence)
+	}
+	if cfg.SpoolDir == "" {
+		cfg.SpoolDir = filepath.Join(os.TempDir(), "millrace-spool")
+	}
+	c.log = cfg.Logger
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	c.log = c.log.With("stream", cfg.Stream)
+	c.cfg = cfg
+	var err error
+	if c.metrics, err = newMetrics(cfg.Registerer, cfg.Stream); err != nil {
+		return nil, bad("register metrics: %v", err)
+	}
+	return c, nil
+}
+
+// isSystemSchema reports whether tables of the schema are never captured. Our
+// own is among them, or the ledger would feed itself.
+func isSystemSchema(schema string) bool {
+	return schema == "millrace" || schema == "information_schema" || strings.HasPrefix(schema, "pg_")
+}
