@@ -17,25 +17,33 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-db/millrace"
 )
+
+// stopError is an error that only an operator mends.
+type stopError string
+
+func (e stopError) Error() string { return string(e) }
+func (stopError) Unwrap() error   { return millrace.ErrStop }
 
 var (
 	// ErrNotInitialised occurs when the database has no control schema, or one
 	// that is older than this process needs. Mend: millrace init.
-	ErrNotInitialised = errors.New("the source database has no millrace control schema; run millrace init")
+	ErrNotInitialised error = stopError("the source database has no millrace control schema; run millrace init")
 
 	// ErrNoStream occurs when the registry has no stream of the name. Mend:
 	// millrace init.
-	ErrNoStream = errors.New("the stream is not registered in the source database; run millrace init")
+	ErrNoStream error = stopError("the stream is not registered in the source database; run millrace init")
 
 	// ErrPooler occurs when the hold's connection does not go to a server
 	// process of its own. Mend: give the stream a source URL that reaches
 	// Postgres directly.
-	ErrPooler = errors.New("the connection goes through a pooler, where a session lock holds nothing; give source.url the address of Postgres itself")
+	ErrPooler error = stopError("the connection goes through a pooler, where a session lock holds nothing; give source.url the address of Postgres itself")
 
 	// ErrNewer occurs when a newer version of millrace has migrated the control
 	// schema. Mend: upgrade this process.
-	ErrNewer = errors.New("the control schema is newer than this version of millrace; upgrade it")
+	ErrNewer error = stopError("the control schema is newer than this version of millrace; upgrade it")
 )
 
 const (
