@@ -91,7 +91,7 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 	}
 	if len(f.config.Key) > 0 && f.fold.Next() >= f.config.KeyFrom {
 		if err := r.VerifySignature(f.config.Key); err != nil {
-			return nil, fmt.Errorf("record at offset %v: %w", offset, err)
+			return nil, fmt.Errorf("record at offset %v: %w; mend: find out who writes to the topic", offset, err)
 		}
 	}
 	outcome, err := f.fold.Step(r)
