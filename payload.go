@@ -104,12 +104,15 @@ func (w *UnitWriter) Put(table TableID, key, from, row []byte, load LoadID) erro
 	if table == 0 || len(key) == 0 || len(row) == 0 {
 		return fmt.Errorf("write put entry of table %v: %w: table, key and row must be set", table, ErrMalformed)
 	}
-	at := w.begin(KindPut, table)
+	size := sizeBytesField(key) + sizeBytesField(from) + sizeBytesField(row) + sizeVarintField(uint64(load))
+	if err := w.begin(KindPut, table, size); err != nil {
+		return err
+	}
 	w.buf = appendBytesField(w.buf, entryKey, key)
 	w.buf = appendBytesField(w.buf, entryFrom, from)
 	w.buf = appendBytesField(w.buf, entryRow, row)
 	w.buf = appendVarintField(w.buf, entryLoad, uint64(load))
-	return w.end(at)
+	return nil
 }
 
 // Delete appends the removal of a row.
@@ -117,9 +120,11 @@ func (w *UnitWriter) Delete(table TableID, key []byte) error {
 	if table == 0 || len(key) == 0 {
 		return fmt.Errorf("write delete entry of table %v: %w: table and key must be set", table, ErrMalformed)
 	}
-	at := w.begin(KindDelete, table)
+	if err := w.begin(KindDelete, table, sizeBytesField(key)); err != nil {
+		return err
+	}
 	w.buf = appendBytesField(w.buf, entryKey, key)
-	return w.end(at)
+	return nil
 }
 
 // Append appends an entry of any kind. It sets e.Ordinal and ignores e.Last.
@@ -134,39 +139,56 @@ func (w *UnitWriter) Append(e *Entry) error {
 			return fmt.Errorf("write schema entry: %w", err)
 		}
 	}
-	at := w.tag()
-	w.buf = AppendEntry(w.buf, &c)
-	return w.end(at)
-}
-
-// tag begins an entry and returns its place in buf.
-func (w *UnitWriter) tag() (at int) {
-	if w.buf == nil {
-		w.buf = make([]byte, 0, firstBuffer)
-	}
-	at = len(w.buf)
-	w.buf = append(w.buf, payloadTag)
-	return at
-}
-
-func (w *UnitWriter) begin(kind Kind, table TableID) (at int) {
-	at = w.tag()
-	w.buf = append(w.buf, byte(entryKind)<<3, byte(kind))
-	w.buf = appendVarintField(w.buf, entryTable, uint64(table))
-	w.buf = appendVarintField(w.buf, entryOrdinal, w.ordinal)
-	return at
-}
-
-// end completes the entry at the place.
-func (w *UnitWriter) end(at int) error {
+	at := len(w.buf)
+	w.buf = AppendEntry(append(w.buf, payloadTag), &c)
 	if n := len(w.buf) - at - 1; n > MaxEntry {
 		w.buf = w.buf[:at]
-		return fmt.Errorf("write entry: %w: %d bytes; the limit for a row is %d", ErrTooLarge, n, MaxEntry)
+		return entryTooLarge(c.Table, n)
 	}
 	w.buf = prefixLength(w.buf, at+1)
 	w.last = at
 	w.ordinal++
 	return nil
+}
+
+// begin writes what row changes begin with, up to the key. rest is the size of
+// what the caller then writes: with it the entry's length is known before its
+// content, which need not be moved to make room for it.
+func (w *UnitWriter) begin(kind Kind, table TableID, rest int) error {
+	size := 2 + sizeVarintField(uint64(table)) + sizeVarintField(w.ordinal) + rest
+	if size > MaxEntry {
+		return entryTooLarge(table, size)
+	}
+	if w.buf == nil {
+		w.buf = make([]byte, 0, max(firstBuffer, size+32))
+	}
+	w.last = len(w.buf)
+	w.buf = protowire.AppendVarint(append(w.buf, payloadTag), uint64(size))
+	w.buf = append(w.buf, byte(entryKind)<<3, byte(kind))
+	w.buf = appendVarintField(w.buf, entryTable, uint64(table))
+	w.buf = appendVarintField(w.buf, entryOrdinal, w.ordinal)
+	w.ordinal++
+	return nil
+}
+
+func entryTooLarge(table TableID, size int) error {
+	return fmt.Errorf("write entry of table %v: %w: %d bytes; the limit for a row is %d", table, ErrTooLarge, size, MaxEntry)
+}
+
+// sizeVarintField and sizeBytesField are the sizes of what the functions of
+// wire.go append, for fields whose tag is one byte.
+func sizeVarintField(v uint64) int {
+	if v == 0 {
+		return 0
+	}
+	return 1 + protowire.SizeVarint(v)
+}
+
+func sizeBytesField(v []byte) int {
+	if len(v) == 0 {
+		return 0
+	}
+	return 1 + protowire.SizeBytes(len(v))
 }
 
 // Take hands out everything but the newest entry, in payload form, and forgets
