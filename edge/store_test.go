@@ -1,9 +1,11 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -119,6 +121,8 @@ func (f *feed) checkpoint() *millrace.Checkpoint {
 	for table, load := range f.loads {
 		c.Catalog.Loads = append(c.Catalog.Loads, millrace.Load{ID: load, Table: table})
 	}
+	slices.SortFunc(c.Catalog.Loads, func(a, b millrace.Load) int { return cmp.Compare(a.ID, b.ID) })
+	c.Catalog.LastLoad, c.Catalog.LastVersion = 1<<20, 1<<20
 	return c
 }
 

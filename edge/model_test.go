@@ -1,0 +1,219 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/millrace-db/millrace"
+)
+
+// modelTable is what a table must hold: rows by ID, each its two other columns.
+type modelTable struct {
+	feed   tableFeed
+	live   map[string][2]string // nil before the first LoadEnd
+	shadow map[string][2]string // nil without a load
+	load   millrace.LoadID
+}
+
+func (m *modelTable) clone() *modelTable {
+	c := *m
+	c.live, c.shadow = maps.Clone(m.live), maps.Clone(m.shadow)
+	return &c
+}
+
+// lacking stands for a column of a shadow that is not known yet.
+const lacking = "\x00missing"
+
+// put does to one generation what a Put does.
+func (m *modelTable) put(g map[string][2]string, from, id string, values [2]string) {
+	base, ok := g[from]
+	for i := range values {
+		if values[i] != unchanged {
+			continue
+		}
+		values[i] = lacking
+		if ok {
+			values[i] = base[i]
+		}
+	}
+	g[id] = values
+}
+
+func (m *modelTable) dump() string {
+	ids := slices.SortedFunc(maps.Keys(m.live), func(a, b string) int {
+		x, _ := strconv.Atoi(a)
+		y, _ := strconv.Atoi(b)
+		return x - y
+	})
+	rows := make([]string, len(ids))
+	for i, id := range ids {
+		rows[i] = id + "=" + m.live[id][0] + "," + m.live[id][1]
+	}
+	return strings.Join(rows, " ")
+}
+
+// TestModel applies random units of several tables, with loads, truncates, moved
+// keys and unchanged columns, some of them given up, and compares the store with
+// maps after each.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		dir := t.TempDir()
+		s := openStore(t, dir)
+		f := newFeed(t, s)
+		tables := make([]*modelTable, 2)
+		version := millrace.SchemaVersion(0)
+		load := millrace.LoadID(0)
+		for i := range tables {
+			version++
+			tables[i] = &modelTable{feed: tableFeed{t, testSchema(millrace.TableID(i+1), version, fmt.Sprint("t", i), oidInt8, "note", "big")}}
+			f.must(tables[i].feed.describe())
+		}
+		id := rapid.Custom(func(rt *rapid.T) string { return strconv.Itoa(rapid.IntRange(1, 12).Draw(rt, "id")) })
+		value := rapid.SampledFrom([]string{"a", "b", "NULL", strings.Repeat("x", 3000)})
+
+		step := func(m *modelTable) *millrace.Entry {
+			visible := slices.Sorted(maps.Keys(m.live))
+			switch rapid.IntRange(0, 13).Draw(rt, "step") {
+			case 0:
+				load++
+				m.load, m.shadow = load, make(map[string][2]string)
+				return m.feed.control(millrace.KindLoadBegin, load)
+			case 1:
+				if m.shadow == nil {
+					return nil
+				}
+				for _, row := range m.shadow {
+					if row[0] == lacking || row[1] == lacking {
+						return nil // capture does not end a load so
+					}
+				}
+				m.live, m.shadow = m.shadow, nil
+				return m.feed.control(millrace.KindLoadEnd, m.load)
+			case 2, 3, 4:
+				if m.shadow == nil {
+					return nil
+				}
+				i, v := id.Draw(rt, "loaded"), [2]string{value.Draw(rt, "note"), value.Draw(rt, "big")}
+				m.shadow[i] = v
+				return m.feed.load(m.load, i, v[0], v[1])
+			case 5:
+				if m.live == nil && m.shadow == nil || rapid.IntRange(0, 4).Draw(rt, "truncate") > 0 {
+					return nil
+				}
+				for _, g := range []map[string][2]string{m.live, m.shadow} {
+					clear(g)
+				}
+				return m.feed.control(millrace.KindTruncate, 0)
+			case 6:
+				version++
+				m.feed.schema = testSchema(m.feed.schema.Table, version, m.feed.schema.Name, oidInt8, "note", "big")
+				return m.feed.describe()
+			case 7, 8:
+				if len(visible) == 0 {
+					return nil
+				}
+				i := rapid.SampledFrom(visible).Draw(rt, "deleted")
+				delete(m.live, i)
+				delete(m.shadow, i)
+				return m.feed.delete(i)
+			case 9, 10:
+				if len(visible) == 0 {
+					return nil
+				}
+				from, to := rapid.SampledFrom(visible).Draw(rt, "from"), id.Draw(rt, "to")
+				if rapid.Bool().Draw(rt, "in place") {
+					to = from
+				}
+				v := [2]string{value.Draw(rt, "note"), unchanged}
+				m.put(m.live, from, to, v)
+				if m.shadow != nil {
+					m.put(m.shadow, from, to, v)
+				}
+				return m.feed.move(from, to, v[0], v[1])
+			default:
+				if m.live == nil && m.shadow == nil {
+					return nil
+				}
+				i, v := id.Draw(rt, "put"), [2]string{value.Draw(rt, "note"), value.Draw(rt, "big")}
+				for _, g := range []map[string][2]string{m.live, m.shadow} {
+					if g != nil {
+						m.put(g, i, i, v)
+					}
+				}
+				return m.feed.put(i, v[0], v[1])
+			}
+		}
+		for range rapid.IntRange(1, 15).Draw(rt, "units") {
+			before := []*modelTable{tables[0].clone(), tables[1].clone()}
+			index, loads := f.index, maps.Clone(f.loads)
+			var unit []*millrace.Entry
+			for range rapid.IntRange(1, 12).Draw(rt, "entries") {
+				if e := step(tables[rapid.IntRange(0, 1).Draw(rt, "table")]); e != nil {
+					unit = append(unit, e)
+				}
+			}
+			for _, e := range unit {
+				if err := f.apply(e); err != nil {
+					rt.Fatalf("apply %v: %v", e.Kind, err)
+				}
+				if rapid.IntRange(0, 5).Draw(rt, "flush") == 0 {
+					if err := f.w.Flush(); err != nil {
+						rt.Fatalf("Flush: %v", err)
+					}
+				}
+			}
+			switch {
+			case len(unit) == 0:
+			case rapid.IntRange(0, 4).Draw(rt, "give up") == 0:
+				f.w.Abort()
+				copy(tables, before)
+				f.index, f.loads = index, loads
+			default:
+				if err := f.w.Commit(f.checkpoint()); err != nil {
+					rt.Fatalf("Commit: %v", err)
+				}
+			}
+			if rapid.IntRange(0, 3).Draw(rt, "sweep") == 0 {
+				if _, err := f.w.Sweep(); err != nil {
+					rt.Fatalf("Sweep: %v", err)
+				}
+			}
+			if err := s.Check(context.Background()); err != nil {
+				rt.Fatalf("Check: %v", err)
+			}
+			for _, m := range tables {
+				name := m.feed.schema.QualifiedName()
+				if m.live == nil {
+					err := s.View(context.Background(), func(v *View) error { _, err := v.Table(name); return err })
+					if !errors.Is(err, ErrNoTable) {
+						rt.Fatalf("table %s before its first LoadEnd: %v", name, err)
+					}
+					continue
+				}
+				if got, want := dump(t, s, name), m.dump(); got != want {
+					rt.Fatalf("table %s holds\n%s, want\n%s", name, got, want)
+				}
+			}
+		}
+		f.sweep()
+		f.w.Close()
+		closeStore(t, s)
+		s = openStore(t, dir)
+		for _, m := range tables {
+			if m.live != nil {
+				if got, want := dump(t, s, m.feed.schema.QualifiedName()), m.dump(); got != want {
+					rt.Fatalf("opened again, table %s holds\n%s, want\n%s", m.feed.schema.QualifiedName(), got, want)
+				}
+			}
+		}
+		closeStore(t, s)
+	})
+}
