@@ -27,6 +27,7 @@ type Witness struct {
 	term      millrace.Term
 	publisher millrace.PublisherID
 	chain     millrace.Chain
+	token     uint64            // of the newest transaction
 	open      []millrace.Record // accepted parts of a unit that has not ended
 
 	// Index and Position are those of the newest complete unit.
@@ -70,10 +71,16 @@ func NewWitness(brokers []string, topic string) (*Witness, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open witness of topic %s: %w", topic, err)
 	}
+	w := newWitness()
+	w.client, w.topic = client, topic
+	return w, nil
+}
+
+func newWitness() *Witness {
 	return &Witness{
-		client: client, topic: topic, Tables: map[string]*WitnessTable{}, byID: map[millrace.TableID]*WitnessTable{},
+		Tables: map[string]*WitnessTable{}, byID: map[millrace.TableID]*WitnessTable{},
 		seen: map[millrace.Index]millrace.Chain{}, chains: map[millrace.Index]millrace.Chain{},
-	}, nil
+	}
 }
 
 // Close ends the witness.
@@ -246,6 +253,13 @@ func (w *Witness) units(r *millrace.Record, entries []witnessEntry) error {
 		}
 		unit := entries[:end+1]
 		entries = entries[end+1:]
+		// Transactions come in the order of their commits, each once.
+		if last := unit[end].End; last.XID != 0 {
+			if last.Token <= w.token {
+				return fmt.Errorf("transaction %d, committed at %v, comes after one that committed at %v", last.XID, millrace.LSN(last.Token), millrace.LSN(w.token))
+			}
+			w.token = last.Token
+		}
 		w.chain = chainAfter(w.chain, unit)
 		for i := range unit {
 			if unit[i].Ordinal != uint64(i) {

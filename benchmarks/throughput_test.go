@@ -1,0 +1,151 @@
+package benchmarks
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+// backlogLimit bounds the work on one backlog.
+const backlogLimit = 10 * time.Minute
+
+// BenchmarkThroughput takes a backlog of changes from the source to the edge,
+// beside pg_recvlogical writing the same backlog, decoded by the same plugin
+// for the same publication, to /dev/null. The rounds are interleaved, each with
+// a new backlog that both take, in alternating order.
+func BenchmarkThroughput(b *testing.B) {
+	for _, size := range []int{1000, 1} {
+		b.Run(fmt.Sprintf("transactions of %d", size), func(b *testing.B) {
+			for b.Loop() {
+				throughput(b, size)
+			}
+		})
+	}
+}
+
+func throughput(b *testing.B, size int) {
+	s, e := newSystem(b, 0)
+	t := s.StartTransfer()
+	e.Start()
+	s.DB.Exec(`INSERT INTO bench VALUES (-1, 0, 'first')`)
+	if _, err := awaitRow(b.Context(), e, -1, copyLimit); err != nil {
+		b.Fatal(err)
+	}
+	t.Stop(stopLimit)
+	changes := *changesFlag
+	if size == 1 {
+		changes /= 5 // a commit costs the source more than the change
+	}
+	var ours, theirs, ratios []float64
+	for round := range *roundsFlag {
+		slot := fmt.Sprintf("recv_%d", round)
+		s.DB.Exec(fmt.Sprintf(`SELECT pg_create_logical_replication_slot('%s', 'pgoutput')`, slot))
+		last := backlog(s, round*changes, changes, size)
+		var r, m float64
+		steps := []func(){
+			func() { r = recvlogical(b, s, slot, size, changes) },
+			func() { m = millrace(b, s, e, last, size, changes) },
+		}
+		steps[round%2]()
+		steps[1-round%2]()
+		s.DB.Exec(fmt.Sprintf(`SELECT pg_drop_replication_slot('%s')`, slot))
+		ours, theirs, ratios = append(ours, m), append(theirs, r), append(ratios, m/r)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(ours), "changes/s")
+	b.ReportMetric(median(theirs), "pg_recvlogical-changes/s")
+	b.ReportMetric(median(ratios), "ratio")
+	record(b, map[string]any{
+		"what": "ratio of millrace to pg_recvlogical, median of rounds", "transaction_size": size, "changes": changes, "rounds": *roundsFlag,
+		"millrace_changes_per_second": median(ours), "pg_recvlogical_changes_per_second": median(theirs), "ratio": median(ratios),
+	})
+	e.Stop(stopLimit)
+}
+
+// backlog commits changes, size of them a transaction, and returns the ID of the
+// last row.
+func backlog(s *harness.System, from, changes, size int) (last int) {
+	s.DB.Exec(fmt.Sprintf(`DO $$
+DECLARE at bigint := %d;
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', false);
+  WHILE at < %d LOOP
+    INSERT INTO bench SELECT i, i %% 1000, 'note of row ' || i || ' and some more text to make it a row of about 100 bytes' FROM generate_series(at + 1, at + %d) i;
+    COMMIT;
+    at := at + %d;
+  END LOOP;
+END $$`, from, from+changes, size, size))
+	return from + changes
+}
+
+// recvlogical returns changes a second of pg_recvlogical, from the start of its
+// process to its end behind the last change.
+func recvlogical(b *testing.B, s *harness.System, slot string, size, changes int) float64 {
+	b.Helper()
+	path, err := s.DB.Server.Binaries().Program("pg_recvlogical")
+	if err != nil {
+		b.Fatal(err)
+	}
+	end := s.DB.String(`SELECT pg_current_wal_insert_lsn()`)
+	// It ends at the first thing that it gets at or behind the end.
+	s.DB.Exec(`SELECT pg_logical_emit_message(false, 'bench', '')`)
+	ctx, cancel := context.WithTimeout(b.Context(), backlogLimit)
+	defer cancel()
+	before := serverCPU(s)
+	began := time.Now()
+	cmd := exec.CommandContext(ctx, path, "-d", s.DB.URL, "--slot", slot, "--start", "--endpos", end, "-f", "/dev/null",
+		"-o", "proto_version=2", "-o", "streaming=on", "-o", "publication_names=millrace_"+s.Stream)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("pg_recvlogical: %v: %s", err, out)
+	}
+	took := time.Since(began)
+	rate := float64(changes) / took.Seconds()
+	record(b, map[string]any{
+		"what": "pg_recvlogical to /dev/null", "transaction_size": size, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
+		"client_cpu_seconds": (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), "server_cpu_seconds": serverCPU(s) - before,
+	})
+	return rate
+}
+
+// millrace returns changes a second of transfer and edge together, from the
+// start of transfer's process to the moment when the last row is read at the
+// edge, which runs and has applied all that was before.
+func millrace(b *testing.B, s *harness.System, e *harness.Edge, last, size, changes int) float64 {
+	b.Helper()
+	edgeBefore, serverBefore, kafkaBefore := e.CPU(), serverCPU(s), harness.CPUOf(s.Kafka.PID(0))
+	began := time.Now()
+	t := s.StartTransfer()
+	at, err := awaitRow(b.Context(), e, last, backlogLimit)
+	if err != nil {
+		b.Fatal(err)
+	}
+	took := at.Sub(began)
+	rate := float64(changes) / took.Seconds()
+	record(b, map[string]any{
+		"what": "backlog to edge", "transaction_size": size, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
+		"transfer_cpu_seconds": t.CPU(), "edge_cpu_seconds": e.CPU() - edgeBefore,
+		"kafka_cpu_seconds": harness.CPUOf(s.Kafka.PID(0)) - kafkaBefore, "server_cpu_seconds": serverCPU(s) - serverBefore,
+		"transfer_rss_mib": t.MaxRSS() >> 20, "edge_rss_mib": e.MaxRSS() >> 20,
+	})
+	// The slot moves on before the next round: what is confirmed is not sent
+	// again.
+	harness.Until(b, stopLimit, "the backlog is confirmed", func(context.Context) error {
+		behind := s.DB.String(`SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn) < 1000000 FROM pg_replication_slots WHERE slot_name = $1`, "millrace_"+s.Stream)
+		if behind != "t" {
+			return harness.NotYet("the slot is behind")
+		}
+		return nil
+	})
+	t.Stop(stopLimit)
+	return rate
+}
+
+// serverCPU is what all processes of the server have used, in seconds; ended
+// ones are in the postmaster's sum.
+func serverCPU(s *harness.System) float64 {
+	return harness.CPUOfTree(s.DB.Server.PID())
+}

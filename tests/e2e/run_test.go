@@ -1,0 +1,223 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+const (
+	// stopLimit is how long a process may take to end in order.
+	stopLimit = 30 * time.Second
+	// progressLimit is how long the edge may take to move on after a fault.
+	progressLimit = time.Minute
+	// copyLimit is how long the first copy may take.
+	copyLimit = 3 * time.Minute
+)
+
+// run is one run of pgbench and journal clients through a stream, with all
+// witnesses looking on.
+type run struct {
+	t        *testing.T
+	rng      *rand.Rand
+	size     size
+	s        *harness.System
+	kafka    *kafkatest.Cluster
+	edge     *harness.Edge
+	transfer *harness.Transfer
+	bench    *harness.Pgbench
+	journal  *harness.Journal
+	books    *harness.BookReader
+	witness  *harness.Witness
+	watch    *harness.ConfirmWatch
+	// faulted counts the faults by their names.
+	faulted map[string]int
+
+	stopLoad, stopWitnesses   context.CancelFunc
+	awaitLoad, awaitWitnesses func() error
+}
+
+// newRun makes the tables and runs init; nothing else is started.
+func newRun(t *testing.T, rng *rand.Rand, kafka *kafkatest.Cluster, size size, variant harness.Variant) *run {
+	t.Helper()
+	s := harness.NewSystem(t, kafka, append(harness.PgbenchTables(), harness.JournalTable)...)
+	s.Lease, s.Variant = time.Second, variant
+	r := &run{t: t, rng: rng, size: size, s: s, kafka: kafka, edge: s.NewEdge("edge-1"), faulted: map[string]int{}}
+	r.bench = harness.NewPgbench(t, s.DB, size.scale, 4)
+	r.journal = harness.NewJournal(t, s, 2)
+	s.Init()
+	r.witness = s.Witness()
+	r.books = &harness.BookReader{Dir: r.edge.StoreDir(), Client: r.edge.Client, Scale: size.scale}
+	r.watch = &harness.ConfirmWatch{DB: s.DB, Witness: r.witness}
+	return r
+}
+
+// startLoad starts the clients and the witnesses.
+func (r *run) startLoad() {
+	var load, witnesses context.Context
+	load, r.stopLoad = context.WithCancel(r.t.Context())
+	witnesses, r.stopWitnesses = context.WithCancel(r.t.Context())
+	r.t.Cleanup(r.stopLoad)
+	r.t.Cleanup(r.stopWitnesses)
+	r.awaitLoad = together(func() error { return r.bench.Run(load) }, func() error { return r.journal.Run(load) })
+	r.awaitWitnesses = together(func() error { return r.books.Run(witnesses) }, func() error { return r.watch.Run(witnesses) })
+}
+
+// together runs functions and returns one that waits for all of them.
+func together(fns ...func() error) func() error {
+	errs := make([]error, len(fns))
+	var wg sync.WaitGroup
+	for i, fn := range fns {
+		wg.Go(func() { errs[i] = fn() })
+	}
+	return func() error {
+		wg.Wait()
+		return errors.Join(errs...)
+	}
+}
+
+// finish ends the load, lets the edge come to the end, and asks the witnesses.
+// It returns the figures of the run in a line a witness.
+func (r *run) finish() string {
+	t := r.t
+	t.Helper()
+	r.stopLoad()
+	if err := r.awaitLoad(); err != nil {
+		t.Fatal(err)
+	}
+	r.keepUp()
+	if err := r.s.Settle(t.Context(), r.edge, r.size.settle); err != nil {
+		t.Fatal(err)
+	}
+	r.lastAudit()
+	r.stopWitnesses()
+	if err := r.awaitWitnesses(); err != nil {
+		t.Error(err)
+	}
+	v := r.s.Judge(r.edge, r.witness, r.transfer.Config, r.journal, "public.pgbench_history", harness.JournalTable)
+	v.Report(t)
+	r.transfer.Stop(stopLimit)
+	r.edge.Stop(stopLimit)
+	if err := r.edge.CheckStore(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if r.books.Views.Load() == 0 || r.books.Requests.Load() == 0 || r.watch.Looks.Load() == 0 {
+		t.Errorf("a witness saw nothing: %d snapshots of the store, %d over HTTP, %d looks at the slot",
+			r.books.Views.Load(), r.books.Requests.Load(), r.watch.Looks.Load())
+	}
+	w := r.witness
+	return fmt.Sprintf(`scale %d: %d pgbench transactions, %d journalled commits; faults: %v
+  %d rows compared; index %v in %d units, dense; chain equal at topic, transfer and edge; %d reigns, %d void entries, %d stale records, %d repeats
+  books balanced in %d snapshots of the store and %d over HTTP; %d looks at the slot
+  lost %d, differing %d, duplicates %d, torn 0 (a torn unit ends the run)`,
+		r.size.scale, r.bench.Transactions.Load(), r.journal.Acknowledged.Load(), r.faulted,
+		v.Rows, w.Index, w.Units, w.Reigns, w.Void, w.Stale, w.Repeats,
+		r.books.Views.Load(), r.books.Requests.Load(), r.watch.Looks.Load(),
+		v.Lost, v.Differing, v.Duplicates)
+}
+
+// keepUp starts what has ended by itself with an exit code that a unit file
+// restarts on. Any other end fails the run.
+func (r *run) keepUp() {
+	r.t.Helper()
+	if !r.transfer.Running() {
+		if code := r.transfer.ExitCode(); code != harness.ExitFailure {
+			r.t.Fatalf("transfer ended by itself with exit code %d", code)
+		}
+		r.faulted["transfer restarted"]++
+		r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin)
+	}
+	if !r.edge.Running() {
+		if code := r.edge.ExitCode(); code != harness.ExitFailure {
+			r.t.Fatalf("the edge ended by itself with exit code %d", code)
+		}
+		r.faulted["edge restarted"]++
+		r.edge.Start()
+	}
+}
+
+func (r *run) killTransfer(when string) {
+	r.keepUp()
+	r.transfer.Kill()
+	r.faulted["transfer "+when]++
+	r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin)
+}
+
+func (r *run) killEdge(when string) {
+	r.keepUp()
+	r.edge.Kill()
+	r.faulted["edge "+when]++
+	r.edge.Start()
+}
+
+// zombie stops transfer, lets a successor publish, and wakes the stopped one,
+// which must end by itself and say that it was fenced.
+func (r *run) zombie() {
+	r.keepUp()
+	old := r.transfer
+	r.awaitProgress()
+	old.Pause()
+	r.transfer = r.s.StartTransfer()
+	r.awaitProgress()
+	old.Resume()
+	if code := old.Wait(time.Minute); code != harness.ExitFenced {
+		r.t.Errorf("a fenced transfer ended with exit code %d, want %d", code, harness.ExitFenced)
+	}
+	r.faulted["zombie"]++
+}
+
+// awaitProgress waits until something that is committed after now is at the
+// edge.
+func (r *run) awaitProgress() {
+	r.t.Helper()
+	before, err := r.edge.Client.Status(r.t.Context())
+	if err != nil {
+		before.Index = 0
+	}
+	harness.Until(r.t, progressLimit, "the edge moves on", func(ctx context.Context) error {
+		r.keepUp()
+		now, err := r.edge.Client.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if now.Index < before.Index+10 {
+			return harness.NotYet("index %d, before %d", now.Index, before.Index)
+		}
+		return nil
+	})
+}
+
+// lastAudit waits until the reader of the store has audited the end.
+func (r *run) lastAudit() {
+	r.t.Helper()
+	end, err := r.edge.Client.Status(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	harness.Until(r.t, time.Minute, "the books of the end are audited", func(context.Context) error {
+		if got := r.books.Newest.Load(); got < int64(end.Index) { //nolint:gosec // far from the limit
+			return harness.NotYet("audited to %d, the end is %d", got, end.Index)
+		}
+		return nil
+	})
+}
+
+// stopped holds when the process is stopped by a signal.
+func stopped(p *harness.Transfer) func(context.Context) error {
+	return func(context.Context) error {
+		if !p.Running() {
+			return fmt.Errorf("it has ended with exit code %d", p.ExitCode())
+		}
+		if !p.Paused() {
+			return harness.NotYet("it runs")
+		}
+		return nil
+	}
+}

@@ -1,0 +1,87 @@
+package harness
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// clockTicks is USER_HZ, which Linux has fixed at 100.
+const clockTicks = 100
+
+// CPU returns the processor time that the process has used so far, in seconds.
+func (p *Process) CPU() float64 { return CPUOf(p.PID()) }
+
+// MaxRSS returns the most memory that the process has held so far, in bytes.
+func (p *Process) MaxRSS() int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	var kib int64
+	if _, err := fmt.Sscanf(rest, "%d", &kib); err != nil {
+		return 0
+	}
+	return kib << 10
+}
+
+// CPUOf returns the processor time of a process in seconds, or 0 if it is gone.
+func CPUOf(pid int) float64 {
+	f := statFields(pid)
+	if f == nil {
+		return 0
+	}
+	return (f[11] + f[12]) / clockTicks
+}
+
+// CPUOfTree adds up a process, its running children, and those of its children
+// that have ended.
+func CPUOfTree(pid int) float64 {
+	f := statFields(pid)
+	if f == nil {
+		return 0
+	}
+	sum := (f[11] + f[12] + f[13] + f[14]) / clockTicks
+	stats, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return sum
+	}
+	for _, dir := range stats {
+		child, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			continue
+		}
+		if c := statFields(child); c != nil && int(c[1]) == pid {
+			sum += (c[11] + c[12]) / clockTicks
+		}
+	}
+	return sum
+}
+
+// statFields returns the numbers behind the command's name in a process's stat:
+// 1 is the parent, 11 and 12 its user and system time, 13 and 14 those of its
+// children that have ended.
+func statFields(pid int) []float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	_, rest, ok := strings.Cut(string(text), ") ")
+	if !ok {
+		return nil
+	}
+	words := strings.Fields(rest)
+	if len(words) < 15 {
+		return nil
+	}
+	fields := make([]float64, len(words))
+	for i := 1; i < len(words); i++ { // the first is the state
+		if fields[i], err = strconv.ParseFloat(words[i], 64); err != nil {
+			return nil
+		}
+	}
+	return fields
+}
