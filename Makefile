@@ -9,7 +9,6 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 GOLANGCI_LINT   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT         := mvdan.cc/gofumpt@v0.12.0
-PROTOC_GEN_GO   := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 
 FUZZTIME ?= 10s
 BENCH    ?= .
@@ -77,8 +76,7 @@ fmt: ## format the code
 .PHONY: generate
 generate: ## make generated code again (protobuf)
 	@scripts/setup generate
-	@GOBIN="$(CURDIR)/bin" go install $(PROTOC_GEN_GO)
-	@PATH="$(CURDIR)/bin:$$PATH" go generate ./...
+	@go generate ./...
 
 .PHONY: up
 up: ## start docker-compose.yml: Postgres, three Kafka nodes, transfer, two edges

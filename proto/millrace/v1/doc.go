@@ -4,5 +4,7 @@
 // tools that are content with generated code, and a test holds both to the same
 // bytes. docs/FORMAT.md has the rules that a schema cannot express.
 //
-// scripts/generate makes it anew.
+// `make generate` makes it anew.
 package millracev1
+
+//go:generate ../../../scripts/generate
