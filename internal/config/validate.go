@@ -131,6 +131,7 @@ func (k *checker) edge() {
 		k.bad("edge.data_dir", "is empty; name a directory")
 	}
 	k.atLeast("edge.map_size", e.MapSize, 16<<20)
+	k.oneOf("edge.on_stop", e.OnStop, OnStopExit, OnStopServe)
 	k.loopback("edge.http.listen", e.HTTP.Listen)
 	if len(e.HTTP.Unix) > maxSocketPath {
 		k.bad("edge.http.unix", "a path of %d bytes; a unix socket's has at most %d", len(e.HTTP.Unix), maxSocketPath)
