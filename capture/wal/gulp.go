@@ -14,8 +14,14 @@ import (
 // fill up for a moment; when little comes it reads at once.
 const (
 	gulpSize = 256 << 10
-	// gulpBusy is how much one read must bring for more to be on its way.
-	gulpBusy = 16 << 10
+	// gulpBusy is how much one read must bring for more to be on its way, and
+	// gulpQuick how many small ones in a row, each within gulpPause of the one
+	// before: an eager reader of a busy socket never sees much at once.
+	gulpBusy  = 16 << 10
+	gulpQuick = 8
+	gulpPause = 250 * time.Microsecond
+	// gulpIdle is the gulp below which it is over.
+	gulpIdle = 4 << 10
 	// gulpWait bounds the moment: what is added to the latency of a row that
 	// comes at the end of a backlog.
 	gulpWait = 2 * time.Millisecond
@@ -34,6 +40,7 @@ type gulpReader struct {
 	buf    []byte
 	rp, wp int
 	busy   bool
+	quick  int
 	gather func(net.Conn, time.Duration, int)
 	// heard is when bytes came last; total counts them.
 	heard time.Time
@@ -44,7 +51,7 @@ func newGulpReader(r io.Reader) *gulpReader { return &gulpReader{r: r} }
 
 // stream begins to read in gulps. before is called before each read of the
 // socket.
-func (g *gulpReader) stream(conn net.Conn, before func() error) {
+func (g *gulpReader) stream(conn net.Conn, before func() error, gather func(net.Conn, time.Duration, int)) {
 	g.conn, g.before, g.gather = conn, before, gather
 	g.buf = make([]byte, gulpSize)
 	g.heard = time.Now()
@@ -76,12 +83,13 @@ func (g *gulpReader) fill() error {
 	n, err := g.r.Read(g.buf)
 	g.rp, g.wp = 0, n
 	if n > 0 {
-		g.heard = time.Now()
+		now := time.Now()
+		g.settle(n, now.Sub(g.heard))
+		g.heard = now
 		g.total += uint64(n)
-		g.busy = n >= gulpBusy
 		return nil
 	}
-	g.busy = false
+	g.busy, g.quick = false, 0
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return errWake
 	}
@@ -89,4 +97,19 @@ func (g *gulpReader) fill() error {
 		return io.ErrNoProgress
 	}
 	return err
+}
+
+// settle decides from a read of n bytes, that long after the one before, how the
+// next one is done.
+func (g *gulpReader) settle(n int, pause time.Duration) {
+	if pause < gulpPause {
+		g.quick++
+	} else {
+		g.quick = 0
+	}
+	if g.busy {
+		g.busy, g.quick = n >= gulpIdle, 0
+		return
+	}
+	g.busy = n >= gulpBusy || g.quick >= gulpQuick
 }

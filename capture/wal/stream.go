@@ -143,7 +143,7 @@ func (s *Source) newStream(repl *replication, p millrace.Position) (*stream, err
 	if s.senderTimeout > 0 {
 		st.statusInterval = min(st.statusInterval, s.senderTimeout/4)
 	}
-	st.gulp.stream(h.Conn, st.beforeRead)
+	st.gulp.stream(h.Conn, st.beforeRead, s.c.gather)
 	return st, nil
 }
 

@@ -28,6 +28,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -93,8 +94,9 @@ type Capture struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	// Set by New; tests shorten them.
+	// Set by New; tests shorten the times, and measure without gathering.
 	statusInterval, confirmDelay time.Duration
+	gather                       func(net.Conn, time.Duration, int)
 }
 
 // tableName is a table as the configuration names it.
@@ -133,7 +135,7 @@ func New(cfg Config) (*Capture, error) {
 	if len(cfg.Tables) == 0 {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
-	c := &Capture{statusInterval: statusInterval, confirmDelay: confirmDelay}
+	c := &Capture{statusInterval: statusInterval, confirmDelay: confirmDelay, gather: gather}
 	seen := make(map[tableName]bool, len(cfg.Tables))
 	for _, text := range cfg.Tables {
 		schema, name, ok := strings.Cut(text, ".")
