@@ -1,0 +1,141 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/failpoint"
+)
+
+const (
+	ledgerLimit = 10 * time.Second // for one statement
+	pruneEvery  = time.Hour
+)
+
+// keepLedger writes a row for what was accepted, at most one in LedgerEvery and
+// a last one at the end. A row that cannot be written is made again with what
+// came since: publishing does not wait for it, and confirming does not depend
+// on it.
+func (r *reign) keepLedger(ctx context.Context) {
+	tick := time.NewTicker(r.t.config.LedgerEvery)
+	defer tick.Stop()
+	var pruned time.Time
+	failing := false
+	for ended := false; !ended; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			ended = true
+		}
+		err := r.writeLedger(ctx)
+		if err == nil && !ended && time.Since(pruned) > pruneEvery {
+			pruned = time.Now()
+			err = r.pruneLedger(ctx)
+		}
+		switch {
+		case err != nil:
+			r.t.metrics.ledgerFails.Inc()
+			if !failing && !ended {
+				r.t.log.Warn("ledger cannot be written, publishing goes on", "error", err)
+			}
+			failing = true
+		case failing:
+			r.t.log.Info("ledger is written again")
+			failing = false
+		}
+	}
+}
+
+func (r *reign) writeLedger(ctx context.Context) error {
+	row := r.accepted.row(&r.t.config.Stream)
+	if row == nil {
+		return nil
+	}
+	// The last row is written when ctx has ended.
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), ledgerLimit)
+	defer cancel()
+	if err := r.ledger.Insert(limited, row); err != nil {
+		return err
+	}
+	r.accepted.wrote(row)
+	r.t.metrics.ledgerRows.Inc()
+	failpoint.Hit("ledger")
+	return nil
+}
+
+func (r *reign) pruneLedger(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, ledgerLimit)
+	defer cancel()
+	return r.ledger.Prune(limited, r.t.config.LedgerKeep)
+}
+
+// pgLedger is the ledger in the source database, on a connection that is opened
+// when it is needed and again after an error.
+type pgLedger struct {
+	config *pgx.ConnConfig
+	stream control.Stream
+	conn   *pgx.Conn
+}
+
+func newPGLedger(url string, stream control.Stream) (*pgLedger, error) {
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	config.RuntimeParams["application_name"] = "millrace ledger " + stream.Name
+	return &pgLedger{config: config, stream: stream}, nil
+}
+
+// with runs do on the connection. After an error the connection is dropped: it
+// may be in any state.
+func (l *pgLedger) with(ctx context.Context, do func(conn *pgx.Conn) error) error {
+	if l.conn == nil {
+		conn, err := pgx.ConnectConfig(ctx, l.config)
+		if err != nil {
+			return fmt.Errorf("open ledger: %w", err)
+		}
+		l.conn = conn
+	}
+	err := do(l.conn)
+	if err != nil {
+		_ = l.conn.Close(ctx) // err says what was wrong
+		l.conn = nil
+	}
+	return err
+}
+
+// Newest implements Ledger.
+func (l *pgLedger) Newest(ctx context.Context) (row *control.LedgerRow, err error) {
+	err = l.with(ctx, func(conn *pgx.Conn) error {
+		row, err = control.NewestLedger(ctx, conn, l.stream.Name, l.stream.Epoch)
+		return err
+	})
+	return row, err
+}
+
+// Insert implements Ledger.
+func (l *pgLedger) Insert(ctx context.Context, row *control.LedgerRow) error {
+	return l.with(ctx, func(conn *pgx.Conn) error { return control.InsertLedger(ctx, conn, row) })
+}
+
+// Prune implements Ledger.
+func (l *pgLedger) Prune(ctx context.Context, keep time.Duration) error {
+	return l.with(ctx, func(conn *pgx.Conn) error {
+		_, err := control.PruneLedger(ctx, conn, l.stream.Name, keep)
+		return err
+	})
+}
+
+// Close implements Ledger.
+func (l *pgLedger) Close(ctx context.Context) error {
+	if l.conn == nil {
+		return nil
+	}
+	conn := l.conn
+	l.conn = nil
+	return conn.Close(ctx)
+}

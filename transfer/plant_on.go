@@ -1,0 +1,116 @@
+//go:build planted
+
+package transfer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/millrace-db/millrace"
+)
+
+// planted makes one mistake, so that a test can see whether its checker finds
+// it. The environment variable MILLRACE_PLANT="name:n" says which, at the n-th
+// unit or, for confirm_unfolded, from there on:
+//
+//	drop_unit         a unit is left out
+//	repeat_unit       a unit is published twice
+//	swap_two          two neighbouring units change places
+//	alter_byte        a byte of the last row of a unit changes before it is hashed
+//	skip_index        an index is left out
+//	confirm_unfolded  units are confirmed before the fold has accepted them
+type planted struct {
+	seen int64
+	held *millrace.Unit
+}
+
+func (p *planted) due() string {
+	name, n, _ := strings.Cut(os.Getenv("MILLRACE_PLANT"), ":")
+	at, err := strconv.ParseInt(n, 10, 64)
+	if err != nil {
+		panic(fmt.Sprintf("MILLRACE_PLANT: %q is not a number", n))
+	}
+	if p.seen == at || p.seen > at && name == "confirm_unfolded" {
+		return name
+	}
+	return ""
+}
+
+func (p *planted) units(u *millrace.Unit) []*millrace.Unit {
+	if os.Getenv("MILLRACE_PLANT") == "" {
+		return []*millrace.Unit{u}
+	}
+	p.seen++
+	if p.held != nil {
+		held := p.held
+		p.held = nil
+		return []*millrace.Unit{u, held}
+	}
+	switch p.due() {
+	case "drop_unit":
+		return nil
+	case "repeat_unit":
+		payload := readAll(u)
+		return []*millrace.Unit{
+			millrace.NewUnit(u.Position, u.Time, u.Entries, payload), millrace.NewUnit(u.Position, u.Time, u.Entries, payload),
+		}
+	case "swap_two":
+		p.held = u
+		return nil
+	case "alter_byte":
+		payload := readAll(u)
+		rest := payload
+		var h millrace.Head
+		var row []byte
+		for len(rest) > 0 {
+			next, err := millrace.NextHead(rest, &h)
+			if err != nil {
+				panic(err)
+			}
+			rest = next
+			var e millrace.Entry
+			if err := millrace.DecodeEntry(h.Body, &e); err != nil {
+				panic(err)
+			}
+			if e.Kind == millrace.KindPut {
+				row = e.Row
+			}
+		}
+		if len(row) > 0 {
+			row[len(row)-1] ^= 1
+		}
+		return []*millrace.Unit{millrace.NewUnit(u.Position, u.Time, u.Entries, payload)}
+	}
+	return []*millrace.Unit{u}
+}
+
+func (p *planted) sequenced(r *reign, u *millrace.Unit) {
+	if os.Getenv("MILLRACE_PLANT") == "" {
+		return
+	}
+	switch p.due() {
+	case "skip_index":
+		r.sequence.next++
+	case "confirm_unfolded":
+		r.source.Confirm(u.Position)
+	}
+}
+
+func readAll(u *millrace.Unit) []byte {
+	var payload []byte
+	for {
+		run, err := u.Body.Next(maxBatch)
+		if errors.Is(err, io.EOF) {
+			_ = u.Body.Close()
+			return payload
+		}
+		if err != nil {
+			panic(err)
+		}
+		payload = append(payload, run...)
+	}
+}
