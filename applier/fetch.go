@@ -24,6 +24,7 @@ type fetcher struct {
 	topic string
 	// loading tells that the checkpoint has loads under way.
 	loading bool
+	planted planted
 }
 
 // start takes the place from the store.
@@ -94,6 +95,7 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 			return nil, fmt.Errorf("record at offset %v: %w; mend: find out who writes to the topic", offset, err)
 		}
 	}
+	f.planted.folding(f, r)
 	outcome, err := f.fold.Step(r)
 	if err != nil {
 		if errors.Is(err, millrace.ErrGap) || errors.Is(err, millrace.ErrUnknownTerm) || errors.Is(err, millrace.ErrMalformed) {

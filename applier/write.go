@@ -34,8 +34,9 @@ type writer struct {
 	size  int64
 	began time.Time
 	// held is how many bytes of batches the store still needs.
-	held  int64
-	swept time.Time
+	held    int64
+	swept   time.Time
+	planted planted
 }
 
 // run works until the queue is closed, and then commits what is complete.
@@ -147,7 +148,10 @@ func (w *writer) apply(next *work) error {
 	var h millrace.Head
 	var e millrace.Entry
 	for i := r.First; i <= r.Last(); i++ {
-		var err error
+		err := w.planted.applying(w, next, i)
+		if err != nil {
+			return err
+		}
 		if payload, err = millrace.NextHead(payload, &h); err == nil {
 			if err = millrace.DecodeEntry(h.Body, &e); err == nil {
 				err = w.w.Apply(&e, next.mode)
@@ -171,6 +175,9 @@ func (w *writer) apply(next *work) error {
 func (w *writer) commit() error {
 	if w.at == nil {
 		return nil
+	}
+	if err := w.planted.committing(w); err != nil {
+		return err
 	}
 	if err := w.w.Commit(w.at); err != nil {
 		return fmt.Errorf("apply up to index %v: %w", w.at.Index, err)
