@@ -45,10 +45,7 @@ func faultySize() size { return size{scale: 1, settle: 2 * time.Minute} }
 func TestKillAtEveryStep(t *testing.T) {
 	rng, seed := harness.Rand(t)
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
-	r.startLoad()
-	r.transfer = r.s.StartTransfer()
-	r.edge.Start()
-	r.edge.AwaitRow(copyLimit, "public.pgbench_branches", "1")
+	r.startCopied()
 	var kills []func()
 	for range trials(3, 500) {
 		for _, s := range transferSteps {
@@ -114,10 +111,7 @@ func TestKillInFirstCopy(t *testing.T) {
 func TestZombieAtEveryStep(t *testing.T) {
 	rng, seed := harness.Rand(t)
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
-	r.startLoad()
-	r.transfer = r.s.StartTransfer()
-	r.edge.Start()
-	r.edge.AwaitRow(copyLimit, "public.pgbench_branches", "1")
+	r.startCopied()
 	for range trials(1, 200) {
 		for _, s := range []step{{"sequenced", 20}, {"mid-produce", 20}, {"acknowledged", 20}, {"folded", 20}} {
 			r.zombieAt(s)

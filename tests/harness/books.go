@@ -77,7 +77,7 @@ func (r *BookReader) inStore(ctx context.Context) error {
 		if b, loaded, err = audit(ctx, store); err != nil {
 			break
 		}
-		if !loaded || b.Index == last {
+		if !loaded {
 			Pass(ctx, pollInterval)
 			continue
 		}
@@ -85,7 +85,7 @@ func (r *BookReader) inStore(ctx context.Context) error {
 			err = fmt.Errorf("the store went back from index %d to %d", last, b.Index)
 			break
 		}
-		if err = b.Balance(); err == nil {
+		if err = b.Balance(); err == nil && b.Index > last {
 			last = b.Index
 			r.Views.Add(1)
 			r.Newest.Store(int64(last)) //nolint:gosec // far from the limit

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"encoding/binary"
+	"testing"
 
 	"github.com/zeebo/blake3"
 
@@ -29,4 +30,19 @@ func chainAfter(before millrace.Chain, unit []witnessEntry) millrace.Chain {
 	}
 	u := blake3.Sum256(tables)
 	return blake3.Sum256(append(before[:], u[:]...))
+}
+
+// ChainAfterUnits computes the chain after the whole units of a payload.
+func ChainAfterUnits(t testing.TB, before millrace.Chain, payload []byte) millrace.Chain {
+	t.Helper()
+	entries, err := parseEntries([][]byte{payload})
+	must(t, "parse payload", err)
+	start := 0
+	for i := range entries {
+		if entries[i].Last {
+			before = chainAfter(before, entries[start:i+1])
+			start = i + 1
+		}
+	}
+	return before
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -106,4 +107,16 @@ func (j *Journal) Keys() ([]string, error) {
 		}
 	}
 	return keys, nil
+}
+
+// AwaitMore waits until n more commits have been acknowledged.
+func (j *Journal) AwaitMore(t testing.TB, n int64, limit time.Duration) {
+	t.Helper()
+	want := j.Acknowledged.Load() + n
+	Until(t, limit, fmt.Sprintf("%d more commits are acknowledged", n), func(context.Context) error {
+		if got := j.Acknowledged.Load(); got < want {
+			return NotYet("%d of %d", got, want)
+		}
+		return nil
+	})
 }

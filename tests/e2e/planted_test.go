@@ -1,0 +1,184 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+// caughtLimit is how long a planted bug may go on before some checker has seen
+// it.
+const caughtLimit = 15 * time.Second
+
+// TestPlantedBugsAreCaught runs the load over a program with one planted bug at
+// a time. A checker that stays silent would be worth nothing in the other tests.
+func TestPlantedBugsAreCaught(t *testing.T) {
+	for _, one := range []struct{ in, plant string }{
+		{"transfer", "drop_unit:30"},
+		{"transfer", "repeat_unit:30"},
+		{"transfer", "swap_two:30"},
+		{"transfer", "alter_byte:30"},
+		{"transfer", "skip_index:30"},
+		{"edge", "torn_unit"},
+		{"edge", "checkpoint_first"},
+	} {
+		t.Run(strings.ReplaceAll(one.plant, ":30", ""), func(t *testing.T) {
+			rng, _ := harness.Rand(t)
+			r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
+			r.startCopied()
+			env := "MILLRACE_PLANT=" + one.plant
+			if one.in == "transfer" {
+				r.transfer.Stop(stopLimit)
+				r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin, env)
+			} else {
+				r.edge.Stop(stopLimit)
+				r.edge.Start(env)
+			}
+			r.wantCaught(one.plant)
+		})
+	}
+}
+
+// TestConfirmBeforeAcceptanceIsCaught plants a transfer that confirms what it
+// has captured, with the broker dead, so that nothing is accepted.
+func TestConfirmBeforeAcceptanceIsCaught(t *testing.T) {
+	rng, _ := harness.Rand(t)
+	kafka := kafkatest.Start(t, 1)
+	r := newRun(t, rng, kafka, faultySize(), harness.Faulty)
+	r.startCopied()
+	r.transfer.Stop(stopLimit)
+	r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin, "MILLRACE_PLANT=confirm_unfolded:1")
+	r.awaitProgress()
+	if err := kafka.Kill(0); err != nil {
+		t.Fatal(err)
+	}
+	r.journal.AwaitMore(t, 50, progressLimit)
+	harness.Pass(t.Context(), 2*time.Second) // the slot is told on a timer
+	r.transfer.Kill()
+	if err := kafka.Restart(0); err != nil {
+		t.Fatal(err)
+	}
+	r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin)
+	r.wantCaught("confirm_unfolded")
+}
+
+// TestStaleBatchIsIgnored appends a batch that continues the history in
+// everything but its term, as a fenced publisher's late append does. A right
+// edge ignores it; one with the planted bug takes it, and is caught.
+func TestStaleBatchIsIgnored(t *testing.T) {
+	for _, plant := range []string{"", "stale_accepted"} {
+		t.Run("plant "+plant, func(t *testing.T) {
+			rng, _ := harness.Rand(t)
+			r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
+			r.startCopied()
+			r.edge.Stop(stopLimit)
+			r.edge.Start("MILLRACE_PLANT=" + plant)
+			// Nobody publishes meanwhile, so the place is the right one.
+			r.transfer.Stop(stopLimit)
+			r.s.Produce(staleBatch(t, r.s))
+			r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin)
+			if plant != "" {
+				r.wantCaught(plant)
+				return
+			}
+			t.Log(r.finish())
+			if r.witness.Stale == 0 {
+				t.Error("the witness has not seen the stale batch")
+			}
+		})
+	}
+}
+
+// staleBatch makes a batch that puts a row of the journal's newest unit again,
+// at the next index and with the right chain, by a publisher that does not
+// reign.
+func staleBatch(t *testing.T, s *harness.System) []byte {
+	t.Helper()
+	var last *millrace.Record
+	for _, value := range s.Records(t) {
+		r, err := millrace.DecodeRecord(value, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Kind == millrace.RecordBatch {
+			last = r
+		}
+	}
+	h := last.Header
+	h.First, h.Prev = last.Last()+1, last.Chain
+	h.Publisher[0] ^= 1
+	h.Chain = harness.ChainAfterUnits(t, h.Prev, last.Payload)
+	value, err := millrace.AppendRecord(nil, &h, last.Payload, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// startCopied starts everything and waits for the first copy.
+func (r *run) startCopied() {
+	r.t.Helper()
+	r.startLoad()
+	r.transfer = r.s.StartTransfer()
+	r.edge.Start()
+	r.edge.AwaitRow(copyLimit, "public.pgbench_branches", "1")
+}
+
+// wantCaught lets the load go on until a checker speaks, or ends it and asks
+// those that judge a system at rest.
+func (r *run) wantCaught(plant string) {
+	t := r.t
+	t.Helper()
+	by := r.caught()
+	if by == "" {
+		t.Fatalf("nobody has noticed the planted bug %s", plant)
+	}
+	if len(by) > 300 {
+		by = by[:300] + " …"
+	}
+	t.Logf("%s is caught: %s", plant, by)
+}
+
+func (r *run) caught() string {
+	witnesses := make(chan error, 1)
+	go func() { witnesses <- r.awaitWitnesses() }()
+	timer := time.NewTimer(3 * time.Second)
+	defer timer.Stop()
+	select {
+	case <-r.transfer.Done():
+		return fmt.Sprintf("transfer ended with exit code %d: %s", r.transfer.ExitCode(), lastLine(r.transfer.Stderr()))
+	case <-r.edge.Done():
+		return fmt.Sprintf("the edge ended with exit code %d: %s", r.edge.ExitCode(), lastLine(r.edge.Stderr()))
+	case <-timer.C:
+	}
+	r.stopLoad()
+	if err := r.awaitLoad(); err != nil {
+		r.t.Fatal(err)
+	}
+	settled := r.s.Settle(r.t.Context(), r.edge, caughtLimit)
+	r.stopWitnesses()
+	if err := <-witnesses; err != nil {
+		return "a witness: " + err.Error()
+	}
+	if !r.transfer.Running() {
+		return fmt.Sprintf("transfer ended with exit code %d: %s", r.transfer.ExitCode(), lastLine(r.transfer.Stderr()))
+	}
+	if !r.edge.Running() {
+		return fmt.Sprintf("the edge ended with exit code %d: %s", r.edge.ExitCode(), lastLine(r.edge.Stderr()))
+	}
+	if settled != nil {
+		return settled.Error()
+	}
+	v := r.s.Judge(r.edge, r.witness, r.transfer.Config, r.journal, "public.pgbench_history", harness.JournalTable)
+	return strings.Join(v.Faults, "; ")
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
