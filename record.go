@@ -95,8 +95,8 @@ type Header struct {
 	// Position is that of the newest unit that is complete after this record;
 	// zero in a term record.
 	Position Position
-	// Time is when that unit was committed at the source (batch), or when the
-	// record was written. Order never depends on it.
+	// Time is when that unit was committed at the source (batch, state), or when
+	// the record was written (term). Order never depends on it.
 	Time time.Time
 	// KeyID and Signature are set if the record is signed.
 	KeyID     KeyID
