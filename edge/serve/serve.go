@@ -1,0 +1,223 @@
+// Package serve answers reads of an edge's stores over HTTP, on a loopback TCP
+// address and a unix socket.
+//
+// It owns the routes, the JSON that goes over them, the limits on what one
+// client can ask for, and the listeners. Rows are read in one snapshot of the
+// store and written to a buffer there; the network is written to only after the
+// snapshot was given back, so a slow client never holds pages of the store.
+// What is stored and whether it is whole is package edge's business.
+//
+//	GET  /v1/streams                                        status of every stream
+//	GET  /v1/streams/{stream}/status                        how far the stream has come here
+//	GET  /v1/streams/{stream}/tables                        its tables with columns and keys
+//	GET  /v1/streams/{stream}/tables/{table}/rows/{key}     one row
+//	GET  /v1/streams/{stream}/tables/{table}/rows           rows in key order: prefix, limit, cursor
+//	POST /v1/streams/{stream}/rows:get                      several rows in one snapshot
+//	GET  /livez /readyz /metrics
+//
+// Every answer about a stream carries X-Millrace-Index, the index that it is
+// true for, and X-Millrace-Lag, the age in seconds of the newest unit here
+// ("unknown" before the first). An answer other than 200 has the body
+//
+//	{"error":{"code":"…","message":"…","mend":"…"}}
+//
+// There is no encryption and no authentication: any user of the host can read
+// over TCP, and whoever may open the socket over that.
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/millrace-db/millrace/edge"
+)
+
+// Config of a Server. Streams and one of Listen and Unix must be set.
+type Config struct {
+	// Streams are the stores by the names of their streams. The caller closes
+	// them after Run has returned.
+	Streams map[string]*edge.Store
+	// Listen is the TCP address, of a loopback interface; empty for none. Port 0
+	// takes a free one.
+	Listen string
+	// Unix is the path of the unix socket; empty for none.
+	Unix string
+	// Fault says what keeps a stream from going on, nil if nothing does. It is
+	// shown in the stream's status. May be nil.
+	Fault func(stream string) error
+	// Gatherer gives what /metrics shows; nil for nothing.
+	Gatherer prometheus.Gatherer
+	// Registerer takes the server's own metrics; nil drops them.
+	Registerer prometheus.Registerer
+	// Logger takes what a client's answer does not reach; nil drops it.
+	Logger *slog.Logger
+	// MaxRows is the largest number of rows in one answer. Default 10,000.
+	MaxRows int
+	// MaxPage is the size in bytes from which on a page of a scan is ended, and
+	// the largest answer of rows:get. Default 8 MiB.
+	MaxPage int
+	// MaxBuffered bounds the bytes of all answers of more than 256 KiB that are
+	// being written at once; beyond it requests are turned away with 503.
+	// Default 256 MiB.
+	MaxBuffered int64
+	// MaxConns is the largest number of connections of each listener; further
+	// ones wait. Default 1,024.
+	MaxConns int
+	// ShutdownTimeout is how long Run waits for requests under way when it is to
+	// end. Default 5 seconds.
+	ShutdownTimeout time.Duration
+}
+
+// Server answers reads. It is an http.Handler, safe for concurrent use.
+type Server struct {
+	config  Config
+	log     *slog.Logger
+	streams map[string]*stream
+	names   []string
+	metrics *metrics
+	scrape  http.Handler
+	pool    sync.Pool // of *request
+	// buffered is what large answers take up of Config.MaxBuffered.
+	buffered atomic.Int64
+
+	mu        sync.Mutex
+	listening bool
+	tcp, unix net.Listener
+}
+
+// stream is one of the streams with the encoders of its rows.
+type stream struct {
+	name     string
+	store    *edge.Store
+	encoders encoders
+	// complained is when damage was last logged, in Unix seconds.
+	complained atomic.Int64
+}
+
+// New returns a server that does not listen yet.
+func New(config Config) (*Server, error) {
+	if config.Listen != "" {
+		if err := checkLoopback(config.Listen); err != nil {
+			return nil, err
+		}
+	}
+	if config.MaxRows == 0 {
+		config.MaxRows = 10_000
+	}
+	if config.MaxPage == 0 {
+		config.MaxPage = 8 << 20
+	}
+	if config.MaxBuffered == 0 {
+		config.MaxBuffered = 256 << 20
+	}
+	if config.MaxConns == 0 {
+		config.MaxConns = 1024
+	}
+	if config.ShutdownTimeout == 0 {
+		config.ShutdownTimeout = 5 * time.Second
+	}
+	if config.MaxRows < 1 || config.MaxPage < 1 || config.MaxBuffered < 1 || config.MaxConns < 1 || config.ShutdownTimeout < 0 {
+		return nil, fmt.Errorf("serve: rows %d, page %d bytes, buffered %d bytes, connections %d: all must be positive",
+			config.MaxRows, config.MaxPage, config.MaxBuffered, config.MaxConns)
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		config:  config,
+		log:     config.Logger,
+		streams: make(map[string]*stream, len(config.Streams)),
+		names:   slices.Sorted(maps.Keys(config.Streams)),
+	}
+	for name, store := range config.Streams {
+		if store == nil {
+			return nil, fmt.Errorf("serve: stream %s has no store", name)
+		}
+		s.streams[name] = &stream{name: name, store: store}
+	}
+	s.pool.New = func() any { return newRequest(s) }
+	var err error
+	if s.metrics, err = newMetrics(config.Registerer); err != nil {
+		return nil, err
+	}
+	if config.Gatherer != nil {
+		s.scrape = promhttp.HandlerFor(config.Gatherer, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelError)})
+	}
+	return s, nil
+}
+
+const (
+	headerTimeout = 10 * time.Second
+	readTimeout   = 30 * time.Second
+	writeTimeout  = time.Minute
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 128 << 10
+)
+
+// Run listens, unless Listen was called before, and answers until the context
+// ends; it then lets the requests under way finish and returns nil.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.Listen(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	tcp, unix := s.tcp, s.unix
+	s.mu.Unlock()
+	var servers []*http.Server
+	failed := make(chan error, 2)
+	start := func(l net.Listener, h http.Handler) {
+		if l == nil {
+			return
+		}
+		server := &http.Server{
+			Handler:           h,
+			ReadHeaderTimeout: headerTimeout,
+			ReadTimeout:       readTimeout,
+			WriteTimeout:      writeTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    maxHeader,
+			ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		}
+		servers = append(servers, server)
+		go func() { failed <- server.Serve(l) }()
+	}
+	start(tcp, http.HandlerFunc(s.serveTCP))
+	start(unix, s)
+
+	var err error
+	ended := 0
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+		ended++
+		err = fmt.Errorf("serve HTTP: %w", err)
+	}
+	// The context has ended; this one bounds the end.
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
+	defer cancel()
+	for _, server := range servers {
+		if shutdown := server.Shutdown(grace); shutdown != nil {
+			s.log.Warn("requests were cut off at the end", "error", shutdown)
+			_ = server.Close() // they were given their time
+		}
+	}
+	for ; ended < len(servers); ended++ {
+		if serve := <-failed; !errors.Is(serve, http.ErrServerClosed) && err == nil {
+			err = fmt.Errorf("serve HTTP: %w", serve)
+		}
+	}
+	s.metrics.unregister()
+	return err
+}

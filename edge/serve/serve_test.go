@@ -1,0 +1,714 @@
+package serve_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/serve"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var testStream = millrace.StreamID{7}
+
+const (
+	oidBool   = 16
+	oidInt8   = 20
+	oidText   = 25
+	oidTstz   = 1184
+	oidNum    = 1700
+	accounts  = "public.accounts"
+	records   = "dns.records"
+	streamURL = "/v1/streams/bank"
+)
+
+var testTypes = []millrace.TypeDesc{
+	{OID: oidBool, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "bool"},
+	{OID: oidInt8, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "int8"},
+	{OID: oidText, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "text"},
+	{OID: oidTstz, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "timestamptz"},
+	{OID: oidNum, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "numeric"},
+}
+
+func column(name string, oid, key uint32) millrace.Column {
+	return millrace.Column{Name: name, Type: oid, Typmod: -1, NotNull: key > 0, KeyOrdinal: key}
+}
+
+func accountsSchema() *millrace.Schema {
+	return &millrace.Schema{
+		Version: 1, Table: 11, Namespace: "public", Name: "accounts", Types: testTypes,
+		Columns: []millrace.Column{column("id", oidInt8, 1), column("balance", oidNum, 0), column("at", oidTstz, 0), column("note", oidText, 0)},
+	}
+}
+
+// recordsSchema has a composite key whose order is not that of the columns.
+func recordsSchema() *millrace.Schema {
+	return &millrace.Schema{
+		Version: 2, Table: 12, Namespace: "dns", Name: "records", Types: testTypes,
+		Columns: []millrace.Column{column("name", oidText, 2), column("zone", oidInt8, 1), column("live", oidBool, 3), column("data", oidText, 0)},
+	}
+}
+
+// source fills a store as an applier does.
+type source struct {
+	t       testing.TB
+	store   *edge.Store
+	w       *edge.Writer
+	index   millrace.Index
+	time    time.Time
+	catalog millrace.Catalog
+}
+
+func newSource(t testing.TB, store *edge.Store) *source {
+	t.Helper()
+	w, err := store.NewWriter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return &source{t: t, store: store, w: w}
+}
+
+// unit applies entries and commits them.
+func (s *source) unit(entries ...*millrace.Entry) {
+	s.t.Helper()
+	if err := s.w.Begin(); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if err := s.w.Apply(e, millrace.ModeWAL); err != nil {
+			s.t.Fatal(err)
+		}
+		s.index++
+		switch e.Kind {
+		case millrace.KindSchema:
+			s.catalog.Schemas = append(s.catalog.Schemas, e.Schema)
+			s.catalog.LastVersion = max(s.catalog.LastVersion, e.Schema.Version)
+		case millrace.KindLoadBegin:
+			s.catalog.Loads = append(s.catalog.Loads, millrace.Load{ID: e.Load, Table: e.Table})
+			s.catalog.LastLoad = e.Load
+		case millrace.KindLoadEnd:
+			s.catalog.Loads = nil
+		}
+	}
+	c := &millrace.Checkpoint{
+		Stream: testStream, Epoch: 1, Index: s.index, Chain: millrace.NewChain(testStream, 1), Term: 3, Offset: 5, Time: s.time,
+		Position: millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "millrace_bank", LSN: 4711},
+		Catalog:  s.catalog.Clone(),
+	}
+	if err := s.w.Commit(c); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func schemaEntry(s *millrace.Schema) *millrace.Entry {
+	return &millrace.Entry{Kind: millrace.KindSchema, Table: s.Table, Schema: s}
+}
+
+func loadEntry(s *millrace.Schema, kind millrace.Kind, load millrace.LoadID) *millrace.Entry {
+	return &millrace.Entry{Kind: kind, Table: s.Table, Load: load}
+}
+
+// put makes a live change; "NULL" stands for NULL.
+func put(t testing.TB, s *millrace.Schema, values ...string) *millrace.Entry {
+	t.Helper()
+	columns := make([]millrace.Datum, len(values))
+	for i, v := range values {
+		if columns[i].Text = []byte(v); v == "NULL" {
+			columns[i] = millrace.Datum{State: millrace.ColumnNull}
+		}
+	}
+	codec, err := millrace.NewKeyCodec(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := codec.AppendRowKey(nil, columns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &millrace.Entry{Kind: millrace.KindPut, Table: s.Table, Key: key, Row: millrace.AppendRow(nil, s.Version, columns)}
+}
+
+func openStore(t testing.TB, dir string, views int) *edge.Store {
+	t.Helper()
+	store, err := edge.Open(edge.Options{Dir: dir, Stream: testStream, MapSize: 256 << 20, MaxViews: views})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Check(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return store
+}
+
+// newStore returns a store with both tables: 25 accounts, and some records.
+func newStore(t testing.TB) (*edge.Store, *source) {
+	t.Helper()
+	return newStoreOf(t, 0)
+}
+
+func newStoreOf(t testing.TB, views int) (*edge.Store, *source) {
+	t.Helper()
+	store := openStore(t, t.TempDir(), views)
+	src := newSource(t, store)
+	src.time = time.Now().Add(-2 * time.Second)
+	a, r := accountsSchema(), recordsSchema()
+	src.unit(schemaEntry(a), schemaEntry(r), loadEntry(a, millrace.KindLoadBegin, 1), loadEntry(r, millrace.KindLoadBegin, 2))
+	src.unit(loadEntry(a, millrace.KindLoadEnd, 1), loadEntry(r, millrace.KindLoadEnd, 2))
+	var rows []*millrace.Entry
+	for i := 1; i <= 25; i++ {
+		rows = append(rows, put(t, a, strconv.Itoa(i), fmt.Sprintf("%d.50", i), "2024-01-02 03:04:05+00", "NULL"))
+	}
+	for _, name := range []string{"a", "ab", "abc", "b,c", "b/c", "é", "*", "50%"} {
+		rows = append(rows, put(t, r, name, "7", "t", "data of "+name))
+	}
+	rows = append(rows, put(t, r, "a", "8", "f", `"quoted"`))
+	src.unit(rows...)
+	return store, src
+}
+
+func newServer(t testing.TB, store *edge.Store, change ...func(*serve.Config)) *serve.Server {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	config := serve.Config{Streams: map[string]*edge.Store{"bank": store}, Gatherer: registry, Registerer: registry}
+	for _, f := range change {
+		f(&config)
+	}
+	s, err := serve.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// answer is one answer of a handler.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func ask(t testing.TB, h http.Handler, method, target, body string) answer {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, target, strings.NewReader(body)))
+	a := answer{w.Code, w.Result().Header, w.Body.String()}
+	if length := a.header.Get("Content-Length"); length != "" && length != strconv.Itoa(len(a.body)) {
+		t.Errorf("%s %s: Content-Length %s, body of %d bytes", method, target, length, len(a.body))
+	}
+	return a
+}
+
+func get(t testing.TB, h http.Handler, target string) answer {
+	t.Helper()
+	return ask(t, h, http.MethodGet, target, "")
+}
+
+// code is the code of an error's body.
+func (a answer) code(t testing.TB) string {
+	t.Helper()
+	var body struct {
+		Error struct{ Code, Message, Mend string }
+	}
+	d := json.NewDecoder(strings.NewReader(a.body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&body); err != nil {
+		t.Errorf("answer %d: %q is not an error body: %v", a.status, a.body, err)
+	}
+	if body.Error.Message == "" || body.Error.Mend == "" {
+		t.Errorf("answer %d: %q lacks message or mend", a.status, a.body)
+	}
+	return body.Error.Code
+}
+
+// compact takes the blanks out of JSON that a test wants.
+func compact(t testing.TB, s string) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Compact(&b, []byte(s)); err != nil {
+		t.Fatalf("%s: %v", s, err)
+	}
+	return b.String() + "\n"
+}
+
+func TestRow(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store)
+	for path, want := range map[string]string{
+		"/tables/public.accounts/rows/5":                  `{"id":5,"balance":5.50,"at":"2024-01-02T03:04:05+00:00","note":null}`,
+		"/tables/public.accounts/rows/%35":                `{"id":5,"balance":5.50,"at":"2024-01-02T03:04:05+00:00","note":null}`,
+		"/tables/public%2eaccounts/rows/05":               `{"id":5,"balance":5.50,"at":"2024-01-02T03:04:05+00:00","note":null}`,
+		"/tables/dns.records/rows/7,ab,t":                 `{"name":"ab","zone":7,"live":true,"data":"data of ab"}`,
+		"/tables/dns.records/rows/7,b%2Cc,true":           `{"name":"b,c","zone":7,"live":true,"data":"data of b,c"}`,
+		"/tables/dns.records/rows/7,b%2Fc,t":              `{"name":"b/c","zone":7,"live":true,"data":"data of b/c"}`,
+		"/tables/dns.records/rows/7,%C3%A9,t":             `{"name":"é","zone":7,"live":true,"data":"data of é"}`,
+		"/tables/dns.records/rows/7,*,t":                  `{"name":"*","zone":7,"live":true,"data":"data of *"}`,
+		"/tables/dns.records/rows/7,50%25,t":              `{"name":"50%","zone":7,"live":true,"data":"data of 50%"}`,
+		"/tables/dns.records/rows/8,a,false":              `{"name":"a","zone":8,"live":false,"data":"\"quoted\""}`,
+		"/tables/dns.records/rows/8,a,false?unknown=here": `{"name":"a","zone":8,"live":false,"data":"\"quoted\""}`,
+	} {
+		a := get(t, s, streamURL+path)
+		if a.status != http.StatusOK || a.body != want+"\n" {
+			t.Errorf("%s: got %d %s, want %s", path, a.status, a.body, want)
+		}
+		if got := a.header.Get("Content-Type"); got != "application/json" {
+			t.Errorf("%s: Content-Type %q", path, got)
+		}
+		checkPlace(t, path, a, src.index)
+	}
+	if a := ask(t, s, http.MethodHead, streamURL+"/tables/public.accounts/rows/5", ""); a.status != http.StatusOK {
+		t.Errorf("HEAD: got %d", a.status)
+	}
+}
+
+func checkPlace(t *testing.T, what string, a answer, index millrace.Index) {
+	t.Helper()
+	if got := a.header.Get("X-Millrace-Index"); got != index.String() {
+		t.Errorf("%s: X-Millrace-Index %q, want %v", what, got, index)
+	}
+	if lag, err := strconv.ParseFloat(a.header.Get("X-Millrace-Lag"), 64); err != nil || lag < 2 || lag > 600 {
+		t.Errorf("%s: X-Millrace-Lag %q, want 2 seconds and a little", what, a.header.Get("X-Millrace-Lag"))
+	}
+}
+
+func TestErrors(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store)
+	many := `{"keys":[` + strings.Repeat(`{"table":"public.accounts","key":["1"]},`, 1000) + `{"table":"public.accounts","key":["1"]}]}`
+	for _, tt := range []struct {
+		method, path, body string
+		status             int
+		code               string
+	}{
+		{"GET", "/", "", 404, "no_route"},
+		{"GET", "/v1", "", 404, "no_route"},
+		{"GET", "/v1/streamsx", "", 404, "no_route"},
+		{"GET", "/v1/streams/shop/status", "", 404, "no_stream"},
+		{"GET", "/v1/streams/shop/tables/public.accounts/rows/1", "", 404, "no_stream"},
+		{"GET", streamURL, "", 404, "no_route"},
+		{"GET", streamURL + "/", "", 404, "no_route"},
+		{"GET", streamURL + "/tables/public.accounts", "", 404, "no_route"},
+		{"GET", streamURL + "/tables/public.accounts/rows/1/2", "", 404, "no_route"},
+		{"GET", streamURL + "/tables/public.nothing/rows/1", "", 404, "no_table"},
+		{"GET", streamURL + "/tables/accounts/rows/1", "", 404, "no_table"},
+		{"GET", streamURL + "/tables/public.nothing/rows", "", 404, "no_table"},
+		{"GET", streamURL + "/tables/public.accounts/rows/26", "", 404, "no_row"},
+		{"GET", streamURL + "/tables/public.accounts/rows/one", "", 400, "bad_key"},
+		{"GET", streamURL + "/tables/public.accounts/rows/", "", 400, "bad_key"},
+		{"GET", streamURL + "/tables/public.accounts/rows/1,2", "", 400, "bad_key"},
+		{"GET", streamURL + "/tables/dns.records/rows/7,b,c,t", "", 400, "bad_key"},
+		{"POST", streamURL + "/tables/public.accounts/rows/1", "", 405, "wrong_method"},
+		{"DELETE", streamURL + "/tables/public.accounts/rows", "", 405, "wrong_method"},
+		{"GET", streamURL + "/rows:get", "", 405, "wrong_method"},
+		{"POST", "/livez", "", 405, "wrong_method"},
+		{"GET", streamURL + "/tables/public.accounts/rows?limit=0", "", 400, "bad_limit"},
+		{"GET", streamURL + "/tables/public.accounts/rows?limit=10001", "", 400, "bad_limit"},
+		{"GET", streamURL + "/tables/public.accounts/rows?limit=x", "", 400, "bad_limit"},
+		{"GET", streamURL + "/tables/public.accounts/rows?limt=1", "", 400, "bad_query"},
+		{"GET", streamURL + "/tables/public.accounts/rows?limit=1&limit=2", "", 400, "bad_query"},
+		{"GET", streamURL + "/tables/public.accounts/rows?limit=%zz", "", 400, "bad_query"},
+		{"GET", streamURL + "/tables/public.accounts/rows?prefix=%25zz", "", 400, "bad_prefix"},
+		{"GET", streamURL + "/tables/public.accounts/rows?prefix=1*", "", 400, "bad_prefix"},
+		{"GET", streamURL + "/tables/dns.records/rows?prefix=x", "", 400, "bad_prefix"},
+		{"GET", streamURL + "/tables/dns.records/rows?prefix=7,a,t,t", "", 400, "bad_prefix"},
+		{"GET", streamURL + "/tables/dns.records/rows?cursor=x", "", 400, "bad_cursor"},
+		{"GET", streamURL + "/tables/dns.records/rows?cursor=AQAAAAAAAAAAAA", "", 400, "bad_cursor"},
+		{"POST", streamURL + "/rows:get", "", 400, "bad_body"},
+		{"POST", streamURL + "/rows:get", "[]", 400, "bad_body"},
+		{"POST", streamURL + "/rows:get", `{"keys":[]} {}`, 400, "bad_body"},
+		{"POST", streamURL + "/rows:get", `{"keys":[{"tabel":"x"}]}`, 400, "bad_body"},
+		{"POST", streamURL + "/rows:get", `{"keys":[{"table":"public.accounts","key":[null]}]}`, 400, "bad_body"},
+		{"POST", streamURL + "/rows:get", `{"keys":[{"table":"public.accounts","key":[[1]]}]}`, 400, "bad_body"},
+		{"POST", streamURL + "/rows:get", `{"keys":[{"table":"public.accounts","key":[]}]}`, 400, "bad_key"},
+		{"POST", streamURL + "/rows:get", `{"keys":[{"table":"public.accounts","key":["x"]}]}`, 400, "bad_key"},
+		{"POST", streamURL + "/rows:get", `{"keys":[{"table":"public.x","key":["x"]}]}`, 404, "no_table"},
+		{"POST", streamURL + "/rows:get", many, 413, "too_large"},
+		{"POST", streamURL + "/rows:get", `{"keys":[{"table":"` + strings.Repeat("x", 1<<20) + `"}]}`, 413, "too_large"},
+	} {
+		a := ask(t, s, tt.method, tt.path, tt.body)
+		what := fmt.Sprintf("%s %s %.60s", tt.method, tt.path, tt.body)
+		if code := a.code(t); a.status != tt.status || code != tt.code {
+			t.Errorf("%s: got %d %s, want %d %s", what, a.status, a.body, tt.status, tt.code)
+		}
+		if strings.HasPrefix(tt.path, streamURL) {
+			checkPlace(t, what, a, src.index)
+		}
+	}
+	// httptest refuses paths that it cannot parse; the server sees them as
+	// escaped paths all the same.
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
+	r.URL = &url.URL{Path: streamURL + "/tables/public.accounts/rows/%zz", RawPath: streamURL + "/tables/public.accounts/rows/%zz"}
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	if a := (answer{w.Code, w.Header(), w.Body.String()}); a.status != 400 || a.code(t) != "bad_key" {
+		t.Errorf("bad escape: got %d %s", a.status, a.body)
+	}
+}
+
+func TestScan(t *testing.T) {
+	store, _ := newStore(t)
+	s := newServer(t, store)
+	names := func(query string) string {
+		t.Helper()
+		a := get(t, s, streamURL+"/tables/dns.records/rows?"+query)
+		var page struct {
+			Rows   []struct{ Name string }
+			Cursor *string
+		}
+		if err := json.Unmarshal([]byte(a.body), &page); err != nil || a.status != 200 {
+			t.Fatalf("%s: %d %s: %v", query, a.status, a.body, err)
+		}
+		if page.Cursor != nil {
+			t.Errorf("%s: there is a cursor at the end: %s", query, a.body)
+		}
+		var all []string
+		for _, r := range page.Rows {
+			all = append(all, r.Name)
+		}
+		return strings.Join(all, " ")
+	}
+	for query, want := range map[string]string{
+		"":                              "* 50% a ab abc b,c b/c é a",
+		"prefix=&limit=&cursor=":        "* 50% a ab abc b,c b/c é a",
+		"prefix=7":                      "* 50% a ab abc b,c b/c é",
+		"prefix=8":                      "a",
+		"prefix=9":                      "",
+		"prefix=*":                      "* 50% a ab abc b,c b/c é a",
+		"prefix=7,*":                    "* 50% a ab abc b,c b/c é",
+		"prefix=7,a":                    "a",
+		"prefix=7,a*":                   "a ab abc",
+		"prefix=7%2Ca%2A":               "a ab abc", // as form encoders write it
+		"prefix=7,b%252C*":              "b,c",
+		"prefix=7,%252A":                "*",
+		"prefix=7,a,t":                  "a",
+		"prefix=7,a,f":                  "",
+		"limit=9":                       "* 50% a ab abc b,c b/c é a",
+		"limit=10000&prefix=7,%C3%A9,t": "é",
+	} {
+		if got := names(query); got != want {
+			t.Errorf("%s: got %q, want %q", query, got, want)
+		}
+	}
+	if a := get(t, s, streamURL+"/tables/dns.records/rows?prefix=9"); a.body != `{"rows":[]}`+"\n" {
+		t.Errorf("no rows: got %s", a.body)
+	}
+}
+
+func TestScanPages(t *testing.T) {
+	store, _ := newStore(t)
+	for _, tt := range []struct {
+		limit, page, want int
+	}{{10, 0, 10}, {25, 0, 25}, {1, 0, 1}, {1000, 300, 5}} {
+		s := newServer(t, store, func(c *serve.Config) { c.MaxPage = tt.page })
+		var ids []string
+		cursor := ""
+		for pages := 0; ; pages++ {
+			a := get(t, s, fmt.Sprintf("%s/tables/public.accounts/rows?limit=%d&cursor=%s", streamURL, tt.limit, cursor))
+			var page struct {
+				Rows   []struct{ ID json.Number }
+				Cursor string
+			}
+			if err := json.Unmarshal([]byte(a.body), &page); err != nil || a.status != 200 {
+				t.Fatalf("%d %s: %v", a.status, a.body, err)
+			}
+			for _, r := range page.Rows {
+				ids = append(ids, r.ID.String())
+			}
+			if cursor = page.Cursor; cursor == "" {
+				break
+			}
+			if len(page.Rows) != tt.want || pages > 25 {
+				t.Fatalf("limit %d, page size %d: page %d has %d rows, want %d", tt.limit, tt.page, pages, len(page.Rows), tt.want)
+			}
+			if url.QueryEscape(cursor) != cursor {
+				t.Errorf("cursor %s is not safe in URLs", cursor)
+			}
+		}
+		if len(ids) != 25 || ids[0] != "1" || ids[24] != "25" {
+			t.Errorf("limit %d, page size %d: got ids %v", tt.limit, tt.page, ids)
+		}
+	}
+}
+
+func TestCursorIsBound(t *testing.T) {
+	store, _ := newStore(t)
+	s := newServer(t, store)
+	var page struct{ Cursor string }
+	a := get(t, s, streamURL+"/tables/dns.records/rows?limit=2&prefix=7")
+	if err := json.Unmarshal([]byte(a.body), &page); err != nil || page.Cursor == "" {
+		t.Fatalf("%s: %v", a.body, err)
+	}
+	if a := get(t, s, streamURL+"/tables/dns.records/rows?limit=2&prefix=7&cursor="+page.Cursor); a.status != 200 {
+		t.Errorf("own cursor: got %d %s", a.status, a.body)
+	}
+	flipped := page.Cursor[:len(page.Cursor)-2] + "AA"
+	for _, path := range []string{
+		"/tables/public.accounts/rows?cursor=" + page.Cursor,
+		"/tables/dns.records/rows?cursor=" + page.Cursor,
+		"/tables/dns.records/rows?prefix=7,a*&cursor=" + page.Cursor,
+		"/tables/dns.records/rows?prefix=7&cursor=" + flipped,
+	} {
+		if a := get(t, s, streamURL+path); a.status != 400 || a.code(t) != "bad_cursor" {
+			t.Errorf("%s: got %d %s, want 400 bad_cursor", path, a.status, a.body)
+		}
+	}
+}
+
+func TestRowsGet(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store)
+	a := ask(t, s, http.MethodPost, streamURL+"/rows:get", `{"keys":[
+		{"table":"dns.records","key":[7,"ab",true]},
+		{"table":"public.accounts","key":["26"]},
+		{"table":"dns.records","key":["8","a","f"]},
+		{"table":"public.accounts","key":[3]}]}`)
+	want := fmt.Sprintf(`{"index":%d,"rows":[{"name":"ab","zone":7,"live":true,"data":"data of ab"},null,{"name":"a","zone":8,"live":false,"data":"\"quoted\""},`+
+		`{"id":3,"balance":3.50,"at":"2024-01-02T03:04:05+00:00","note":null}]}`, src.index)
+	if a.status != 200 || a.body != compact(t, want) {
+		t.Errorf("got %d %s, want %s", a.status, a.body, want)
+	}
+	checkPlace(t, "rows:get", a, src.index)
+	if a := ask(t, s, http.MethodPost, streamURL+"/rows%3Aget", `{"keys":[]}`); a.body != fmt.Sprintf("{\"index\":%d,\"rows\":[]}\n", src.index) {
+		t.Errorf("no keys: got %d %s", a.status, a.body)
+	}
+	small := newServer(t, store, func(c *serve.Config) { c.MaxPage = 100 })
+	a = ask(t, small, http.MethodPost, streamURL+"/rows:get", `{"keys":[{"table":"public.accounts","key":[3]},{"table":"public.accounts","key":[4]}]}`)
+	if a.status != 413 || a.code(t) != "too_large" {
+		t.Errorf("large answer: got %d %s", a.status, a.body)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store, func(c *serve.Config) {
+		c.Fault = func(stream string) error { return fmt.Errorf("gap in %s", stream) }
+	})
+	a := get(t, s, streamURL+"/status")
+	var status serve.Status
+	if err := json.Unmarshal([]byte(a.body), &status); err != nil {
+		t.Fatal(err)
+	}
+	if status.Stream != "bank" || status.StreamID != testStream.String() || status.Epoch != 1 || status.Index != src.index ||
+		status.Chain != millrace.NewChain(testStream, 1).String() || status.Term != 3 || status.Token != 4711 || *status.Offset != 5 ||
+		status.Fault != "gap in bank" || status.LagSeconds == nil || *status.LagSeconds < 2 || len(status.Tables) != 2 ||
+		status.Tables[1] != (serve.TableStatus{Name: accounts, ID: 11, Rows: 25}) || status.Tables[0] != (serve.TableStatus{Name: records, ID: 12, Rows: 9}) {
+		t.Errorf("got %s", a.body)
+	}
+	checkPlace(t, "status", a, src.index)
+	var all []serve.Status
+	if err := json.Unmarshal([]byte(get(t, s, "/v1/streams").body), &all); err != nil || len(all) != 1 || all[0].Index != src.index {
+		t.Errorf("streams: got %v, %v", all, err)
+	}
+	var tables []serve.TableDescription
+	if err := json.Unmarshal([]byte(get(t, s, streamURL+"/tables").body), &tables); err != nil {
+		t.Fatal(err)
+	}
+	if len(tables) != 2 || strings.Join(tables[0].Key, " ") != "zone name live" || tables[0].Columns[0] != (serve.ColumnDescription{Name: "name", Type: "text", NotNull: true}) {
+		t.Errorf("tables: got %+v", tables)
+	}
+}
+
+// TestBeforeTheCopy walks a store from empty to ready.
+func TestBeforeTheCopy(t *testing.T) {
+	store := openStore(t, t.TempDir(), 0)
+	s := newServer(t, store)
+	a := get(t, s, streamURL+"/status")
+	var status serve.Status
+	if err := json.Unmarshal([]byte(a.body), &status); err != nil || status.Index != 0 || status.LagSeconds != nil || status.StreamID != testStream.String() {
+		t.Errorf("status: got %s, %v", a.body, err)
+	}
+	if index, lag := a.header.Get("X-Millrace-Index"), a.header.Get("X-Millrace-Lag"); index != "0" || lag != "unknown" {
+		t.Errorf("headers: got index %q, lag %q", index, lag)
+	}
+	if a := get(t, s, "/livez"); a.status != 200 {
+		t.Errorf("livez: got %d %s", a.status, a.body)
+	}
+	notYet := func(when string) {
+		t.Helper()
+		if a := get(t, s, "/readyz"); a.status != 503 || a.code(t) != "not_ready" {
+			t.Errorf("%s: readyz: got %d %s", when, a.status, a.body)
+		}
+		if a := get(t, s, streamURL+"/tables/public.accounts/rows/1"); a.status != 503 || a.code(t) != "not_copied" || a.header.Get("Retry-After") == "" {
+			t.Errorf("%s: row: got %d %s", when, a.status, a.body)
+		}
+	}
+	notYet("empty store")
+	src := newSource(t, store)
+	schema := accountsSchema()
+	src.unit(schemaEntry(schema), loadEntry(schema, millrace.KindLoadBegin, 1))
+	notYet("during the copy")
+	src.unit(loadEntry(schema, millrace.KindLoadEnd, 1))
+	if a := get(t, s, "/readyz"); a.status != 200 {
+		t.Errorf("readyz: got %d %s", a.status, a.body)
+	}
+	if a := get(t, s, streamURL+"/tables/public.accounts/rows/1"); a.status != 404 || a.code(t) != "no_row" {
+		t.Errorf("row: got %d %s", a.status, a.body)
+	}
+}
+
+// Rows from before a column was added have it as null, as at the source.
+func TestOldRowsHaveNewColumns(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store)
+	schema := accountsSchema()
+	schema.Version = 3
+	schema.Columns = append(schema.Columns[:2:2], column("flag", oidBool, 0))
+	src.unit(schemaEntry(schema), put(t, schema, "2", "9", "t"))
+	for key, want := range map[string]string{"1": `{"id":1,"balance":1.50,"flag":null}`, "2": `{"id":2,"balance":9,"flag":true}`} {
+		if a := get(t, s, streamURL+"/tables/public.accounts/rows/"+key); a.body != want+"\n" {
+			t.Errorf("row %s: got %s, want %s", key, a.body, want)
+		}
+	}
+}
+
+func TestLargeAnswersAreBounded(t *testing.T) {
+	store, src := newStore(t)
+	large := strings.Repeat("x", 600<<10)
+	src.unit(put(t, recordsSchema(), "large", "1", "t", large), put(t, recordsSchema(), "larger", "1", "t", large))
+	s := newServer(t, store, func(c *serve.Config) { c.MaxBuffered = 700 << 10 })
+	for range 3 { // what was counted is given back
+		if a := get(t, s, streamURL+"/tables/dns.records/rows/1,large,t"); a.status != 200 || len(a.body) < len(large) {
+			t.Errorf("one row: got %d, %d bytes", a.status, len(a.body))
+		}
+		a := get(t, s, streamURL+"/tables/dns.records/rows?prefix=1")
+		var page struct {
+			Rows   []json.RawMessage
+			Cursor string
+		}
+		if err := json.Unmarshal([]byte(a.body), &page); err != nil || len(page.Rows) != 1 || page.Cursor == "" {
+			t.Errorf("scan: got %d, %d rows, cursor %q, %v", a.status, len(page.Rows), page.Cursor, err)
+		}
+		a = ask(t, s, http.MethodPost, streamURL+"/rows:get", `{"keys":[{"table":"dns.records","key":[1,"large",true]},{"table":"dns.records","key":[1,"larger",true]}]}`)
+		if a.status != 503 || a.code(t) != "busy" {
+			t.Errorf("rows:get: got %d", a.status)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	store, _ := newStore(t)
+	s := newServer(t, store)
+	get(t, s, streamURL+"/tables/public.accounts/rows/1")
+	get(t, s, streamURL+"/tables/public.accounts/rows/99")
+	a := get(t, s, "/metrics")
+	for _, want := range []string{
+		`millrace_serve_answers_total{route="row",status="2xx"} 1`,
+		`millrace_serve_answers_total{route="row",status="4xx"} 1`,
+		`millrace_serve_request_seconds_count{route="row"} 2`,
+	} {
+		if !strings.Contains(a.body, want) {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
+}
+
+// FuzzHandler: no request makes the server panic or answer with something that
+// is not JSON.
+func FuzzHandler(f *testing.F) {
+	store, _ := newStore(f)
+	s := newServer(f, store)
+	for _, seed := range []struct{ path, query, body string }{
+		{streamURL + "/tables/dns.records/rows/7,a%2Cb,t", "", ""},
+		{streamURL + "/tables/dns.records/rows", "prefix=7,a*&limit=2&cursor=AQ", ""},
+		{streamURL + "/rows:get", "", `{"keys":[{"table":"dns.records","key":[7,"ab",true]}]}`},
+		{"/v1/streams", "", ""},
+		{streamURL + "/status", "", ""},
+	} {
+		f.Add(seed.path, seed.query, seed.body)
+	}
+	f.Fuzz(func(t *testing.T, path, query, body string) {
+		method := http.MethodGet
+		if body != "" {
+			method = http.MethodPost
+		}
+		r := httptest.NewRequestWithContext(t.Context(), method, "/", strings.NewReader(body))
+		r.URL = &url.URL{Path: path, RawPath: path, RawQuery: query}
+		if text, err := url.PathUnescape(path); err == nil {
+			r.URL.Path = text
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if path == "/metrics" {
+			return
+		}
+		if !json.Valid(w.Body.Bytes()) {
+			t.Fatalf("%s %q %q: answer %d %q is not JSON", method, path, query, w.Code, w.Body)
+		}
+		if w.Code >= 500 {
+			t.Fatalf("%s %q %q %q: answer %d %s", method, path, query, body, w.Code, w.Body)
+		}
+	})
+}
+
+// BenchmarkRow compares reading a row over a real connection with a server that
+// does nothing.
+func BenchmarkRow(b *testing.B) {
+	store, _ := newStore(b)
+	s := newServer(b, store)
+	nothing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"id":5,"balance":5.50,"at":"2024-01-02T03:04:05+00:00","note":null}`)
+	})
+	for _, bb := range []struct {
+		name string
+		h    http.Handler
+	}{{"nothing", nothing}, {"row", s}} {
+		b.Run(bb.name, func(b *testing.B) {
+			server := httptest.NewServer(bb.h)
+			defer server.Close()
+			client := server.Client()
+			b.ReportAllocs()
+			for b.Loop() {
+				resp, err := client.Get(server.URL + streamURL + "/tables/public.accounts/rows/5") //nolint:noctx // a benchmark
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+					b.Fatal(err, resp.Status)
+				}
+				_ = resp.Body.Close() // read to its end
+			}
+		})
+	}
+	b.Run("handler", func(b *testing.B) {
+		r := httptest.NewRequestWithContext(b.Context(), http.MethodGet, streamURL+"/tables/public.accounts/rows/5", http.NoBody)
+		w := &discard{header: make(http.Header)}
+		b.ReportAllocs()
+		for b.Loop() {
+			s.ServeHTTP(w, r)
+		}
+		if w.status != 200 {
+			b.Fatal(w.status)
+		}
+	})
+}
+
+// discard is a ResponseWriter that costs nothing.
+type discard struct {
+	header http.Header
+	status int
+}
+
+func (d *discard) Header() http.Header         { return d.header }
+func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
+func (d *discard) WriteHeader(status int)      { d.status = status }

@@ -1,0 +1,219 @@
+package serve
+
+import (
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
+)
+
+// Status says how far a stream has come at an edge.
+type Status struct {
+	Stream   string         `json:"stream"`
+	StreamID string         `json:"stream_id"`
+	Epoch    millrace.Epoch `json:"epoch"`
+	// Index is that of the newest unit that readers see, Chain the chain there
+	// in hexadecimal, Term the term that published it.
+	Index millrace.Index `json:"index"`
+	Chain string         `json:"chain"`
+	Term  millrace.Term  `json:"term"`
+	// LagSeconds is the age of the newest unit by the clocks of source and edge;
+	// null before the first.
+	LagSeconds *float64 `json:"lag_seconds"`
+	// Time is when the newest unit was committed at the source.
+	Time *time.Time `json:"time"`
+	// Token is the comparable part of the Position of the newest unit: what was
+	// committed at the source up to there is here.
+	Token uint64 `json:"token"`
+	// Offset is that of the newest record of the topic taken in; null if none.
+	Offset *millrace.Offset `json:"offset"`
+	// Tables are those that readers see.
+	Tables []TableStatus `json:"tables"`
+	// Loading are the tables of which a load is under way.
+	Loading []string `json:"loading,omitempty"`
+	// Fault says what keeps the stream from going on.
+	Fault string `json:"fault,omitempty"`
+}
+
+// TableStatus says what an edge has of a table.
+type TableStatus struct {
+	Name     string           `json:"name"`
+	ID       millrace.TableID `json:"id"`
+	Rows     uint64           `json:"rows"`
+	Loading  bool             `json:"loading,omitempty"`
+	Diverged string           `json:"diverged,omitempty"`
+}
+
+// TableDescription is a TableStatus with the table's columns.
+type TableDescription struct {
+	TableStatus
+	Version millrace.SchemaVersion `json:"schema_version"`
+	// Key are the names of the key's columns, in its order.
+	Key     []string            `json:"key"`
+	Columns []ColumnDescription `json:"columns"`
+}
+
+// ColumnDescription describes a column.
+type ColumnDescription struct {
+	Name    string `json:"name"`
+	Type    string `json:"type"`
+	NotNull bool   `json:"not_null"`
+}
+
+func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, error) {
+	checkpoint, err := v.Checkpoint()
+	if err != nil {
+		return nil, err
+	}
+	status := &Status{Stream: st.name, Tables: []TableStatus{}}
+	if id := st.store.Stream(); !id.IsZero() {
+		status.StreamID = id.String()
+	}
+	if checkpoint != nil {
+		status.StreamID = checkpoint.Stream.String()
+		status.Epoch, status.Index, status.Term = checkpoint.Epoch, checkpoint.Index, checkpoint.Term
+		status.Chain = checkpoint.Chain.String()
+		status.Token = checkpoint.Position.Token()
+		if checkpoint.Offset != millrace.NoOffset {
+			status.Offset = &checkpoint.Offset
+		}
+		if newest := v.Time(); !newest.IsZero() {
+			newest = newest.UTC()
+			status.Time = &newest
+			status.LagSeconds = lagSeconds(newest, now)
+		}
+		for _, load := range checkpoint.Catalog.Loads {
+			if schema := checkpoint.Catalog.Schema(load.Table); schema != nil {
+				status.Loading = append(status.Loading, schema.QualifiedName())
+			}
+		}
+	}
+	infos, err := v.Tables()
+	if err != nil {
+		return nil, err
+	}
+	for i := range infos {
+		status.Tables = append(status.Tables, tableStatus(&infos[i]))
+	}
+	if s.config.Fault != nil {
+		if err := s.config.Fault(st.name); err != nil {
+			status.Fault = err.Error()
+		}
+	}
+	return status, nil
+}
+
+func tableStatus(t *edge.TableInfo) TableStatus {
+	return TableStatus{Name: t.Name, ID: t.ID, Rows: t.Rows, Loading: t.Loading, Diverged: t.Diverged}
+}
+
+// status answers how far the stream is.
+func (q *request) status() error {
+	var status *Status
+	err := q.stream.store.View(q.r.Context(), func(v *edge.View) (err error) {
+		q.at(v)
+		status, err = q.s.readStatus(q.stream, v, q.now)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return q.sendJSON(status)
+}
+
+// listStreams answers how far all streams are, in the order of their names.
+func (q *request) listStreams() error {
+	all := make([]*Status, 0, len(q.s.names))
+	for _, name := range q.s.names {
+		st := q.s.streams[name]
+		err := st.store.View(q.r.Context(), func(v *edge.View) error {
+			status, err := q.s.readStatus(st, v, q.now)
+			all = append(all, status)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return q.sendJSON(all)
+}
+
+// tables answers what tables there are and what they look like.
+func (q *request) tables() error {
+	all := []TableDescription{}
+	err := q.stream.store.View(q.r.Context(), func(v *edge.View) error {
+		q.at(v)
+		infos, err := v.Tables()
+		if err != nil {
+			return err
+		}
+		for i := range infos {
+			t, err := v.Table(infos[i].Name)
+			if err != nil {
+				return err
+			}
+			schema := t.Schema()
+			d := TableDescription{TableStatus: tableStatus(&infos[i]), Version: schema.Version, Key: keyNames(schema)}
+			for j := range schema.Columns {
+				c := &schema.Columns[j]
+				d.Columns = append(d.Columns, ColumnDescription{Name: c.Name, Type: typeName(schema, c.Type), NotNull: c.NotNull})
+			}
+			all = append(all, d)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return q.sendJSON(all)
+}
+
+// typeName names a type as people write it: elements of arrays with brackets,
+// and types that users made with their schema.
+func typeName(s *millrace.Schema, oid uint32) string {
+	suffix := ""
+	for range millrace.MaxTypeNesting {
+		t := s.Type(oid)
+		switch {
+		case t == nil:
+			return "unknown" + suffix
+		case t.Kind == millrace.TypeArray:
+			suffix += "[]"
+			oid = t.Elem
+			continue
+		case t.Schema == "pg_catalog":
+			return t.Name + suffix
+		}
+		return t.Schema + "." + t.Name + suffix
+	}
+	return "unknown" + suffix
+}
+
+// ready answers whether every stream has rows to read.
+func (q *request) ready() error {
+	const mend = "wait for the first copy to end; /v1/streams shows how far it is"
+	if len(q.s.names) == 0 {
+		return unavailable("not_ready", "configure a stream", "this edge has no streams")
+	}
+	for _, name := range q.s.names {
+		st := q.s.streams[name]
+		err := st.store.View(q.r.Context(), func(v *edge.View) error {
+			if v.Index() == 0 {
+				return unavailable("not_ready", mend, "stream %s has not been copied yet", name)
+			}
+			tables, err := v.Tables()
+			if err != nil {
+				return err
+			}
+			if len(tables) == 0 {
+				return unavailable("not_ready", mend, "stream %s has no tables yet", name)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	q.body = append(q.body[:0], "{\"ready\":true}\n"...)
+	return nil
+}
