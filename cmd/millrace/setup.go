@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/wal"
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/topic"
+)
+
+// newCapture makes the capture of a stream. registered is its row in the
+// registry; the zero value stands for the names that init would give.
+func newCapture(s *config.Stream, registered control.Stream, log *slog.Logger, reg prometheus.Registerer) (*wal.Capture, error) {
+	cfg := wal.Config{
+		URL: s.Source.URL.Reveal(), Stream: s.Name, Tables: s.Source.Tables,
+		Slot: registered.Slot, Publication: registered.Publication,
+		MemoryBudget: int64(s.Source.Memory), SpoolDir: s.Source.SpoolDir, Heartbeat: duration(s.Source.Heartbeat),
+		Logger: log, Registerer: reg,
+	}
+	if cfg.Slot == "" {
+		cfg.Slot, cfg.Publication = control.DefaultSlot(s.Name), control.DefaultPublication(s.Name)
+	}
+	return wal.New(cfg)
+}
+
+// openTopic reaches the brokers of a stream. name is the topic's; empty means
+// the configured one.
+func openTopic(ctx context.Context, s *config.Stream, name string, log *slog.Logger) (*topic.Topic, error) {
+	if name == "" {
+		name = s.Kafka.Topic
+	}
+	t, err := topic.Open(ctx, topic.Config{Brokers: s.Kafka.Brokers, Topic: name, ClientID: "millrace-" + s.Name, Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach Kafka at %s: %w; are the brokers running, and is streams.%s.kafka.brokers right?", strings.Join(s.Kafka.Brokers, ", "), err, s.Name)
+	}
+	return t, nil
+}
+
+// setup makes, or with dry prints, what a stream needs at its source and in
+// Kafka. It is idempotent: what is there and fits stays.
+type setup struct {
+	stream *config.Stream
+	log    *slog.Logger
+	out    io.Writer // a line for each thing that is made
+	dry    bool
+}
+
+func (u *setup) say(format string, args ...any) { fmt.Fprintf(u.out, format+"\n", args...) }
+
+// run returns the stream's row in the registry; with dry the one that it would
+// get.
+func (u *setup) run(ctx context.Context) (control.Stream, error) {
+	t, err := openTopic(ctx, u.stream, "", u.log)
+	if err != nil {
+		return control.Stream{}, err
+	}
+	defer func() { _ = t.Close() }() // nothing is appended
+	var registered control.Stream
+	err = withSource(ctx, u.stream, func(conn *pgx.Conn) error {
+		registered, err = u.all(ctx, conn, t)
+		return err
+	})
+	return registered, err
+}
+
+func (u *setup) all(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (control.Stream, error) {
+	registered, err := control.LoadStream(ctx, conn, u.stream.Name)
+	known := err == nil
+	if err != nil && !errors.Is(err, control.ErrNoStream) && !errors.Is(err, control.ErrNotInitialised) {
+		return control.Stream{}, err
+	}
+	if known {
+		if err := sameStream(u.stream, registered); err != nil {
+			return control.Stream{}, err
+		}
+	}
+	// What can be refused is refused before anything is made.
+	info, create, err := u.lookAtTopic(ctx, t, registered, known)
+	if err != nil {
+		return control.Stream{}, err
+	}
+	if err := u.schema(ctx, conn); err != nil {
+		return control.Stream{}, err
+	}
+	if err := u.publication(ctx, registered); err != nil {
+		return control.Stream{}, err
+	}
+	if create {
+		if info, err = u.createTopic(ctx, t); err != nil {
+			return control.Stream{}, err
+		}
+	}
+	if known {
+		u.say("stream %s is registered with ID %v, topic %s", registered.Name, registered.ID, registered.Topic)
+		return registered, nil
+	}
+	return u.register(ctx, conn, info)
+}
+
+// sameStream compares the configuration with the registry.
+func sameStream(s *config.Stream, r control.Stream) error {
+	wanted := s.Kafka.Topic
+	if r.Epoch > 1 {
+		wanted = fmt.Sprintf("%s.%d", wanted, r.Epoch)
+	}
+	switch {
+	case r.Topic != wanted:
+		return operator("stream %s is registered with topic %s, and streams.%[1]s.kafka.topic says %[3]s; put the configuration back", s.Name, r.Topic, s.Kafka.Topic)
+	case r.Capture != s.Source.Capture:
+		return operator("stream %s is registered with capture %s, and streams.%[1]s.source.capture says %[3]s; put the configuration back", s.Name, r.Capture, s.Source.Capture)
+	case s.ID != "" && s.ID != r.ID.String():
+		return operator("stream %s has ID %v at its source, and streams.%[1]s.id says %[3]s; correct the configuration", s.Name, r.ID, s.ID)
+	}
+	return nil
+}
+
+// lookAtTopic refuses a topic that cannot be this stream's.
+func (u *setup) lookAtTopic(ctx context.Context, t *topic.Topic, registered control.Stream, known bool) (info topic.Info, create bool, err error) {
+	info, err = t.Info(ctx)
+	if errors.Is(err, topic.ErrNoTopic) {
+		if known {
+			return info, false, operator("topic %s of stream %s is gone: it was deleted, and with it the stream's history; the stream has to begin anew: millrace uninstall, then millrace init", registered.Topic, registered.Name)
+		}
+		return info, true, nil
+	}
+	if err != nil {
+		return info, false, err
+	}
+	if err := sameTopic(registered, known, info); err != nil {
+		return info, false, err
+	}
+	if !known && info.End > info.Start {
+		return info, false, u.occupied(ctx, t, info)
+	}
+	found, err := t.Check(ctx)
+	if err != nil {
+		return info, false, err
+	}
+	if err := finding.Error(found); err != nil {
+		return info, false, &operatorError{err}
+	}
+	for _, f := range found {
+		u.log.Warn("the topic is less safe than it could be", "topic", t.Name(), "found", f.Text, "mend", f.Mend)
+	}
+	return info, false, nil
+}
+
+// occupied says whose records are in a topic that should be empty.
+func (u *setup) occupied(ctx context.Context, t *topic.Topic, info topic.Info) error {
+	const mend = "; name another topic in streams.%s.kafka.topic, or delete this one if nothing needs it"
+	id, _, err := topicIdentity(ctx, t, info)
+	if millrace.NeedsOperator(err) {
+		return operator("topic %s holds %d records that are none of millrace's"+mend, t.Name(), info.End-info.Start, u.stream.Name)
+	}
+	if err != nil {
+		return err
+	}
+	return operator("topic %s holds the records of another stream, or of an earlier one of this name (ID %v)"+mend, t.Name(), id.stream, u.stream.Name)
+}
+
+// sameTopic refuses a topic that was deleted and made again.
+func sameTopic(registered control.Stream, known bool, info topic.Info) error {
+	if known && registered.TopicID != info.ID {
+		return operator("topic %s has ID %s, and stream %s was registered with %s: it was deleted and made again, or the brokers are another cluster's; correct kafka.brokers, or begin anew: millrace uninstall, then millrace init",
+			registered.Topic, info.ID, registered.Name, registered.TopicID)
+	}
+	return nil
+}
+
+func (u *setup) schema(ctx context.Context, conn *pgx.Conn) error {
+	pending, err := control.Pending(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, m := range pending {
+		if u.dry {
+			u.say("-- control schema, file %s\n%s", m.Name, strings.TrimSpace(m.SQL))
+		} else {
+			u.say("control schema: run %s", m.Name)
+		}
+	}
+	if u.dry {
+		return nil
+	}
+	return control.Migrate(ctx, conn)
+}
+
+func (u *setup) publication(ctx context.Context, registered control.Stream) error {
+	c, err := newCapture(u.stream, registered, u.log, nil)
+	if err != nil {
+		return err
+	}
+	name := registered.Publication
+	if name == "" {
+		name = control.DefaultPublication(u.stream.Name)
+	}
+	if !u.dry {
+		if err := c.Install(ctx); err != nil {
+			return err
+		}
+		u.say("publication %s: %s", name, strings.Join(u.stream.Source.Tables, ", "))
+		return nil
+	}
+	found, err := c.Check(ctx)
+	if err != nil {
+		return err
+	}
+	u.say("-- publication, made or altered to hold exactly these tables\nCREATE PUBLICATION %s FOR TABLE %s\n    WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);",
+		pgx.Identifier{name}.Sanitize(), strings.Join(quotedTables(u.stream.Source.Tables), ", "))
+	for _, f := range found {
+		u.say("-- %s: %s", f.Level, oneLine(f.String()))
+	}
+	return nil
+}
+
+func quotedTables(tables []string) []string {
+	quoted := make([]string, len(tables))
+	for i, table := range tables {
+		schema, name, _ := strings.Cut(table, ".")
+		quoted[i] = pgx.Identifier{schema, name}.Sanitize()
+	}
+	return quoted
+}
+
+func (u *setup) createTopic(ctx context.Context, t *topic.Topic) (topic.Info, error) {
+	if u.dry {
+		u.say("-- Kafka topic %s: 1 partition, %d replicas, cleanup.policy=delete, retention.ms=-1, retention.bytes=-1,\n--   message.timestamp.type=LogAppendTime, max.message.bytes=%d",
+			t.Name(), u.stream.Kafka.Replicas, topic.MaxMessage)
+		return topic.Info{}, nil
+	}
+	// A cluster of fewer brokers gives what it can; check warns of it.
+	for replicas := u.stream.Kafka.Replicas; ; replicas-- {
+		err := t.Create(ctx, replicas)
+		if err == nil {
+			u.say("topic %s: made with %d replicas", t.Name(), replicas)
+			break
+		}
+		if !errors.Is(err, topic.ErrFewBrokers) || replicas == 1 {
+			return topic.Info{}, err
+		}
+	}
+	return t.Info(ctx)
+}
+
+func (u *setup) register(ctx context.Context, conn *pgx.Conn, info topic.Info) (control.Stream, error) {
+	s := control.Stream{
+		Name: u.stream.Name, Epoch: 1, Capture: u.stream.Source.Capture, Topic: u.stream.Kafka.Topic, TopicID: info.ID,
+		Publication: control.DefaultPublication(u.stream.Name), Slot: control.DefaultSlot(u.stream.Name),
+	}
+	if u.stream.ID != "" {
+		// The configuration has checked it.
+		s.ID, _ = millrace.ParseStreamID(u.stream.ID)
+	}
+	if u.dry {
+		u.say("-- registry\nINSERT INTO millrace.stream (name, id, epoch, capture, topic, topic_id, publication, slot)\n    VALUES ('%s', a random UUID, 1, '%s', '%s', the topic's ID, '%s', '%s');",
+			s.Name, s.Capture, s.Topic, s.Publication, s.Slot)
+		u.say("-- the replication slot %s is made by the first start of millrace transfer, with the first copy", s.Slot)
+		return s, nil
+	}
+	registered, err := control.CreateStream(ctx, conn, s)
+	if err != nil {
+		return control.Stream{}, err
+	}
+	// Another init may have been quicker.
+	if err := sameTopic(registered, true, info); err != nil {
+		return control.Stream{}, err
+	}
+	u.say("stream %s: registered with ID %v", registered.Name, registered.ID)
+	return registered, nil
+}

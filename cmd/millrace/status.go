@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/control"
+)
+
+// statusLimit bounds how long one place is asked: another one may answer.
+const statusLimit = 5 * time.Second
+
+// place says how far a stream has come somewhere.
+type place struct {
+	Stream   string `json:"stream"`
+	StreamID string `json:"stream_id"`
+	Epoch    uint64 `json:"epoch"`
+	// Index is the last complete accepted one.
+	Index      uint64   `json:"index"`
+	Chain      string   `json:"chain"`
+	Term       uint64   `json:"term"`
+	LagSeconds *float64 `json:"lag_seconds"`
+	// From says who was asked: transfer, edge or ledger.
+	From  string `json:"from"`
+	Phase string `json:"phase,omitempty"`
+	// Problem is what transfer met, Fault what keeps an edge from going on.
+	Problem string `json:"problem,omitempty"`
+	Fault   string `json:"fault,omitempty"`
+	// Edge is this host's edge, where another place was asked for the rest.
+	Edge *place `json:"edge,omitempty"`
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	var stream string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Say how far each stream has come",
+		Long: `Say how far each stream has come: the index of its last complete accepted entry, the chain there, and
+the lag behind the source. This host's transfer is asked; where it does not run, this host's edge; and where
+there is none either, the ledger at the source. The column FROM says which one has answered.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load()
+			if err != nil {
+				return err
+			}
+			var all []string
+			for i := range c.Streams {
+				all = append(all, c.Streams[i].Name)
+			}
+			names, err := selected(c, stream, all)
+			if err != nil {
+				return err
+			}
+			places, err := status(cmd.Context(), c, names)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				encoder := json.NewEncoder(a.stdout)
+				encoder.SetIndent("", "  ")
+				return encoder.Encode(places)
+			}
+			return a.printStatus(places)
+		},
+	}
+	cmd.Flags().StringVar(&stream, "stream", "", "only this stream")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array, one object a stream")
+	return cmd
+}
+
+// status asks for the named streams.
+func status(ctx context.Context, c *config.Config, names []string) ([]place, error) {
+	published, adminErr := askTransfer(ctx, c)
+	places := make([]place, 0, len(names))
+	for _, name := range names {
+		here, edgeErr := askEdge(ctx, c, name)
+		if p, ok := published[name]; ok {
+			p.Edge = here
+			places = append(places, p)
+			continue
+		}
+		if here != nil {
+			places = append(places, *here)
+			continue
+		}
+		p, ledgerErr := askLedger(ctx, c, c.Stream(name))
+		if ledgerErr != nil {
+			// The last place that was asked is the one whose trouble counts.
+			return nil, fmt.Errorf("stream %s: nobody can say how far it is: %w", name, errors.Join(adminErr, edgeErr, ledgerErr))
+		}
+		places = append(places, p)
+	}
+	return places, nil
+}
+
+func askTransfer(ctx context.Context, c *config.Config) (map[string]place, error) {
+	admin := adminClient(c)
+	if admin == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	var answer []place
+	if err := admin.get(ctx, "/v1/streams", &answer); err != nil {
+		return nil, err
+	}
+	places := make(map[string]place, len(answer))
+	for _, p := range answer {
+		p.From = "transfer"
+		places[p.Stream] = p
+	}
+	return places, nil
+}
+
+func askEdge(ctx context.Context, c *config.Config, stream string) (*place, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	var p place
+	if err := edgeClient(c).get(ctx, streamPath(stream)+"/status", &p); err != nil {
+		return nil, err
+	}
+	p.From = "edge"
+	return &p, nil
+}
+
+func askLedger(ctx context.Context, c *config.Config, s *config.Stream) (place, error) {
+	if s.Source.URL == "" {
+		return place{}, errors.New("the configuration has no source.url to ask the ledger")
+	}
+	p := place{Stream: s.Name, From: "ledger"}
+	err := withSource(ctx, s, func(conn *pgx.Conn) error {
+		registered, err := control.LoadStream(ctx, conn, s.Name)
+		if err != nil {
+			return err
+		}
+		p.StreamID, p.Epoch = registered.ID.String(), uint64(registered.Epoch)
+		row, err := control.NewestLedger(ctx, conn, s.Name, registered.Epoch)
+		if err != nil || row == nil {
+			return err
+		}
+		p.Index, p.Chain, p.Term = uint64(row.Last), row.Chain.String(), uint64(row.Term)
+		if !row.SourceTime.IsZero() {
+			lag := time.Since(row.SourceTime).Seconds()
+			p.LagSeconds = &lag
+		}
+		return nil
+	})
+	return p, err
+}
+
+func (a *app) printStatus(places []place) error {
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "STREAM\tEPOCH\tINDEX\tCHAIN\tTERM\tLAG\tFROM")
+	for i := range places {
+		printPlace(w, &places[i])
+		if e := places[i].Edge; e != nil {
+			printPlace(w, e)
+		}
+	}
+	return w.Flush()
+}
+
+func printPlace(w *tabwriter.Writer, p *place) {
+	lag, from := "unknown", p.From
+	if p.LagSeconds != nil {
+		lag = strconv.FormatFloat(*p.LagSeconds, 'f', 3, 64) + " s"
+	}
+	if p.Phase != "" {
+		from += " (" + p.Phase + ")"
+	}
+	if trouble := p.Problem + p.Fault; trouble != "" {
+		from += ": " + oneLine(trouble)
+	}
+	fmt.Fprintf(w, "%s\t%d\t%d\t%.12s\t%d\t%s\t%s\n", p.Stream, p.Epoch, p.Index, p.Chain, p.Term, lag, from)
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/wal"
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/topic"
+	"github.com/millrace-db/millrace/transfer"
+	"github.com/millrace-db/millrace/transfer/admin"
+)
+
+func (a *app) transferCommand() *cobra.Command {
+	var stream string
+	cmd := &cobra.Command{
+		Use:   "transfer",
+		Short: "Publish: capture changes at the sources and append them to the topics",
+		Long: `Publish streams: make the first copy of their tables, then capture every change and append it to the
+topic. Of several transfers of a stream one publishes and the others wait to take over. It runs until it is
+told to end (SIGTERM, Ctrl-C), is fenced by another publisher (exit code 3), or a stream needs somebody to
+act (exit code 4).`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load()
+			if err != nil {
+				return err
+			}
+			names, err := selected(c, stream, c.Transfer.Streams)
+			if err != nil {
+				return err
+			}
+			if err := c.NeedSource(names); err != nil {
+				return err
+			}
+			if err := c.NeedKafka(names); err != nil {
+				return err
+			}
+			p, err := newPublisher(cmd.Context(), c, names, a.logger(c))
+			if err != nil {
+				return err
+			}
+			return p.run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&stream, "stream", "", "only this stream; all of transfer.streams otherwise")
+	return cmd
+}
+
+// publisher is the transfer process: its streams and its admin listener.
+type publisher struct {
+	log       *slog.Logger
+	registry  *prometheus.Registry
+	admin     *admin.Server // nil where it is off
+	transfers []*transfer.Transfer
+}
+
+// newPublisher prepares the streams and opens the listener; it publishes
+// nothing yet. The caller calls run, or close.
+func newPublisher(ctx context.Context, c *config.Config, names []string, log *slog.Logger) (*publisher, error) {
+	p := &publisher{log: log, registry: newRegistry()}
+	var shown []admin.Stream
+	for _, name := range names {
+		t, err := p.prepare(ctx, c, c.Stream(name))
+		if err != nil {
+			return nil, err
+		}
+		p.transfers, shown = append(p.transfers, t), append(shown, t)
+	}
+	if c.Transfer.Admin == config.Off {
+		return p, nil
+	}
+	var err error
+	p.admin, err = admin.New(ctx, admin.Config{Listen: c.Transfer.Admin, Streams: shown, Gatherer: p.registry, Logger: log})
+	return p, err
+}
+
+func newRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Stream) (*transfer.Transfer, error) {
+	var registered control.Stream
+	err := withSource(ctx, s, func(conn *pgx.Conn) (err error) {
+		registered, err = control.LoadStream(ctx, conn, s.Name)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := sameStream(s, registered); err != nil {
+		return nil, err
+	}
+	// Capture names the stream in its metrics itself.
+	capture, err := newCapture(s, registered, p.log.With("stream", s.Name), p.registry)
+	if err != nil {
+		return nil, err
+	}
+	return transfer.New(transfer.Config{
+		Stream: registered, SourceURL: s.Source.URL.Reveal(),
+		Topic: topic.Config{Brokers: s.Kafka.Brokers, Topic: registered.Topic, ClientID: "millrace-transfer-" + s.Name, Logger: p.log},
+		OpenSource: func(ctx context.Context, after *millrace.Checkpoint) (transfer.Source, error) {
+			return openCapture(ctx, capture, after)
+		},
+		Lease: duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
+		Logger: p.log, Registerer: p.registry,
+	})
+}
+
+// openCapture keeps a nil *wal.Source from becoming a Source that is not nil.
+func openCapture(ctx context.Context, capture *wal.Capture, after *millrace.Checkpoint) (transfer.Source, error) {
+	source, err := capture.Open(ctx, after)
+	if err != nil {
+		return nil, err
+	}
+	return source, nil
+}
+
+// close gives up the listener where run is not called.
+func (p *publisher) close() error {
+	if p.admin == nil {
+		return nil
+	}
+	return p.admin.Close()
+}
+
+// run publishes until ctx ends or a stream stops.
+func (p *publisher) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	if p.admin != nil {
+		p.log.Info("transfer shows status and metrics", "address", p.admin.Address())
+		group.Go(func() error { return p.admin.Run(ctx) })
+	}
+	for _, t := range p.transfers {
+		group.Go(func() error {
+			if err := t.Run(ctx); err != nil {
+				return fmt.Errorf("stream %s: %w", t.Status().Stream, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/control"
+)
+
+func (a *app) uninstallCommand() *cobra.Command {
+	var stream string
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Remove what init and transfer made in the source databases",
+		Long: `Remove what init and transfer made in the source databases: publication, replication slot and the
+stream's rows in the control schema; with the last stream the control schema itself. Topics and the data of
+edges are left: delete them by hand when nothing needs them any more.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.load()
+			if err != nil {
+				return err
+			}
+			names, err := selected(c, stream, c.Transfer.Streams)
+			if err != nil {
+				return err
+			}
+			if err := c.NeedSource(names); err != nil {
+				return err
+			}
+			if !yes {
+				return usage("uninstall ends the streams %v for good: what was not carried yet is lost to their edges; say --yes if that is meant", names)
+			}
+			for _, name := range names {
+				if err := a.uninstall(cmd, c, c.Stream(name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&stream, "stream", "", "only this stream; all of transfer.streams otherwise")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do it")
+	return cmd
+}
+
+func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) error {
+	ctx := cmd.Context()
+	return withSource(ctx, s, func(conn *pgx.Conn) error {
+		registered, err := control.LoadStream(ctx, conn, s.Name)
+		if err != nil && !errors.Is(err, control.ErrNoStream) && !errors.Is(err, control.ErrNotInitialised) {
+			return err
+		}
+		holder, err := control.LookHolder(ctx, conn, s.Name)
+		if err != nil && !errors.Is(err, control.ErrNotInitialised) {
+			return err
+		}
+		if holder != nil && holder.Silent < duration(c.Transfer.Lease) {
+			return operator("stream %s is being published (server process %d): stop millrace transfer first", s.Name, holder.PID)
+		}
+		capture, err := newCapture(s, registered, a.logger(c), nil)
+		if err != nil {
+			return err
+		}
+		if err := capture.Uninstall(ctx); err != nil {
+			return err
+		}
+		dropped, err := control.DropStream(ctx, conn, s.Name)
+		if err != nil {
+			return err
+		}
+		what := "publication, slot and registry entry removed"
+		if dropped {
+			what += ", control schema too"
+		}
+		fmt.Fprintf(a.stdout, "stream %s: %s; topic %s is left\n", s.Name, what, s.Kafka.Topic)
+		return nil
+	})
+}

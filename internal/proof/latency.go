@@ -1,0 +1,167 @@
+package proof
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
+)
+
+// heartbeat is a transaction of its own whose commit flows through the stream.
+// The LSN it gives is before its commit's.
+const heartbeat = `SELECT pg_logical_emit_message(true, 'millrace.heartbeat', $1::text)::text`
+
+// Beat commits a heartbeat of the stream and returns an LSN that is not after
+// its commit in the WAL.
+func Beat(ctx context.Context, conn *pgx.Conn, stream string) (millrace.LSN, error) {
+	var text string
+	if err := conn.QueryRow(ctx, heartbeat, stream).Scan(&text); err != nil {
+		return 0, fmt.Errorf("commit a heartbeat: %w", err)
+	}
+	return millrace.ParseLSN(text)
+}
+
+// Latency is the time from commit to visible: from the moment at which the
+// source has answered a COMMIT to the moment at which a new reader of the edge's
+// store sees what was committed.
+type Latency struct {
+	Probes   int
+	P50, P99 time.Duration
+	Max      time.Duration
+}
+
+// keptProbes bounds memory: figures are of the newest probes.
+const keptProbes = 100_000
+
+// Prober measures Latency with heartbeats, which take the same way as every
+// other transaction, beside whatever else is committed. Its methods may be
+// called concurrently.
+type Prober struct {
+	url, stream string
+	store       *edge.Store
+	interval    time.Duration
+
+	mu    sync.Mutex
+	taken []time.Duration
+	next  int
+	count int
+	max   time.Duration
+}
+
+// NewProber makes a prober that commits a heartbeat at each interval.
+func NewProber(url, stream string, store *edge.Store, interval time.Duration) *Prober {
+	return &Prober{url: url, stream: stream, store: store, interval: interval}
+}
+
+// probe is a heartbeat under way.
+type probe struct {
+	lsn       millrace.LSN
+	committed time.Time
+}
+
+// Run probes until ctx ends, which is no error.
+func (p *Prober) Run(ctx context.Context) error {
+	conn, err := pgx.Connect(ctx, p.url)
+	if err != nil {
+		return fmt.Errorf("measure latency: %w", err)
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = conn.Close(closing) // nothing is under way on it
+	}()
+	probes := make(chan probe, 1024)
+	var watching sync.WaitGroup
+	watching.Go(func() { p.watch(ctx, probes) })
+	defer watching.Wait()
+	defer close(probes)
+	tick := time.NewTicker(p.interval)
+	defer tick.Stop()
+	for {
+		lsn, err := Beat(ctx, conn, p.stream)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("measure latency: %w", err)
+		}
+		select {
+		case probes <- probe{lsn, time.Now()}:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// watch waits for each probe to become visible. Heartbeats come in the order of
+// their commits, so the oldest is always the next.
+func (p *Prober) watch(ctx context.Context, probes <-chan probe) {
+	for one := range probes {
+		for {
+			changed := p.store.Changed()
+			at, _, err := Applied(ctx, p.store)
+			now := time.Now()
+			if err != nil {
+				return // the store is closing, or ctx has ended
+			}
+			if at >= one.lsn {
+				p.add(max(0, now.Sub(one.committed)))
+				break
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+func (p *Prober) add(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count++
+	p.max = max(p.max, d)
+	if len(p.taken) < keptProbes {
+		p.taken = append(p.taken, d)
+		return
+	}
+	p.taken[p.next] = d
+	p.next = (p.next + 1) % keptProbes
+}
+
+// Latency returns the figures of the probes so far.
+func (p *Prober) Latency() Latency {
+	p.mu.Lock()
+	sorted := slices.Clone(p.taken)
+	l := Latency{Probes: p.count, Max: p.max}
+	p.mu.Unlock()
+	if len(sorted) == 0 {
+		return l
+	}
+	slices.Sort(sorted)
+	// The nearest rank: the smallest value that this share is not above.
+	rank := func(percent int) time.Duration { return sorted[(len(sorted)*percent+99)/100-1] }
+	l.P50, l.P99 = rank(50), rank(99)
+	return l
+}
+
+// String is for people.
+func (l Latency) String() string {
+	if l.Probes == 0 {
+		return "not measured yet"
+	}
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+	return fmt.Sprintf("p50 %s, p99 %s, max %s of %d probes", ms(l.P50), ms(l.P99), ms(l.Max), l.Probes)
+}
