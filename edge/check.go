@@ -3,6 +3,7 @@ package edge
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -12,22 +13,31 @@ import (
 )
 
 // Check walks everything that is stored and returns an ErrCorrupt that names
-// the first thing that is not as it must be: checkpoint and catalog, every
-// value's CRC, key and row, and the counts. It reads from one snapshot, which
-// it holds however long it takes, so the file grows when the store is written
-// at the same time.
+// the first thing that is not as it must be: the pages of the file, checkpoint
+// and catalog, every value's CRC, key and row, and the counts. It reads from one
+// snapshot, which it holds however long it takes, so the file grows when the
+// store is written at the same time.
 func (s *Store) Check(ctx context.Context) error {
-	return s.View(ctx, func(v *View) error {
-		// The walk reads through LMDB directly, so the age limit on views does
-		// not end it.
-		c := &checker{ctx: ctx, s: s, v: v}
-		for _, step := range []func() error{c.records, c.databases, c.place, c.rows} {
-			if err := step(); err != nil {
+	for {
+		err := s.View(ctx, func(v *View) error {
+			if err := s.checkPages(ctx, v.txn); err != nil {
 				return err
 			}
+			// The walk reads through LMDB directly, so the age limit on views
+			// does not end it.
+			c := &checker{ctx: ctx, s: s, v: v}
+			for _, step := range []func() error{c.records, c.databases, c.place, c.rows} {
+				if err := step(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		// The writer may be faster than the first read of a snapshot.
+		if !errors.Is(err, errMetaMoved) {
+			return err
 		}
-		return nil
-	})
+	}
 }
 
 type checker struct {

@@ -83,17 +83,24 @@ func (s *Store) short() (int64, error) {
 	return max(0, want-have), err
 }
 
-// extend gives the data file its full length.
+// slack is what the data file has behind its last page. LMDB does not check
+// where the items of a page lie; on a damaged one it may look a little behind
+// the page, and there must be something to read.
+const slack = 128 << 10
+
+// extend gives the data file its full length. What is added takes no room on
+// the disk.
 func (s *Store) extend() error {
-	short, err := s.short()
-	if err != nil || short == 0 {
-		return err
-	}
-	want, _, err := s.fullSize()
+	have, err := s.fileSize()
 	if err != nil {
 		return err
 	}
-	return s.truncate(want)
+	want, _, err := s.fullSize()
+	if err != nil || have >= want+slack {
+		return err
+	}
+	// Some more at once, so that few commits have to do it.
+	return s.truncate(want + 16*slack)
 }
 
 func (s *Store) truncate(size int64) error {

@@ -236,7 +236,7 @@ func (t *Table) Get(key []byte, row *Row) error {
 	value, err := t.v.txn.Get(t.t.live.dbi, stored)
 	if err != nil {
 		if lmdb.IsNotFound(err) {
-			return ErrNotFound
+			return t.miss(stored, key)
 		}
 		return t.v.s.fail("get row of "+t.t.name(), err)
 	}
@@ -249,6 +249,61 @@ func (t *Table) Get(key []byte, row *Row) error {
 	}
 	if err != nil {
 		return t.v.s.corruptRow(t.t, key, err)
+	}
+	return nil
+}
+
+// miss returns ErrNotFound if nothing speaks against it.
+func (t *Table) miss(stored, key []byte) error {
+	cur, err := t.v.txn.OpenCursor(t.t.live.dbi)
+	if err != nil {
+		return t.v.s.fail("get row of "+t.t.name(), err)
+	}
+	defer cur.Close()
+	if err := t.bracket(cur, stored, key, false); err != nil {
+		return err
+	}
+	return ErrNotFound
+}
+
+// bracket checks the rows before and behind the place of a store key: damage to
+// a key, or to the pages that lead to it, can make a search come out at the
+// wrong place, and then its neighbours are not whole or do not fit. present
+// tells that there may be a row of just that key.
+func (t *Table) bracket(cur *lmdb.Cursor, stored, key []byte, present bool) error {
+	next, value, err := cur.Get(stored, nil, lmdb.SetRange)
+	back := uint(lmdb.Prev)
+	if lmdb.IsNotFound(err) {
+		back = lmdb.Last
+	} else if err != nil {
+		return t.v.s.fail("search "+t.t.name(), err)
+	} else {
+		order := bytes.Compare(next, stored)
+		if err := t.neighbour(next, value, order > 0 || present && order == 0); err != nil {
+			return t.v.s.corruptRow(t.t, key, err)
+		}
+	}
+	prev, value, err := cur.Get(nil, nil, back)
+	if lmdb.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return t.v.s.fail("search "+t.t.name(), err)
+	}
+	if err := t.neighbour(prev, value, bytes.Compare(prev, stored) < 0); err != nil {
+		return t.v.s.corruptRow(t.t, key, err)
+	}
+	return nil
+}
+
+var errDisorder = errors.New("the rows next to it are out of order")
+
+func (t *Table) neighbour(stored, value []byte, inOrder bool) error {
+	if !inOrder {
+		return errDisorder
+	}
+	if _, _, err := openValue(t.t.seed, stored, value); err != nil {
+		return fmt.Errorf("the row next to it: %w", err)
 	}
 	return nil
 }
@@ -271,7 +326,13 @@ func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *R
 	if len(start) == 0 {
 		op = lmdb.First
 	}
+	if len(start) > 0 {
+		if err := t.bracket(cur, start, start, true); err != nil {
+			return err
+		}
+	}
 	var row Row
+	var last []byte
 	for n := 0; limit <= 0 || n < limit; {
 		if err := t.v.usable(); err != nil {
 			return err
@@ -289,9 +350,13 @@ func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *R
 		}
 		start, op = nil, lmdb.Next
 		key, body, err := openValue(t.t.seed, stored, value)
+		if err == nil && bytes.Compare(last, stored) >= 0 {
+			err = errDisorder
+		}
 		if err != nil {
 			return t.v.s.corruptRow(t.t, stored, err)
 		}
+		last = append(last[:0], stored...)
 		if !bytes.HasPrefix(key, prefix) {
 			if passed(stored, prefix) {
 				return nil
