@@ -19,7 +19,7 @@ func (c *Capture) heartbeat(ctx context.Context) {
 		}
 	}()
 	failing := false
-	for {
+	for wait(ctx, c.cfg.Heartbeat) == nil {
 		err := c.beat(ctx, &conn)
 		if ctx.Err() != nil {
 			return
@@ -31,9 +31,6 @@ func (c *Capture) heartbeat(ctx context.Context) {
 			} else {
 				c.log.Info("heartbeat is back")
 			}
-		}
-		if wait(ctx, c.cfg.Heartbeat) != nil {
-			return
 		}
 	}
 }
