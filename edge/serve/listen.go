@@ -38,8 +38,12 @@ func isLoopback(host string) bool {
 
 // isLoopbackHost holds the Host header of a request over TCP against the names
 // of this host. A page from elsewhere whose name was made to lead here would
-// otherwise make a browser read for it.
+// otherwise make a browser read for it. Browsers always send the header; what
+// does not is no browser.
 func isLoopbackHost(host string) bool {
+	if host == "" {
+		return true
+	}
 	if rest, ok := strings.CutPrefix(host, "127.0.0.1"); ok && (rest == "" || rest[0] == ':') {
 		return true
 	}

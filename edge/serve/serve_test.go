@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -602,6 +605,51 @@ func TestLargeAnswersAreBounded(t *testing.T) {
 		if a.status != 503 || a.code(t) != "busy" {
 			t.Errorf("rows:get: got %d", a.status)
 		}
+	}
+}
+
+// A row that was damaged on disk is an error that says so; the others are there
+// as before.
+func TestDamagedRow(t *testing.T) {
+	dir := t.TempDir()
+	t.Run("fill", func(t *testing.T) {
+		store := openStore(t, dir, 0)
+		src := newSource(t, store)
+		schema := recordsSchema()
+		src.unit(schemaEntry(schema), loadEntry(schema, millrace.KindLoadBegin, 1))
+		src.unit(loadEntry(schema, millrace.KindLoadEnd, 1), put(t, schema, "a", "1", "t", "stays"), put(t, schema, "b", "1", "t", "is damaged"))
+	})
+	path := filepath.Join(dir, "data.mdb")
+	pages, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(pages, []byte("is damaged")) {
+		t.Fatal("the row is not in the file")
+	}
+	if err := os.WriteFile(path, bytes.ReplaceAll(pages, []byte("is damaged"), []byte("is altered")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	store, err := edge.Open(edge.Options{Dir: dir, MapSize: 256 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }() // it is damaged
+	var log bytes.Buffer
+	s := newServer(t, store, func(c *serve.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	if a := get(t, s, streamURL+"/tables/dns.records/rows/1,a,t"); a.status != 200 {
+		t.Errorf("whole row: got %d %s", a.status, a.body)
+	}
+	for range 2 {
+		for _, path := range []string{"/tables/dns.records/rows/1,b,t", "/tables/dns.records/rows"} {
+			a := get(t, s, streamURL+path)
+			if a.status != 500 || a.code(t) != "corrupt" || !strings.Contains(a.body, "dns.records key 1,b,t") {
+				t.Errorf("%s: got %d %s", path, a.status, a.body)
+			}
+		}
+	}
+	if got := strings.Count(log.String(), "read failed"); got != 1 {
+		t.Errorf("logged %d times, want once: %s", got, log.String())
 	}
 }
 
