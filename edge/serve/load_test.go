@@ -1,0 +1,102 @@
+package serve_test
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+// FuzzHandler: no request makes the server panic or answer with something that
+// is not JSON.
+func FuzzHandler(f *testing.F) {
+	store, _ := newStore(f)
+	s := newServer(f, store)
+	for _, seed := range []struct{ path, query, body string }{
+		{streamURL + "/tables/dns.records/rows/7,a%2Cb,t", "", ""},
+		{streamURL + "/tables/dns.records/rows", "prefix=7,a*&limit=2&cursor=AQ", ""},
+		{streamURL + "/rows:get", "", `{"keys":[{"table":"dns.records","key":[7,"ab",true]}]}`},
+		{"/v1/streams", "", ""},
+		{streamURL + "/status", "", ""},
+	} {
+		f.Add(seed.path, seed.query, seed.body)
+	}
+	f.Fuzz(func(t *testing.T, path, query, body string) {
+		method := http.MethodGet
+		if body != "" {
+			method = http.MethodPost
+		}
+		r := httptest.NewRequestWithContext(t.Context(), method, "/", strings.NewReader(body))
+		r.URL = &url.URL{Path: path, RawPath: path, RawQuery: query}
+		if text, err := url.PathUnescape(path); err == nil {
+			r.URL.Path = text
+		}
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		if path == "/metrics" {
+			return
+		}
+		if !json.Valid(w.Body.Bytes()) {
+			t.Fatalf("%s %q %q: answer %d %q is not JSON", method, path, query, w.Code, w.Body)
+		}
+		if w.Code >= 500 {
+			t.Fatalf("%s %q %q %q: answer %d %s", method, path, query, body, w.Code, w.Body)
+		}
+	})
+}
+
+// BenchmarkRow compares reading a row over a real connection with a server that
+// does nothing.
+func BenchmarkRow(b *testing.B) {
+	store, _ := newStore(b)
+	s := newServer(b, store)
+	nothing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"id":5,"balance":5.50,"at":"2024-01-02T03:04:05+00:00","note":null}`)
+	})
+	for _, bb := range []struct {
+		name string
+		h    http.Handler
+	}{{"nothing", nothing}, {"row", s}} {
+		b.Run(bb.name, func(b *testing.B) {
+			server := httptest.NewServer(bb.h)
+			defer server.Close()
+			client := server.Client()
+			b.ReportAllocs()
+			for b.Loop() {
+				resp, err := client.Get(server.URL + streamURL + "/tables/public.accounts/rows/5") //nolint:noctx // a benchmark
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+					b.Fatal(err, resp.Status)
+				}
+				_ = resp.Body.Close() // read to its end
+			}
+		})
+	}
+	b.Run("handler", func(b *testing.B) {
+		r := httptest.NewRequestWithContext(b.Context(), http.MethodGet, streamURL+"/tables/public.accounts/rows/5", http.NoBody)
+		w := &discard{header: make(http.Header)}
+		b.ReportAllocs()
+		for b.Loop() {
+			s.ServeHTTP(w, r)
+		}
+		if w.status != 200 {
+			b.Fatal(w.status)
+		}
+	})
+}
+
+// discard is a ResponseWriter that costs nothing.
+type discard struct {
+	header http.Header
+	status int
+}
+
+func (d *discard) Header() http.Header         { return d.header }
+func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
+func (d *discard) WriteHeader(status int)      { d.status = status }
