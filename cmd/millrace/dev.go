@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -89,6 +90,10 @@ func (o *devOptions) validate() error {
 const (
 	devStopLimit = 30 * time.Second
 	probeEvery   = 50 * time.Millisecond
+	// firstProbes is how many probes the first line of proof has at least.
+	firstProbes = 20
+	// figuresLimit is how long that line waits for them at most.
+	figuresLimit = 10 * time.Second
 )
 
 // dev is one run of the command.
@@ -276,41 +281,47 @@ func (s *show) run(ctx, stages context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	context.AfterFunc(stages, cancel)
-	var work errgroup.Group
+	var work sync.WaitGroup
 	defer s.screen.clear()
-	work.Go(func() error { return s.watch(ctx) })
+	work.Go(func() { s.watch(ctx) })
 	loading, stopLoad := context.WithCancel(ctx)
 	defer stopLoad()
-	work.Go(func() error { s.load(loading); return nil })
+	work.Go(func() { s.load(loading) })
 	probing, stopProbes := context.WithCancel(ctx)
 	defer stopProbes()
 
 	began := time.Now()
 	err := s.firstCopy(ctx)
 	if err == nil {
+		// It ends when the edge has caught up with what was committed during the
+		// copy. Latency is measured from then on.
+		err = s.prove(ctx)
+	}
+	if err == nil {
 		s.prober = proof.NewProber(s.stream.Source.URL.Reveal(), s.stream.Name, s.store, probeEvery)
-		work.Go(func() error { return s.prober.Run(probing) })
+		work.Go(func() { s.prober.Run(probing) })
 		err = s.middle(ctx, began)
 	}
 	stopLoad()
 	stopProbes()
 	cancel()
-	if failed := work.Wait(); failed != nil {
-		s.log.Warn("beside the stages", "error", failed)
-	}
+	work.Wait()
 	if stages.Err() != nil {
 		return nil // the stage's own error says why
 	}
-	if s.prober == nil {
+	if s.last == nil {
 		s.screen.say("ended before the first copy was at the edge; the next start begins it anew")
 		return ignoreCanceled(err)
 	}
 	return errors.Join(ignoreCanceled(err), s.end(stages))
 }
 
-// middle is the time under way: the first proof, what to try, and the wait.
+// middle is the time under way: the first proof's line, what to try, and the
+// wait.
 func (s *show) middle(ctx context.Context, began time.Time) error {
-	if err := s.prove(ctx); err != nil {
+	figures, cancel := context.WithTimeout(ctx, figuresLimit)
+	defer cancel()
+	if err := s.prober.Wait(figures, firstProbes); err != nil && ctx.Err() != nil {
 		return err
 	}
 	s.screen.say("%s", s.proofLine())
@@ -358,8 +369,12 @@ func (s *show) prove(ctx context.Context) error {
 }
 
 func (s *show) proofLine() string {
-	return fmt.Sprintf("proof at index %v: %d rows at the source, %d rows at the edge, %d differences; commit to edge: %v",
-		s.last.Index, s.last.SourceRows(), s.last.EdgeRows(), s.last.Differences(), s.prober.Latency())
+	latency := "not measured"
+	if s.prober != nil {
+		latency = s.prober.Latency().String()
+	}
+	return fmt.Sprintf("proof at index %v: %d rows at the source, %d rows at the edge, %d differences; commit to edge: %s",
+		s.last.Index, s.last.SourceRows(), s.last.EdgeRows(), s.last.Differences(), latency)
 }
 
 // load puts the load on the source until ctx ends. One that ends by itself is

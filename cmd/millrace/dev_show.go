@@ -85,7 +85,7 @@ func (l *lineLogger) Write(b []byte) (int, error) {
 type statusTeller interface{ Status() transfer.Status }
 
 // watch shows index, changes a second and lag until ctx ends.
-func (s *show) watch(ctx context.Context) error {
+func (s *show) watch(ctx context.Context) {
 	every := plainEvery
 	if s.screen.terminal {
 		every = terminalEvery
@@ -105,7 +105,7 @@ func (s *show) watch(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-tick.C:
 		}
 	}

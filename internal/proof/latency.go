@@ -48,6 +48,7 @@ type Prober struct {
 	interval    time.Duration
 
 	mu    sync.Mutex
+	more  chan struct{} // closed at the next figure
 	taken []time.Duration
 	next  int
 	count int
@@ -56,7 +57,7 @@ type Prober struct {
 
 // NewProber makes a prober that commits a heartbeat at each interval.
 func NewProber(url, stream string, store *edge.Store, interval time.Duration) *Prober {
-	return &Prober{url: url, stream: stream, store: store, interval: interval}
+	return &Prober{url: url, stream: stream, store: store, interval: interval, more: make(chan struct{})}
 }
 
 // probe is a heartbeat under way.
@@ -65,41 +66,49 @@ type probe struct {
 	committed time.Time
 }
 
-// Run probes until ctx ends, which is no error.
-func (p *Prober) Run(ctx context.Context) error {
+// Run probes until ctx ends. Where the source cannot be reached it tries again;
+// there are no probes meanwhile.
+func (p *Prober) Run(ctx context.Context) {
+	probes := make(chan probe, 1024)
+	var watching sync.WaitGroup
+	watching.Go(func() { p.watch(ctx, probes) })
+	defer watching.Wait()
+	defer close(probes)
+	for ctx.Err() == nil {
+		_ = p.session(ctx, probes) // the next one tries again
+		_ = pause(ctx, retryPause)
+	}
+}
+
+const retryPause = 500 * time.Millisecond
+
+// session probes over one connection.
+func (p *Prober) session(ctx context.Context, probes chan<- probe) error {
 	conn, err := pgx.Connect(ctx, p.url)
 	if err != nil {
-		return fmt.Errorf("measure latency: %w", err)
+		return err
 	}
 	defer func() {
 		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		_ = conn.Close(closing) // nothing is under way on it
 	}()
-	probes := make(chan probe, 1024)
-	var watching sync.WaitGroup
-	watching.Go(func() { p.watch(ctx, probes) })
-	defer watching.Wait()
-	defer close(probes)
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
 	for {
 		lsn, err := Beat(ctx, conn, p.stream)
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
-			return fmt.Errorf("measure latency: %w", err)
+			return err
 		}
 		select {
 		case probes <- probe{lsn, time.Now()}:
 		case <-ctx.Done():
-			return nil
+			return ctx.Err()
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil
+			return ctx.Err()
 		}
 	}
 }
@@ -131,6 +140,8 @@ func (p *Prober) watch(ctx context.Context, probes <-chan probe) {
 func (p *Prober) add(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	close(p.more)
+	p.more = make(chan struct{})
 	p.count++
 	p.max = max(p.max, d)
 	if len(p.taken) < keptProbes {
@@ -139,6 +150,23 @@ func (p *Prober) add(d time.Duration) {
 	}
 	p.taken[p.next] = d
 	p.next = (p.next + 1) % keptProbes
+}
+
+// Wait returns when n probes have become visible.
+func (p *Prober) Wait(ctx context.Context, n int) error {
+	for {
+		p.mu.Lock()
+		count, more := p.count, p.more
+		p.mu.Unlock()
+		if count >= n {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Latency returns the figures of the probes so far.
