@@ -111,6 +111,8 @@ func (s *Store) fail(verb string, err error) error {
 		return fmt.Errorf("%s: %w: %w; mend: free space on the disk of %s", verb, ErrFull, err, s.dir)
 	case lmdb.Panic:
 		return s.corrupt("%s: an earlier write of the environment failed (%v); restart the edge, and look at the disk, before you take the rows for lost", verb, err)
+	case lmdb.BadTxn:
+		return s.corrupt("%s: an earlier step of the transaction met damage (%v)", verb, err)
 	case lmdb.Corrupted, lmdb.PageNotFound, lmdb.Invalid, lmdb.Incompatible:
 		return s.corrupt("%s: %v", verb, err)
 	}

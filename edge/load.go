@@ -41,10 +41,12 @@ func (s *Store) checkSize() error {
 	if err == nil && lost == 0 {
 		return nil
 	}
-	if err == nil {
-		err = s.corrupt("data.mdb was cut off: %d pages that are in use lie behind its end", lost)
+	what := fmt.Sprintf("%d pages that are in use lie behind its end", lost)
+	if err != nil {
+		what = err.Error()
 	}
-	return errors.Join(err, s.truncate(size))
+	// Give it its length back, so that the next try finds the same.
+	return errors.Join(s.corrupt("data.mdb was cut off at %d bytes: %s", size, what), s.truncate(size))
 }
 
 func (s *Store) fileSize() (int64, error) {

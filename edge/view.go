@@ -313,6 +313,9 @@ func (t *Table) neighbour(stored, value []byte, inOrder bool) error {
 // limit rows have been given (no limit if it is 0 or less) or fn returns an
 // error, which Scan returns. key and row are valid until fn returns.
 //
+// After an ErrCorrupt the rows that were given are not to be trusted either: that
+// a page is out of its place shows only at the page after it.
+//
 // Keys of more than 472 bytes that are equal in their first 440 come in a fixed
 // order, but not in theirs.
 func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *Row) error) error {

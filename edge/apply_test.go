@@ -1,0 +1,165 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/millrace-db/millrace"
+)
+
+// What does not fit the rows that are here stops with a name, and leaves the
+// store as it was.
+func TestInconsistentChanges(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note", "big"))
+	other := tableFeed{t, testSchema(2, 2, "u", oidInt8, "note", "big")}
+	f.must(tf.put("1", "a", "b"), other.describe())
+	for _, c := range []struct {
+		name    string
+		entries []*millrace.Entry
+		want    error
+		says    string
+	}{
+		{"delete of an absent row", []*millrace.Entry{tf.delete("2")}, ErrInconsistent, "key 2"},
+		{"delete of a deleted row", []*millrace.Entry{tf.delete("1"), tf.delete("1")}, ErrInconsistent, "key 1"},
+		{"delete of an absent row that is put again", []*millrace.Entry{tf.delete("2"), tf.put("2", "a", "b")}, ErrInconsistent, "key 2"},
+		{"unchanged column of an absent row", []*millrace.Entry{tf.put("2", "a", unchanged)}, ErrInconsistent, "key 2"},
+		{"unchanged column of a deleted row", []*millrace.Entry{tf.delete("1"), tf.put("1", "a", unchanged)}, ErrInconsistent, "key 1"},
+		{"move from an absent row", []*millrace.Entry{tf.move("7", "2", "a", unchanged)}, ErrInconsistent, "key 7"},
+		{"row of no load", []*millrace.Entry{tf.load(9, "2", "a", "b")}, ErrInconsistent, "load 9"},
+		{"end of no load", []*millrace.Entry{tf.control(millrace.KindLoadEnd, 9)}, ErrInconsistent, "load 9"},
+		{"table that was not loaded", []*millrace.Entry{other.put("1", "a", "b")}, ErrInconsistent, "public.u"},
+		{"unknown table", []*millrace.Entry{{Kind: millrace.KindTruncate, Table: 99}}, ErrInconsistent, "99"},
+		{"schema twice", []*millrace.Entry{tf.describe()}, ErrInconsistent, "version 1"},
+		{"unknown schema version", []*millrace.Entry{{Kind: millrace.KindPut, Table: 1, Key: []byte{1}, Row: encodeRow(9, "1")}}, millrace.ErrMalformed, "9"},
+		{"too few columns", []*millrace.Entry{{Kind: millrace.KindPut, Table: 1, Key: []byte{1}, Row: encodeRow(1, "1")}}, millrace.ErrMalformed, "1 columns"},
+		{"load that ends with a row that lacks a column", []*millrace.Entry{
+			tf.control(millrace.KindLoadBegin, 9), tf.put("1", "a", unchanged), tf.control(millrace.KindLoadEnd, 9),
+		}, ErrInconsistent, "lack"},
+	} {
+		index := f.index
+		err := f.unit(c.entries...)
+		f.w.Abort()
+		f.index, f.loads = index, map[millrace.TableID]millrace.LoadID{}
+		if !errors.Is(err, c.want) || !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %v that says %q", c.name, err, c.want, c.says)
+		}
+		if got := dump(t, s, "public.t"); got != "1=a,b" {
+			t.Errorf("%s: rows are %q", c.name, got)
+		}
+	}
+	// Trigger mode deletes keys that came and went within one window.
+	if err := f.w.Begin(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.w.Apply(tf.delete("2"), millrace.ModeTrigger); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.w.Commit(f.checkpoint()); err != nil {
+		t.Errorf("delete of an absent row in trigger mode: %v", err)
+	}
+}
+
+// Columns that did not change are found by name where the table was altered
+// since the row was written.
+func TestUnchangedAcrossSchemas(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note", "gone", "big"))
+	f.must(tf.put("1", "a", "x", "B"), tf.put("2", "a", "x", "C"))
+	tf.schema = testSchema(1, 2, "t", oidInt8, "big", "note")
+	f.must(tf.describe(), tf.put("1", unchanged, "new"), tf.move("2", "3", unchanged, "moved"), tf.delete("2"))
+	if got, want := dump(t, s, "public.t"), "1=B,new 3=C,moved"; got != want {
+		t.Errorf("rows are %q, want %q", got, want)
+	}
+	tf.schema = testSchema(1, 3, "t", oidInt8, "big", "note", "added")
+	err := f.unit(tf.describe(), tf.put("1", unchanged, "x", unchanged))
+	if !errors.Is(err, ErrInconsistent) || !strings.Contains(err.Error(), "added") {
+		t.Errorf("unchanged column that the row does not have: %v", err)
+	}
+}
+
+func TestQuarantineAndRename(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note"))
+	info := func() (all []TableInfo) {
+		t.Helper()
+		if err := s.View(context.Background(), func(v *View) (err error) { all, err = v.Tables(); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	f.must(tf.put("1", "a"), &millrace.Entry{Kind: millrace.KindQuarantine, Table: 1, Quarantine: &millrace.Quarantined{Kind: millrace.KindPut, Reason: "too large"}},
+		&millrace.Entry{Kind: millrace.KindHeartbeat}, &millrace.Entry{Kind: millrace.KindMessage, Message: &millrace.LogicalMessage{Prefix: "x"}})
+	if got := info(); len(got) != 1 || got[0].Rows != 1 || !strings.Contains(got[0].Diverged, "too large") {
+		t.Errorf("tables are %+v", got)
+	}
+	tf.schema = testSchema(1, 2, "renamed", oidInt8, "note")
+	f.must(tf.describe())
+	f.must(tf.control(millrace.KindLoadBegin, 8), tf.load(8, "5", "b"))
+	if got := info(); len(got) != 1 || got[0].Name != "public.renamed" || !got[0].Loading || got[0].Rows != 1 || got[0].Diverged == "" {
+		t.Errorf("tables are %+v", got)
+	}
+	f.must(tf.control(millrace.KindLoadEnd, 8))
+	if got := fmt.Sprint(info()); got != "[{public.renamed 1 1 false }]" {
+		t.Errorf("tables are %v", got)
+	}
+	f.sweep()
+	if f.w.HasGarbage() {
+		t.Error("garbage is left after a sweep")
+	}
+}
+
+// Databases are used again, so loads and truncates do not use up the limit; what
+// is over the limit is refused by name, and the store goes on.
+func TestDatabaseLimit(t *testing.T) {
+	s := openStore(t, t.TempDir(), func(o *Options) { o.MaxDBs = 4 })
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note"))
+	for i := range 20 {
+		f.must(tf.put(fmt.Sprint(i), "a"), tf.control(millrace.KindTruncate, 0), tf.put("1", "kept"))
+		f.sweep()
+	}
+	var truncates []*millrace.Entry
+	for range 5 {
+		truncates = append(truncates, tf.control(millrace.KindTruncate, 0))
+	}
+	index := f.index
+	if err := f.unit(truncates...); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "max_databases") {
+		t.Errorf("more databases than allowed: %v, want ErrFull", err)
+	}
+	f.index = index
+	f.must(tf.put("2", "b"))
+	if got := dump(t, s, "public.t"); got != "1=kept 2=b" {
+		t.Errorf("rows are %q", got)
+	}
+}
+
+// A full map stops applying and nothing else.
+func TestFullMap(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, func(o *Options) { o.MapSize = 1 << 20 })
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note"))
+	var err error
+	n := 0
+	for ; err == nil && n < 1000; n++ {
+		err = f.unit(tf.put(fmt.Sprint(n), strings.Repeat("x", 10_000)))
+	}
+	if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "map_size") || millrace.NeedsOperator(err) {
+		t.Fatalf("error after %d rows: %v, want ErrFull", n, err)
+	}
+	if got := strings.Count(dump(t, s, "public.t"), "="); got != n-1 {
+		t.Errorf("store has %d rows, want %d", got, n-1)
+	}
+	f.w.Close()
+	closeStore(t, s)
+	s = openStore(t, dir, func(o *Options) { o.MapSize = 1 << 24 })
+	f = newFeed(t, s)
+	f.must(tf.put("5000", "fits"))
+}

@@ -1,0 +1,29 @@
+package edge
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+// childVariable makes the test binary run one of children in place of the tests.
+const childVariable = "MILLRACE_EDGE_TEST_CHILD"
+
+var children = map[string]func() error{
+	"damage": damageChild,
+	"writer": writerChild,
+	"hold":   holdChild,
+}
+
+func TestMain(m *testing.M) {
+	if name := os.Getenv(childVariable); name != "" {
+		if err := children[name](); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
