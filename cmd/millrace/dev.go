@@ -65,7 +65,7 @@ commands take: millrace status -c data/dev/millrace.yaml. Exit code 1 if any row
 	f.IntVar(&o.clients, "clients", 4, "connections of the load")
 	f.IntVar(&o.rate, "rate", 200, "transactions a second of the load; 0 for as many as go")
 	f.StringVar(&o.listen, "listen", "", "loopback `ADDRESS` of the edge; 127.0.0.1:7480, or a free port if that is taken")
-	f.DurationVar(&o.span, "for", 0, "end after this `TIME` under way; until Ctrl-C otherwise")
+	f.DurationVar(&o.span, "for", 0, "end after this `TIME`, though not before the first copy was compared; at Ctrl-C otherwise")
 	return cmd
 }
 
