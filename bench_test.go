@@ -17,7 +17,9 @@ const benchEntries = 1000
 
 func benchColumns() []Datum {
 	return []Datum{
-		{Text: []byte("1234567")}, {Text: []byte("12")}, {Text: []byte("-48213")},
+		{Text: []byte("1234567")},
+		{Text: []byte("12")},
+		{Text: []byte("-48213")},
 		{Text: bytes.Repeat([]byte{' '}, 84)},
 	}
 }
