@@ -1,0 +1,354 @@
+package wal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/millrace-db/millrace"
+)
+
+// wire builds pgoutput messages.
+type wire struct{ b []byte }
+
+func msg(kind byte) *wire            { return &wire{[]byte{kind}} }
+func (w *wire) u8(v byte) *wire      { w.b = append(w.b, v); return w }
+func (w *wire) u16(v uint16) *wire   { w.b = binary.BigEndian.AppendUint16(w.b, v); return w }
+func (w *wire) u32(v uint32) *wire   { w.b = binary.BigEndian.AppendUint32(w.b, v); return w }
+func (w *wire) u64(v uint64) *wire   { w.b = binary.BigEndian.AppendUint64(w.b, v); return w }
+func (w *wire) text(s string) *wire  { w.b = append(append(w.b, s...), 0); return w }
+func (w *wire) raw(s string) *wire   { w.b = append(w.b, s...); return w }
+func (w *wire) value(s string) *wire { return w.u8('t').u32(uint32(len(s))).raw(s) }
+func (w *wire) tuple(v ...string) *wire {
+	w.u16(uint16(len(v)))
+	for _, s := range v {
+		switch s {
+		case "NULL":
+			w.u8('n')
+		case "UNCHANGED":
+			w.u8('u')
+		default:
+			w.value(s)
+		}
+	}
+	return w
+}
+
+const testTable = 77
+
+func beginMsg(lsn uint64) []byte  { return msg('B').u64(lsn).u64(1).u32(9).b }
+func commitMsg(lsn uint64) []byte { return msg('C').u8(0).u64(lsn).u64(lsn + 8).u64(1).b }
+func relationMsg(extra ...string) []byte {
+	w := msg('R').u32(testTable).text("public").text("t").u8('d').u16(uint16(2 + len(extra)))
+	w.u8(1).text("id").u32(23).u32(0xFFFFFFFF)
+	w.u8(0).text("v").u32(25).u32(0xFFFFFFFF)
+	for _, name := range extra {
+		w.u8(0).text(name).u32(25).u32(0xFFFFFFFF)
+	}
+	return w.b
+}
+func insertMsg(v ...string) []byte { return msg('I').u32(testTable).u8('N').tuple(v...).b }
+
+var testTypes = []millrace.TypeDesc{
+	{OID: 23, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "int4"},
+	{OID: 25, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "text"},
+}
+
+func testInfo() *tableInfo {
+	return &tableInfo{
+		id: testTable, name: tableName{"public", "t"}, kind: "r", persistence: "p", identity: "d",
+		columns: []columnInfo{
+			{number: 1, name: "id", typ: 23, typmod: -1, notNull: true},
+			{number: 2, name: "v", typ: 25, typmod: -1, collation: "default"},
+		},
+		indexes: []indexInfo{{name: "t_pkey", primary: true, unique: true, immediate: true, valid: true, columns: []int16{1}}},
+		types:   testTypes,
+	}
+}
+
+// testDecoder gives its units to emit.
+func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
+	s, err := testInfo().schema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := newMetrics(nil, "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &decoder{
+		stream:    "s",
+		position:  millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "x", LSN: 100},
+		wanted:    map[millrace.TableID]bool{testTable: true},
+		schemas:   map[millrace.TableID]*millrace.Schema{testTable: withVersion(s, 1)},
+		version:   1,
+		lookUp:    func(millrace.TableID, []uint32) (*tableInfo, error) { return testInfo(), nil },
+		emit:      func(u *millrace.Unit, _ int64) error { emit(u); return nil },
+		spool:     &spool{dir: t.TempDir(), prefix: "millrace-s-", metrics: m},
+		budget:    1 << 20,
+		relations: make(map[millrace.TableID]*relation),
+	}
+}
+
+func TestDecoder(t *testing.T) {
+	type step struct {
+		b    []byte
+		want error // nil: taken
+	}
+	ok := func(b []byte) step { return step{b, nil} }
+	bad := func(b []byte) step { return step{b, ErrProtocol} }
+	for name, steps := range map[string][]step{
+		"a transaction":           {ok(beginMsg(200)), ok(relationMsg()), ok(insertMsg("1", "a")), ok(commitMsg(200))},
+		"empty message":           {bad(nil)},
+		"unknown message":         {bad([]byte("Zx"))},
+		"stream start":            {bad(msg('S').u32(1).u8(1).b)},
+		"stream abort":            {bad(msg('A').u32(1).u32(1).b)},
+		"change outside":          {ok(relationMsg()), bad(insertMsg("1", "a"))},
+		"change not described":    {ok(beginMsg(200)), bad(insertMsg("1", "a"))},
+		"begin twice":             {ok(beginMsg(200)), bad(beginMsg(300))},
+		"commit without begin":    {bad(commitMsg(200))},
+		"commit of another":       {ok(beginMsg(200)), bad(commitMsg(300))},
+		"commit before position":  {ok(beginMsg(50)), bad(commitMsg(50))},
+		"cut off":                 {ok(beginMsg(200)), ok(relationMsg()), bad(insertMsg("1", "a")[:12])},
+		"bytes left":              {ok(beginMsg(200)), ok(relationMsg()), bad(append(insertMsg("1", "a"), 0))},
+		"too few columns":         {ok(beginMsg(200)), ok(relationMsg()), bad(insertMsg("1"))},
+		"binary column":           {ok(beginMsg(200)), ok(relationMsg()), bad(msg('I').u32(testTable).u8('N').u16(2).u8('b').b)},
+		"huge length":             {ok(beginMsg(200)), ok(relationMsg()), bad(msg('I').u32(testTable).u8('N').u16(2).u8('t').u32(0xFFFFFFFF).raw("x").b)},
+		"old row in an insert":    {ok(beginMsg(200)), ok(relationMsg()), bad(msg('I').u32(testTable).u8('K').tuple("1", "a").b)},
+		"new row in a delete":     {ok(beginMsg(200)), ok(relationMsg()), bad(msg('D').u32(testTable).u8('N').tuple("1", "a").b)},
+		"delete without key":      {ok(beginMsg(200)), ok(relationMsg()), step{msg('D').u32(testTable).u8('K').tuple("NULL", "NULL").b, millrace.ErrMalformed}},
+		"key is no number":        {ok(beginMsg(200)), ok(relationMsg()), step{insertMsg("one", "a"), millrace.ErrMalformed}},
+		"too many columns":        {bad(msg('R').u32(testTable).text("public").text("t").u8('d').u16(60000).b)},
+		"name not UTF-8":          {bad(msg('R').u32(testTable).text("pub\xFF").text("t").u8('d').u16(0).b)},
+		"truncate count":          {ok(beginMsg(200)), bad(msg('T').u32(9).u8(0).u32(testTable).b)},
+		"truncate":                {ok(beginMsg(200)), ok(relationMsg()), ok(msg('T').u32(1).u8(3).u32(testTable).b), ok(commitMsg(200))},
+		"table gone astray":       {ok(beginMsg(200)), ok(msg('R').u32(78).text("public").text("u").u8('d').u16(0).b), step{msg('T').u32(1).u8(0).u32(78).b, ErrPublication}},
+		"origin and type":         {ok(beginMsg(200)), ok(msg('O').u64(1).text("o").b), ok(msg('Y').u32(1).text("n").text("t").b), ok(commitMsg(200))},
+		"message outside":         {bad(msg('M').u8(1).u64(1).text("p").u32(1).raw("x").b)},
+		"message without xact":    {ok(msg('M').u8(0).u64(1).text("p").u32(1).raw("x").b)},
+		"message of wrong length": {ok(beginMsg(200)), bad(msg('M').u8(1).u64(1).text("p").u32(7).raw("x").b)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := testDecoder(t, func(u *millrace.Unit) {
+				if u.Position.LSN != 208 {
+					t.Errorf("unit at %v", u.Position.LSN)
+				}
+			})
+			for i, s := range steps {
+				err := d.message(s.b)
+				if !errors.Is(err, s.want) || (err == nil) != (s.want == nil) {
+					t.Fatalf("message %d: got %v, want %v", i+1, err, s.want)
+				}
+				if err != nil && !millrace.NeedsOperator(err) {
+					t.Errorf("message %d: %v does not stop the stream", i+1, err)
+				}
+			}
+		})
+	}
+}
+
+// The receive buffer is reused after each message: nothing may be kept of it.
+func TestDecoderKeepsNothing(t *testing.T) {
+	var units []*millrace.Unit
+	d := testDecoder(t, func(u *millrace.Unit) { units = append(units, u) })
+	buf := make([]byte, 0, 1024)
+	for _, b := range [][]byte{
+		beginMsg(200), relationMsg(), insertMsg("1", "first"),
+		msg('U').u32(testTable).u8('K').tuple("1", "NULL").u8('N').tuple("2", "UNCHANGED").b,
+		msg('M').u8(1).u64(1).text("app").u32(5).raw("hello").b, commitMsg(200),
+	} {
+		buf = append(buf[:0], b...)
+		if err := d.message(buf); err != nil {
+			t.Fatal(err)
+		}
+		clear(buf)
+	}
+	e := newEdge()
+	s := d.schemas[testTable]
+	e.at.Catalog.Schemas = []*millrace.Schema{s}
+	e.tables[testTable] = make(map[string]storedRow)
+	a, err := e.apply(units[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := a.kinds(), "put put delete message"; got != want {
+		t.Fatalf("got %s, want %s", got, want)
+	}
+	for _, row := range e.tables[testTable] {
+		if got := rowText(s, row.columns); got != `id="2" v="first" ` {
+			t.Errorf("row: %s", got)
+		}
+	}
+	if m := a.entries[3].Message; string(m.Content) != "hello" || m.Prefix != "app" {
+		t.Errorf("message: %+v", m)
+	}
+}
+
+func TestDecoderAllocatesNothingPerRow(t *testing.T) {
+	d := testDecoder(t, func(*millrace.Unit) {})
+	d.budget = 1 << 30
+	for _, b := range [][]byte{beginMsg(200), relationMsg()} {
+		if err := d.message(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	messages := [][]byte{
+		insertMsg("1", strings.Repeat("x", 80)),
+		msg('U').u32(testTable).u8('N').tuple("1", "y").b,
+		msg('U').u32(testTable).u8('K').tuple("1", "NULL").u8('N').tuple("2", "UNCHANGED").b,
+		msg('D').u32(testTable).u8('K').tuple("2", "NULL").b,
+	}
+	// The unit's buffer grows by doubling: give it room first.
+	for range 20000 {
+		if err := d.message(messages[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.w.Reset()
+	if n := testing.AllocsPerRun(1000, func() {
+		for _, b := range messages {
+			if err := d.message(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations in 4 row changes", n)
+	}
+}
+
+// Whatever comes, the decoder neither panics nor gives out a unit that cannot be
+// read.
+func FuzzDecoder(f *testing.F) {
+	join := func(messages ...[]byte) []byte {
+		var b []byte
+		for _, m := range messages {
+			b = binary.BigEndian.AppendUint16(b, uint16(len(m)))
+			b = append(b, m...)
+		}
+		return b
+	}
+	f.Add(join(beginMsg(200), relationMsg(), insertMsg("1", "a"), commitMsg(200)))
+	f.Add(join(beginMsg(200), relationMsg("w"), insertMsg("1", "a", "NULL"), commitMsg(200)))
+	f.Add(join(beginMsg(200), relationMsg(), msg('U').u32(testTable).u8('O').tuple("1", "a").u8('N').tuple("2", "UNCHANGED").b,
+		msg('D').u32(testTable).u8('K').tuple("2", "NULL").b, msg('T').u32(1).u8(0).u32(testTable).b, commitMsg(200)))
+	f.Add(join(beginMsg(200), msg('M').u8(1).u64(1).text("app").u32(1).raw("x").b, commitMsg(200), beginMsg(300), commitMsg(300)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d := testDecoder(t, func(u *millrace.Unit) { checkUnit(t, u) })
+		for len(b) >= 2 {
+			n := min(int(binary.BigEndian.Uint16(b)), len(b)-2)
+			err := d.message(b[2 : 2+n])
+			if err != nil {
+				if !millrace.NeedsOperator(err) {
+					t.Errorf("%v does not stop the stream", err)
+				}
+				return
+			}
+			b = b[2+n:]
+		}
+	})
+}
+
+func checkUnit(t *testing.T, u *millrace.Unit) {
+	n := uint64(0)
+	for {
+		run, err := u.Body.Next(1 << 20)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for len(run) > 0 {
+			var h millrace.Head
+			if run, err = millrace.NextHead(run, &h); err != nil {
+				t.Fatal(err)
+			}
+			var e millrace.Entry
+			if err := millrace.DecodeEntry(h.Body, &e); err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+	}
+	if n != u.Entries {
+		t.Fatalf("unit has %d entries and says %d", n, u.Entries)
+	}
+}
+
+func TestCopyLine(t *testing.T) {
+	dst := make([]millrace.Datum, 3)
+	scratch, err := copyLine([]byte(`a\\b\tc`+"\t"+`\N`+"\t"+`\b\f\n\r\v`), dst, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(dst[0].Text) != "a\\b\tc" || dst[1].State != millrace.ColumnNull || string(dst[2].Text) != "\b\f\n\r\v" {
+		t.Errorf("got %q %v %q", dst[0].Text, dst[1].State, dst[2].Text)
+	}
+	if _, err = copyLine([]byte("\t\t"), dst, scratch); err != nil || dst[0].State != millrace.ColumnValue || len(dst[0].Text) != 0 {
+		t.Errorf("empty texts: %v, %+v", err, dst)
+	}
+	if _, err = copyLine([]byte("\\\\N\t\\\\N\tx"), dst, scratch); err != nil || string(dst[0].Text) != `\N` || string(dst[1].Text) != `\N` {
+		t.Errorf("escaped N: %v, %q", err, dst[0].Text)
+	}
+	for _, bad := range []string{"", "a\tb", "a\tb\tc\td", "a\tb\t\\", "a\t\\x41\tb"} {
+		if _, err := copyLine([]byte(bad), dst, nil); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// FuzzCopyLine holds the unescaper against an escaper.
+func FuzzCopyLine(f *testing.F) {
+	f.Add([]byte("a\tb\\c"), []byte("\n\r\b\f\v"), []byte("\\N"))
+	f.Fuzz(func(t *testing.T, a, b, c []byte) {
+		texts := [][]byte{a, b, c}
+		escape := strings.NewReplacer("\\", `\\`, "\b", `\b`, "\f", `\f`, "\n", `\n`, "\r", `\r`, "\t", `\t`, "\v", `\v`)
+		var fields []string
+		for _, text := range texts {
+			fields = append(fields, escape.Replace(string(text)))
+		}
+		dst := make([]millrace.Datum, 3)
+		if _, err := copyLine([]byte(strings.Join(fields, "\t")), dst, nil); err != nil {
+			t.Fatal(err)
+		}
+		for i := range texts {
+			if dst[i].State != millrace.ColumnValue || !bytes.Equal(dst[i].Text, texts[i]) {
+				t.Errorf("field %d: got %q, want %q", i, dst[i].Text, texts[i])
+			}
+		}
+		// Any line at all: an error or texts, never a panic.
+		_, _ = copyLine(a, dst, b)
+	})
+}
+
+// Rows may come in any pieces.
+func TestCopyReaderPieces(t *testing.T) {
+	s, err := testInfo().schema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Version = 1
+	codec, err := millrace.NewKeyCodec(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for piece := 1; piece < 20; piece++ {
+		var w millrace.UnitWriter
+		table := &copiedTable{info: testInfo(), schema: s, codec: codec, load: 1}
+		r := &copyReader{t: table, w: &w, columns: make([]millrace.Datum, 2), progress: func(uint64) {}, flush: func() error { return nil }}
+		text := []byte("1\tone\n2\t\\N\n3\tthree\n")
+		for len(text) > 0 {
+			n := min(piece, len(text))
+			if _, err := r.Write(bytes.Clone(text[:n])); err != nil {
+				t.Fatal(err)
+			}
+			text = text[n:]
+		}
+		if table.rows != 3 || len(r.part) != 0 {
+			t.Errorf("pieces of %d: %d rows, %d bytes left", piece, table.rows, len(r.part))
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package wal
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/millrace-db/millrace"
+)
+
+func TestSchemaOf(t *testing.T) {
+	known, err := testInfo().schema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	known.Version = 4
+	m, err := parseRelation(relationMsg()[1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("catalog agrees", func(t *testing.T) {
+		s, err := schemaOf(m, testInfo(), nil)
+		if err != nil || s.Columns[1].Collation != "default" || s.Columns[0].KeyOrdinal != 1 {
+			t.Errorf("got %+v, %v", s, err)
+		}
+	})
+	t.Run("table dropped", func(t *testing.T) {
+		if s, err := schemaOf(m, nil, known); err != nil || s != known {
+			t.Errorf("got %v, %v", s, err)
+		}
+		if _, err := schemaOf(m, nil, nil); !errors.Is(err, ErrTableChanged) {
+			t.Errorf("never known: %v", err)
+		}
+	})
+	t.Run("column dropped since", func(t *testing.T) {
+		info := testInfo()
+		info.columns = info.columns[:1]
+		s, err := schemaOf(m, info, nil)
+		if err != nil || len(s.Columns) != 2 || s.Columns[1].Name != "v" || s.Columns[1].Collation != "" {
+			t.Errorf("got %+v, %v", s, err)
+		}
+	})
+	t.Run("key changed since", func(t *testing.T) {
+		info := testInfo()
+		info.indexes[0].columns = []int16{2}
+		info.columns[1].notNull = true
+		s, err := schemaOf(m, info, nil)
+		if err != nil || s.Columns[0].KeyOrdinal != 1 || s.Columns[1].KeyOrdinal != 0 {
+			t.Errorf("got %+v, %v", s, err)
+		}
+	})
+	t.Run("key dropped since", func(t *testing.T) {
+		info := testInfo()
+		info.indexes = nil
+		s, err := schemaOf(m, info, known)
+		if err != nil || s.Columns[0].KeyOrdinal != 1 {
+			t.Errorf("got %+v, %v", s, err)
+		}
+	})
+	t.Run("no replica identity", func(t *testing.T) {
+		n := *m
+		n.identity = 'n'
+		info := testInfo()
+		info.identity = "n"
+		if _, err := schemaOf(&n, info, known); !errors.Is(err, ErrTable) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("type dropped since", func(t *testing.T) {
+		n := *m
+		n.columns = append([]relationColumn(nil), m.columns...)
+		n.columns[1].typ = 9999
+		if _, err := schemaOf(&n, testInfo(), known); !errors.Is(err, ErrTableChanged) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("order of a composite key", func(t *testing.T) {
+		n := *m
+		n.columns = append([]relationColumn(nil), m.columns...)
+		n.columns[1].key = true
+		info := testInfo()
+		info.columns[1].notNull = true
+		info.indexes[0].columns = []int16{2, 1}
+		info.columns = append(info.columns, columnInfo{number: 3, name: "later", typ: 25, typmod: -1})
+		s, err := schemaOf(&n, info, nil)
+		if err != nil || s.Columns[0].KeyOrdinal != 2 || s.Columns[1].KeyOrdinal != 1 {
+			t.Errorf("got %+v, %v", s, err)
+		}
+	})
+}
+
+func TestReshaped(t *testing.T) {
+	base := func() *millrace.Schema {
+		return &millrace.Schema{
+			Version: 1, Table: 1, Namespace: "public", Name: "t",
+			Columns: []millrace.Column{
+				{Name: "id", Type: 23, Typmod: -1, NotNull: true, KeyOrdinal: 1},
+				{Name: "v", Type: varcharOID, Typmod: 14},
+				{Name: "m", Type: 5000, Typmod: -1},
+			},
+			Types: []millrace.TypeDesc{testTypes[0], testTypes[1], {OID: varcharOID, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "varchar"},
+				{OID: 5000, Kind: millrace.TypeEnum, Schema: "public", Name: "mood", Labels: []string{"a", "b"}}},
+		}
+	}
+	add := func(c millrace.Column) func(*millrace.Schema) {
+		return func(s *millrace.Schema) { s.Columns = append(s.Columns, c) }
+	}
+	for name, c := range map[string]struct {
+		change func(*millrace.Schema)
+		want   string // part of the answer
+	}{
+		"nothing":             {func(*millrace.Schema) {}, ""},
+		"other name":          {func(s *millrace.Schema) { s.Name = "u" }, ""},
+		"nullable column":     {add(millrace.Column{Name: "w", Type: 25}), ""},
+		"not null column":     {add(millrace.Column{Name: "w", Type: 25, NotNull: true}), "came with a value"},
+		"column with default": {add(millrace.Column{Name: "filled", Type: 25}), "came with a value"},
+		"key column":          {add(millrace.Column{Name: "w", Type: 25, KeyOrdinal: 2}), "key changed"},
+		"dropped":             {func(s *millrace.Schema) { s.Columns = s.Columns[:2] }, ""},
+		"dropped and added":   {func(s *millrace.Schema) { s.Columns[1].Name = "w" }, "may have become"},
+		"order":               {func(s *millrace.Schema) { s.Columns[1], s.Columns[2] = s.Columns[2], s.Columns[1] }, ""},
+		"wider":               {func(s *millrace.Schema) { s.Columns[1].Typmod = 24 }, ""},
+		"narrower":            {func(s *millrace.Schema) { s.Columns[1].Typmod = 10 }, "type of column v"},
+		"text":                {func(s *millrace.Schema) { s.Columns[1].Type, s.Columns[1].Typmod = textOID, -1 }, ""},
+		"other type":          {func(s *millrace.Schema) { s.Columns[1].Type = 23 }, "type of column v"},
+		"label added":         {func(s *millrace.Schema) { s.Types[3].Labels = []string{"a", "x", "b"} }, ""},
+		"label gone":          {func(s *millrace.Schema) { s.Types[3].Labels = []string{"a", "c"} }, "label b"},
+		"type renamed":        {func(s *millrace.Schema) { s.Types[3].Name = "x" }, ""},
+		"type altered":        {func(s *millrace.Schema) { s.Types[3].Kind = millrace.TypeDomain }, "was altered"},
+		"key order":           {func(s *millrace.Schema) { s.Columns[0].KeyOrdinal = 2; s.Columns[1].KeyOrdinal = 1 }, "key changed"},
+	} {
+		after := base()
+		c.change(after)
+		got := reshaped(base(), after, func(column string) bool { return column == "filled" })
+		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
+		}
+	}
+	after := base()
+	add(millrace.Column{Name: "w", Type: 25})(after)
+	if reshaped(base(), after, nil) == "" {
+		t.Error("a column of which nothing is known is taken")
+	}
+}
