@@ -169,7 +169,11 @@ func (r *reign) run(ctx, work context.Context) (err error) {
 			t.seen = w
 		}
 	}()
-	return r.publishUnits(ctx, work)
+	err = r.publishUnits(ctx, work)
+	if errors.Is(err, errHoldLost) {
+		return r.afterHoldLost(ctx, err)
+	}
+	return err
 }
 
 // open opens the source. The context it gets ends with the reign, or with ctx
