@@ -315,8 +315,7 @@ func (f *Fold) Checkpoint() Checkpoint {
 	}
 }
 
-// StateRecord returns header and payload of a state record at Index. The caller
-// sets Time.
+// StateRecord returns header and payload of a state record at Index.
 func (f *Fold) StateRecord() (Header, []byte) {
 	c := f.Checkpoint()
 	h := Header{

@@ -75,14 +75,13 @@ type modelPublisher struct {
 	chain Chain
 	hash  UnitHash
 	// sent holds, for every appended record that is not yet confirmed, the
-	// unit that is complete with it; acked counts those acknowledged.
+	// unit that is complete with it.
 	sent []sentRecord
 }
 
 type sentRecord struct {
-	unit  uint64 // newest unit complete after the record
-	last  Index
-	acked bool
+	unit uint64 // newest unit complete after the record
+	last Index
 }
 
 func runModel(draw func(int) int, f flaw, steps int) error {
