@@ -28,9 +28,9 @@ func crashTables() (a, b *millrace.Schema) {
 
 type fatalT struct{ testing.TB }
 
-func (fatalT) Helper()                       {}
+func (fatalT) Helper()                        {}
 func (fatalT) Fatalf(format string, a ...any) { panic(fmt.Sprintf(format, a...)) }
-func (fatalT) Cleanup(func())                {}
+func (fatalT) Cleanup(func())                 {}
 
 // writerChild writes units until it is killed or has written UNITS, and says
 // after each commit which one it was.

@@ -87,14 +87,14 @@ func (o *Options) complete() error {
 // Store is an open store. Its methods may be called by any number of
 // goroutines, unless they say otherwise.
 type Store struct {
-	opts   Options
-	dir    string
-	log    *slog.Logger
-	lock   *os.File // nil if read-only
-	claim  *claim
-	env    *lmdb.Env
-	root   lmdb.DBI
-	meta   lmdb.DBI
+	opts  Options
+	dir   string
+	log   *slog.Logger
+	lock  *os.File // nil if read-only
+	claim *claim
+	env   *lmdb.Env
+	root  lmdb.DBI
+	meta  lmdb.DBI
 
 	// handleMu keeps transactions from beginning while handles are being made
 	// known: held for reading to begin one, for writing to commit or open
