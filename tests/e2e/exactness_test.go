@@ -9,20 +9,29 @@ import (
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
-// size is how much an exactness run does.
+// size is how much a run does.
 type size struct {
-	scale   int           // of pgbench
-	load    time.Duration // at least; it goes on until the faults are done
-	kills   int           // of transfer and of the edge, together, after the first copy
-	settle  time.Duration // how long the end may take to reach the edge
-	between [2]time.Duration
+	scale   int              // of pgbench
+	rate    int              // of pgbench, transactions a second; 0 for all that will go
+	journal time.Duration    // between two commits of a journal client
+	bulk    time.Duration    // between two transactions of many batches
+	load    time.Duration    // at least; it goes on until the faults are done
+	kills   int              // of transfer and of the edge, together, after the first copy
+	settle  time.Duration    // how long the end may take to reach the edge
+	between [2]time.Duration // two faults
 }
 
 func sizeOf() size {
 	if harness.Full() {
-		return size{scale: 10, load: time.Minute, kills: 16, settle: 5 * time.Minute, between: [2]time.Duration{200 * time.Millisecond, 3 * time.Second}}
+		return size{
+			scale: 10, bulk: 5 * time.Second, load: time.Minute, kills: 20, settle: 5 * time.Minute,
+			between: [2]time.Duration{50 * time.Millisecond, 3 * time.Second},
+		}
 	}
-	return size{scale: 1, load: 15 * time.Second, kills: 10, settle: 2 * time.Minute, between: [2]time.Duration{50 * time.Millisecond, time.Second}}
+	return size{
+		scale: 1, rate: 300, journal: 10 * time.Millisecond, bulk: 2 * time.Second, load: 15 * time.Second, kills: 10, settle: 2 * time.Minute,
+		between: [2]time.Duration{50 * time.Millisecond, time.Second},
+	}
 }
 
 // TestExactness runs pgbench through every fault that a publisher, an edge and
@@ -31,7 +40,7 @@ func sizeOf() size {
 // and every acknowledged commit to be there once.
 func TestExactness(t *testing.T) {
 	for _, brokers := range []int{1, 3} {
-		t.Run(fmt.Sprintf("%d brokers", brokers), func(t *testing.T) { exactness(t, brokers, sizeOf()) })
+		t.Run(fmt.Sprintf("brokers %d", brokers), func(t *testing.T) { exactness(t, brokers, sizeOf()) })
 	}
 }
 
@@ -68,6 +77,10 @@ func (r *run) faults() {
 	faults = append(faults, r.zombie, r.killBroker)
 	r.rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
 	for _, fault := range faults {
+		// Some faults hit a system that works, some one that is still mending.
+		if r.rng.IntN(2) == 0 {
+			r.awaitProgress()
+		}
 		harness.Pass(r.t.Context(), harness.Between(r.rng, r.size.between[0], r.size.between[1]))
 		fault()
 	}

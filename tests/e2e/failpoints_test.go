@@ -38,7 +38,9 @@ func trials(ci, full int) int {
 	return ci
 }
 
-func faultySize() size { return size{scale: 1, settle: 2 * time.Minute} }
+func faultySize() size {
+	return size{scale: 1, rate: 200, journal: 10 * time.Millisecond, bulk: 2 * time.Second, settle: 2 * time.Minute}
+}
 
 // TestKillAtEveryStep kills transfer and edge at each step of their work, under
 // load, again and again on the same stream.

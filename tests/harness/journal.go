@@ -26,6 +26,8 @@ const journalDDL = `CREATE TABLE public.journal (client int NOT NULL, seq bigint
 // in a file of its own, synced before it goes on. What stands there must be at
 // the edge, whatever was killed.
 type Journal struct {
+	// Every is the least time between two commits of a client.
+	Every   time.Duration
 	clients int
 	dir     string
 	url     string
@@ -82,6 +84,7 @@ func (j *Journal) client(ctx context.Context, client int) (err error) {
 			return fmt.Errorf("journal client %d: %w", client, err)
 		}
 		j.Acknowledged.Add(1)
+		Pass(ctx, j.Every)
 	}
 	return nil
 }

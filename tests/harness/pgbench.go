@@ -25,10 +25,14 @@ func PgbenchTables() []string {
 type Pgbench struct {
 	Scale   int
 	Clients int
+	// Rate bounds the transactions a second; 0 means as many as will go.
+	Rate int
 	db      *pgtest.DB
 	path    string
 	// Transactions counts those that its runs report.
 	Transactions atomic.Int64
+	// Bulks counts the transactions of Bulk.
+	Bulks atomic.Int64
 }
 
 const pgbenchInitLimit = 3 * time.Minute
@@ -60,11 +64,31 @@ func (b *Pgbench) Run(ctx context.Context) error {
 	return nil
 }
 
+// Bulk updates many accounts in one transaction, again and again, until ctx
+// ends: units that need several batches. It changes nothing that the books
+// count.
+func (b *Pgbench) Bulk(ctx context.Context, rows int, every time.Duration) error {
+	live := context.WithoutCancel(ctx)
+	for i := 0; ctx.Err() == nil; i++ {
+		from := i * rows % (b.Scale * 100_000)
+		if _, err := b.db.Pool.Exec(live, `UPDATE pgbench_accounts SET filler = repeat(md5(random()::text), 2) WHERE aid > $1 AND aid <= $2`, from, from+rows); err != nil {
+			return fmt.Errorf("bulk update: %w", err)
+		}
+		b.Bulks.Add(1)
+		Pass(ctx, every)
+	}
+	return nil
+}
+
 // once runs for 3 s. A transaction that is cut off would be fine as well, but
 // only a run that ends by itself says how many it has made.
 func (b *Pgbench) once() error {
 	// No context: a run ends by itself.
-	cmd := exec.Command(b.path, "-n", "-T", "3", "-c", strconv.Itoa(b.Clients), "-j", "1", b.db.URL) //nolint:noctx // see above
+	args := []string{"-n", "-T", "3", "-c", strconv.Itoa(b.Clients), "-j", "1"}
+	if b.Rate > 0 {
+		args = append(args, "-R", strconv.Itoa(b.Rate))
+	}
+	cmd := exec.Command(b.path, append(args, b.db.URL)...) //nolint:noctx // see above
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := child.Run(cmd, syscall.SIGKILL); err != nil {
