@@ -108,8 +108,8 @@ func (a *accepted) take(r *millrace.Record, outcome millrace.Outcome) (*publishe
 		return nil, nil
 	case !own:
 		return nil, fmt.Errorf("%w: a %v record of term %v by publisher %v was accepted in our reign: this is a defect of millrace", millrace.ErrStop, r.Kind, r.Term, r.Publisher)
-	case outcome == millrace.Repeated && r.Kind == millrace.RecordBatch:
-		return nil, nil
+	case outcome == millrace.Repeated && r.Kind == millrace.RecordBatch, r.Kind == millrace.RecordState && !a.expects(r):
+		return nil, nil // the client library or the network repeated it
 	}
 	if len(a.waiting) == 0 {
 		return nil, fmt.Errorf("%w: the topic has a %v record of ours from index %v on that we did not publish: another process uses this publisher's ID", millrace.ErrStop, r.Kind, r.First)
@@ -127,6 +127,11 @@ func (a *accepted) take(r *millrace.Record, outcome millrace.Outcome) (*publishe
 	a.bytes -= p.bytes
 	signal(a.changed)
 	return &p, a.count(&p, r)
+}
+
+// expects tells whether a state record is the one that is to come next.
+func (a *accepted) expects(r *millrace.Record) bool {
+	return len(a.waiting) > 0 && a.waiting[0].kind == millrace.RecordState && a.waiting[0].first == r.First
 }
 
 // count compares what capture gave with what the topic has.

@@ -81,7 +81,7 @@ func (t *Transfer) examine(ctx context.Context, log Log) (topic.Info, error) {
 	}
 	if !t.warned {
 		for _, f := range found {
-			t.log.Warn(f.Text, "subject", f.Subject, "mend", f.Mend)
+			t.log.Warn("topic is less safe than it could be", "subject", f.Subject, "finding", f.Text, "mend", f.Mend)
 		}
 		t.warned = true
 	}
@@ -92,11 +92,13 @@ func (t *Transfer) examine(ctx context.Context, log Log) (topic.Info, error) {
 // attests or from the topic's start, and holds the result against what ledger
 // and process know. The reader stands behind the last record that was folded.
 func (t *Transfer) recover(ctx context.Context, log Log, ledger Ledger) (_ *history, _ *topic.Reader, err error) {
-	info, err := t.examine(ctx, log)
+	// The ledger is read first: a publisher that does not know yet that it is
+	// fenced may add to both, and the topic is never behind its ledger.
+	row, err := ledger.Newest(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	row, err := ledger.Newest(ctx)
+	info, err := t.examine(ctx, log)
 	if err != nil {
 		return nil, nil, err
 	}

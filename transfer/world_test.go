@@ -16,10 +16,11 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/internal/pgtest"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
-func TestMain(m *testing.M) { kafkatest.Main(m) }
+func TestMain(m *testing.M) { kafkatest.Main(m, pgtest.StopShared) }
 
 const testLimit = time.Minute
 

@@ -1,0 +1,670 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/internal/topic"
+)
+
+// appendFunc stands before a topic's Append.
+type appendFunc func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error)
+
+// hooked is a Log whose appends and reads a test sees.
+type hooked struct {
+	*topic.Topic
+	append appendFunc
+	read   func(from millrace.Offset)
+}
+
+func (h *hooked) Append(ctx context.Context, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
+	if h.append == nil {
+		return h.Topic.Append(ctx, value, first, count)
+	}
+	return h.append(ctx, h.Topic, value, first, count)
+}
+
+func (h *hooked) Read(ctx context.Context, from millrace.Offset) (*topic.Reader, error) {
+	if h.read != nil {
+		h.read(from)
+	}
+	return h.Topic.Read(ctx, from)
+}
+
+// hook puts h's functions between a publisher and its topic.
+func (w *world) hook(c *Config, h hooked) {
+	c.OpenLog = func(ctx context.Context) (Log, error) {
+		log, err := topic.Open(ctx, topic.Config{Brokers: w.brokers, Topic: w.stream.Topic})
+		if err != nil {
+			return nil, err
+		}
+		opened := h
+		opened.Topic = log
+		return &opened, nil
+	}
+}
+
+// free lets every publisher have the hold.
+func free(c *Config) {
+	c.AcquireHold = func(context.Context, millrace.PublisherID) (Hold, error) {
+		return &hold{lost: make(chan struct{})}, nil
+	}
+}
+
+func TestWaitsForTheHold(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	w.commit(5)
+	first := w.start(w.config())
+	w.waitConfirmed(5)
+	second := w.start(w.config())
+	w.commit(5)
+	w.waitConfirmed(10)
+	if s := second.Status(); s.Term != 0 || s.Phase != PhaseWaiting && s.Phase != PhaseStarting {
+		t.Errorf("second publisher beside the first: %+v", s)
+	}
+	first.stop()
+	w.commit(5)
+	w.waitConfirmed(15)
+	second.stop()
+	if v := w.check(15); v.fold.Index() == 0 || len(v.firstBatchOfEachTerm) != 2 {
+		t.Errorf("terms with batches: %v", v.firstBatchOfEachTerm)
+	}
+}
+
+// TestZombie stops a publisher just before it appends, lets a second one take
+// over, and lets the first one go on: its record gets into the topic and is
+// acknowledged, and is void; it confirms nothing and ends fenced.
+func TestZombie(t *testing.T) {
+	both(t, func(t *testing.T, brokers []string) {
+		w := newWorld(t, brokers)
+		w.commit(20)
+		config := w.config()
+		free(&config)
+		registry := prometheus.NewRegistry()
+		config.Registerer = registry
+		stopped, resume := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		var acknowledged atomic.Int64
+		acknowledged.Store(-1)
+		w.hook(&config, hooked{append: func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
+			w.mu.Lock()
+			zombie := w.confirmed >= 20 && count > 0
+			w.mu.Unlock()
+			if zombie {
+				once.Do(func() {
+					close(stopped)
+					<-resume
+				})
+			}
+			// A process that was stopped does not know that it is fenced yet.
+			offset, err := log.Append(context.WithoutCancel(ctx), value, first, count)
+			if zombie && err == nil {
+				acknowledged.Store(int64(offset))
+			}
+			return offset, err
+		}})
+		first := w.start(config)
+		w.waitConfirmed(20)
+		w.commit(1)
+		<-stopped
+		config = w.config()
+		free(&config)
+		second := w.start(config)
+		w.commit(9)
+		w.waitConfirmed(30)
+		close(resume)
+		if err := first.wait(); !errors.Is(err, ErrFenced) {
+			t.Errorf("the zombie ends with %v, want ErrFenced", err)
+		}
+		if s := first.Status(); s.Phase != PhaseFenced || s.Problem == "" {
+			t.Errorf("status of the zombie: %+v", s)
+		}
+		w.commit(5)
+		w.waitConfirmed(35)
+		second.stop()
+		v := w.check(35)
+		if n := acknowledged.Load(); n < 0 || v.outcomes[millrace.Stale] == 0 {
+			t.Errorf("the zombie's append was acknowledged at %d, %d records are stale: want its record in the topic and void", n, v.outcomes[millrace.Stale])
+		}
+	})
+}
+
+// TestLateZombieState: a state record that a fenced publisher leaves behind
+// everything else is in the topic, and nobody starts from it.
+func TestLateZombieState(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	w.commit(10)
+	first := w.start(w.config())
+	w.waitConfirmed(10)
+	first.stop()
+	old := w.read()
+	second := w.start(w.config())
+	w.commit(10)
+	w.waitConfirmed(20)
+	second.stop()
+	// The first publisher's state of the same index but another history, as a
+	// zombie would write it.
+	fake := old.records[len(old.records)-1].Header
+	fake.Kind, fake.First, fake.Count = millrace.RecordState, w.check(20).fold.Index()+1, 0
+	fake.Prev, fake.Chain = millrace.Chain{1}, millrace.Chain{1}
+	fake.Position = position(15)
+	value, err := millrace.AppendRecord(nil, &fake, millrace.AppendState(nil, &millrace.State{}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := w.openTopic(w.stream.Topic).Append(testContext(t), value, fake.First, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attested := w.rows[len(w.rows)-1].StateOffset
+	if attested >= at || attested == millrace.NoOffset {
+		t.Fatalf("the ledger attests the state at %v, the zombie's is at %v", attested, at)
+	}
+	var read []millrace.Offset
+	config := w.config()
+	w.hook(&config, hooked{read: func(from millrace.Offset) { w.change(func() { read = append(read, from) }) }})
+	third := w.start(config)
+	w.commit(10)
+	w.waitConfirmed(30)
+	third.stop()
+	w.check(30)
+	if read[0] != attested {
+		t.Errorf("the third publisher reads from offset %v, want the attested state at %v", read[0], attested)
+	}
+}
+
+func TestStates(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	w.make = func(n int) *millrace.Unit {
+		if n%10 == 0 {
+			return unitOf(n, slices.Repeat([]int{200_000}, 20))
+		}
+		return smallUnit(n)
+	}
+	config := w.config()
+	config.StateBytes = 500_000
+	r := w.start(config)
+	for n := 1; n <= 50; n++ {
+		w.commit(1)
+		w.waitConfirmed(n)
+	}
+	r.stop()
+	v := w.check(50)
+	if v.parts == 0 {
+		t.Error("no unit was cut in parts")
+	}
+	if len(v.states) < 5 || !slices.Equal(v.states, v.notedStates) {
+		t.Errorf("states at %v, of which noted %v", v.states, v.notedStates)
+	}
+	if got := w.rows[len(w.rows)-1].StateOffset; got != v.states[len(v.states)-1] {
+		t.Errorf("the ledger attests the state at %v, the newest is at %v", got, v.states[len(v.states)-1])
+	}
+}
+
+func TestTimedStates(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	config := w.config()
+	config.StateEvery = time.Nanosecond
+	r := w.start(config)
+	for n := 1; n <= 5; n++ {
+		w.commit(1)
+		w.waitConfirmed(n)
+	}
+	r.stop()
+	if v := w.check(5); len(v.notedStates) < 5 {
+		t.Errorf("%d states, want one after each batch", len(v.notedStates))
+	}
+}
+
+// TestLargeUnitIsVoidWhenCut ends a publisher in the middle of a unit of many
+// parts: the next one publishes it anew from its first entry.
+func TestLargeUnitIsVoidWhenCut(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	w.make = func(n int) *millrace.Unit { return unitOf(n, slices.Repeat([]int{300_000}, 30)) }
+	config := w.config()
+	var parts atomic.Int64
+	w.hook(&config, hooked{append: func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
+		if count > 0 && parts.Add(1) == 3 {
+			return millrace.NoOffset, errors.New("planted: the connection broke")
+		}
+		return log.Append(ctx, value, first, count)
+	}})
+	w.commit(3)
+	r := w.start(config)
+	w.waitConfirmed(3)
+	r.stop()
+	v := w.check(3)
+	if v.firstBatchOfEachTerm[2] != 1 {
+		t.Errorf("the second reign begins with index %v, want 1: the first unit was cut", v.firstBatchOfEachTerm[2])
+	}
+}
+
+// TestRandomFaults lets appends fail before they are sent, lose their answers,
+// happen twice, come late, in several publishers that all get the hold, and
+// restarts those that end.
+func TestRandomFaults(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("MILLRACE_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("MILLRACE_SEED=%d", seed)
+	const units = 400
+	w := newWorld(t, kafkatest.Fake(t))
+	w.make = func(n int) *millrace.Unit {
+		if n%37 == 0 {
+			return unitOf(n, slices.Repeat([]int{100_000}, 35))
+		}
+		return smallUnit(n)
+	}
+	var mu sync.Mutex
+	random := rand.New(rand.NewPCG(seed, 0))
+	chance := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return random.IntN(n)
+	}
+	var late sync.WaitGroup
+	var batches atomic.Int64
+	faulty := func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
+		again := func() {
+			other, err := topic.Open(context.WithoutCancel(ctx), topic.Config{Brokers: w.brokers, Topic: w.stream.Topic})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = other.Close() }()
+			if _, err := other.Append(context.WithoutCancel(ctx), value, first, count); err != nil {
+				t.Error(err)
+			}
+		}
+		if count > 0 && batches.Add(1)%20 == 10 {
+			again()
+		}
+		switch chance(60) {
+		case 0:
+			return millrace.NoOffset, errors.New("planted: nothing was sent")
+		case 1:
+			if _, err := log.Append(ctx, value, first, count); err != nil {
+				return millrace.NoOffset, err
+			}
+			return millrace.NoOffset, errors.New("planted: the answer was lost")
+		case 2:
+			value = slices.Clone(value)
+			wanted := w.snapshot() + 1 + chance(30)
+			late.Go(func() {
+				limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), testLimit)
+				defer cancel()
+				if w.await(limited, func() bool { return w.confirmed >= min(wanted, units) }) == nil {
+					again()
+				}
+			})
+			return millrace.NoOffset, errors.New("planted: the answer was lost, and the record comes late")
+		}
+		return log.Append(ctx, value, first, count)
+	}
+	ctx, cancel := context.WithCancel(testContext(t))
+	defer cancel()
+	var publishers sync.WaitGroup
+	for range 2 {
+		publishers.Go(func() {
+			for ctx.Err() == nil {
+				config := w.config()
+				if chance(4) > 0 {
+					free(&config)
+				}
+				config.StateBytes = int64(1 + chance(3_000_000))
+				w.hook(&config, hooked{append: faulty})
+				tr, err := New(config)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				limited, stop := context.WithCancel(ctx)
+				end := w.snapshot() + 10 + chance(80)
+				go func() {
+					_ = w.await(limited, func() bool { return w.confirmed >= end })
+					stop()
+				}()
+				if err := tr.Run(limited); err != nil && !errors.Is(err, ErrFenced) && !strings.Contains(err.Error(), "is confirmed: what is between is lost") {
+					t.Errorf("publisher: %v", err)
+				}
+				stop()
+			}
+		})
+	}
+	for n := 0; n < units; n += 20 {
+		w.commit(20)
+		w.waitConfirmed(n + 10)
+	}
+	w.waitConfirmed(units)
+	cancel()
+	publishers.Wait()
+	late.Wait()
+	v := w.check(units)
+	t.Logf("outcomes %v, %d parts, %d terms with batches, %d ledger rows", v.outcomes, v.parts, len(v.firstBatchOfEachTerm), len(w.rows))
+	if v.outcomes[millrace.Stale] == 0 || v.outcomes[millrace.Repeated] == 0 || len(v.firstBatchOfEachTerm) < 3 {
+		t.Error("the faults left no trace: the test proves nothing")
+	}
+}
+
+func (w *world) snapshot() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.confirmed
+}
+
+func TestHoldLost(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	config := w.config()
+	var mu sync.Mutex
+	var newest *hold
+	config.AcquireHold = func(ctx context.Context, me millrace.PublisherID) (Hold, error) {
+		h, err := w.acquire(ctx, me)
+		mu.Lock()
+		defer mu.Unlock()
+		newest = h.(*hold)
+		return h, err
+	}
+	w.commit(5)
+	r := w.start(config)
+	w.waitConfirmed(5)
+	mu.Lock()
+	close(newest.lost)
+	mu.Unlock()
+	w.wait("a second reign", func() bool { return w.opened == 2 })
+	w.commit(5)
+	w.waitConfirmed(10)
+	r.stop()
+	w.check(10)
+	if got := r.Status().Term; got != 2 {
+		t.Errorf("term after the hold was lost: %v", got)
+	}
+}
+
+func TestLedgerFails(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	config := w.config()
+	registry := prometheus.NewRegistry()
+	config.Registerer = registry
+	r := w.start(config)
+	w.commit(5)
+	w.wait("a ledger row", func() bool { return len(w.rows) > 0 && w.rows[len(w.rows)-1].Position == position(5) })
+	w.change(func() { w.ledgerErr = errors.New("planted: the database is away") })
+	w.commit(100)
+	w.waitConfirmed(105)
+	deadline := time.Now().Add(testLimit)
+	for metric(t, registry, "millrace_transfer_ledger_failures_total") == 0 && time.Now().Before(deadline) {
+		w.commit(1)
+	}
+	w.change(func() { w.ledgerErr = nil })
+	w.commit(5)
+	n := w.committed
+	w.waitConfirmed(n)
+	r.stop()
+	v := w.check(n)
+	next := millrace.Index(1)
+	for _, row := range w.rows {
+		if row.First != next || row.Captured.Total() != uint64(row.Last-row.First+1) || !row.Captured.Equal(row.ReadBack) {
+			t.Errorf("row from %v to %v counts %d entries, want from %v", row.First, row.Last, row.Captured.Total(), next)
+		}
+		next = row.Last + 1
+	}
+	if next != v.fold.Index()+1 {
+		t.Errorf("the ledger ends before index %v, the topic at %v", next, v.fold.Index())
+	}
+	if got := metric(t, registry, "millrace_transfer_index"); got != float64(v.fold.Index()) {
+		t.Errorf("metric of the index is %v, want %v", got, v.fold.Index())
+	}
+	if got := metric(t, registry, "millrace_transfer_entries_total"); got != float64(v.fold.Index()) {
+		t.Errorf("metric of entries is %v, want %v", got, v.fold.Index())
+	}
+}
+
+// metric returns the value of a counter or gauge.
+func metric(t *testing.T, registry *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			m := f.GetMetric()[0]
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
+}
+
+// TestRefusedTopics: each is one named error that says what to do.
+func TestRefusedTopics(t *testing.T) {
+	brokers := kafkatest.Fake(t)
+	request := func(w *world, r kmsg.Request) {
+		t.Helper()
+		client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		answer, err := client.Request(testContext(t), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var code int16
+		switch a := answer.(type) {
+		case *kmsg.DeleteTopicsResponse:
+			code = a.Topics[0].ErrorCode
+		case *kmsg.CreatePartitionsResponse:
+			code = a.Topics[0].ErrorCode
+		case *kmsg.IncrementalAlterConfigsResponse:
+			code = a.Resources[0].ErrorCode
+		case *kmsg.DeleteRecordsResponse:
+			code = a.Topics[0].Partitions[0].ErrorCode
+		}
+		if err := kerr.ErrorForCode(code); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deleteTopic := func(w *world) {
+		r := kmsg.NewPtrDeleteTopicsRequest()
+		r.TimeoutMillis = 10_000
+		r.TopicNames = []string{w.stream.Topic}
+		one := kmsg.NewDeleteTopicsRequestTopic()
+		one.Topic = &w.stream.Topic
+		r.Topics = append(r.Topics, one)
+		request(w, r)
+	}
+	alter := func(w *world, name, value string) {
+		r := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		one := kmsg.NewIncrementalAlterConfigsRequestResource()
+		one.ResourceType, one.ResourceName = kmsg.ConfigResourceTypeTopic, w.stream.Topic
+		setting := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+		setting.Name, setting.Value = name, &value
+		one.Configs = append(one.Configs, setting)
+		r.Resources = append(r.Resources, one)
+		request(w, r)
+	}
+	empty := func(w *world) {
+		r := kmsg.NewPtrDeleteRecordsRequest()
+		r.TimeoutMillis = 10_000
+		one := kmsg.NewDeleteRecordsRequestTopic()
+		one.Topic = w.stream.Topic
+		partition := kmsg.NewDeleteRecordsRequestTopicPartition()
+		partition.Offset = -1
+		one.Partitions = append(one.Partitions, partition)
+		r.Topics = append(r.Topics, one)
+		request(w, r)
+	}
+	for _, c := range []struct {
+		name  string
+		spoil func(w *world)
+		want  string
+	}{
+		{"deleted", deleteTopic, "millrace init"},
+		{"made again", func(w *world) {
+			deleteTopic(w)
+			if err := w.openTopic(w.stream.Topic).Create(testContext(t), 1); err != nil {
+				t.Fatal(err)
+			}
+		}, "deleted and made again"},
+		{"made again and registered", func(w *world) {
+			deleteTopic(w)
+			log := w.openTopic(w.stream.Topic)
+			if err := log.Create(testContext(t), 1); err != nil {
+				t.Fatal(err)
+			}
+			info, err := log.Info(testContext(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.stream.TopicID = info.ID
+		}, "the ledger in the source database knows it as"},
+		{"emptied", empty, "records were deleted"},
+		{"emptied, and the ledger too", func(w *world) {
+			empty(w)
+			w.rows = nil
+		}, "history is needed from 0 on"},
+		{"ends before the ledger", func(w *world) {
+			w.rows[len(w.rows)-1].LastOffset += 100
+		}, "records were lost"},
+		{"history of another", func(w *world) {
+			w.rows[len(w.rows)-1].Chain[0] ^= 1
+		}, "history diverged"},
+		{"index of another", func(w *world) {
+			w.rows[len(w.rows)-1].Last += 100
+		}, "records were lost"},
+		{"state that is none", func(w *world) {
+			w.rows[len(w.rows)-1].StateOffset--
+		}, "that the ledger attests"},
+		{"compacted", func(w *world) { alter(w, "cleanup.policy", "compact") }, "cleanup.policy"},
+		{"finite retention", func(w *world) { alter(w, "retention.ms", "1000") }, "retention.ms=-1"},
+		{"two partitions", func(w *world) {
+			r := kmsg.NewPtrCreatePartitionsRequest()
+			r.TimeoutMillis = 10_000
+			one := kmsg.NewCreatePartitionsRequestTopic()
+			one.Topic, one.Count = w.stream.Topic, 2
+			r.Topics = append(r.Topics, one)
+			request(w, r)
+		}, "2 partitions"},
+		{"another stream", func(w *world) {
+			w.stream.ID[0] ^= 1
+			w.rows = nil
+		}, "record of another stream"},
+		{"another epoch", func(w *world) { w.stream.Epoch = 2 }, "record of another stream"},
+		{"a record that is not ours", func(w *world) {
+			if _, err := w.openTopic(w.stream.Topic).Append(testContext(t), []byte("hello"), 0, 0); err != nil {
+				t.Fatal(err)
+			}
+		}, "malformed"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, brokers)
+			w.commit(10)
+			r := w.start(w.config())
+			w.waitConfirmed(10)
+			r.stop()
+			c.spoil(w)
+			before := w.opened
+			again := w.start(w.config())
+			err := again.wait()
+			if !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want an error for the operator with %q", err, c.want)
+			}
+			t.Log(err)
+			if w.opened != before {
+				t.Error("the source was opened")
+			}
+			if s := again.Status(); s.Phase != PhaseStopped || s.Problem == "" {
+				t.Errorf("status: %+v", s)
+			}
+		})
+	}
+}
+
+// TestBrokerKilled kills the only broker while a publisher is at work, and lets
+// it come back.
+func TestBrokerKilled(t *testing.T) {
+	cluster := kafkatest.Start(t, 1)
+	w := newWorld(t, cluster.Brokers())
+	r := w.start(w.config())
+	total := 0
+	for round := range 3 {
+		w.commit(200)
+		total += 200
+		w.waitConfirmed(total - 150)
+		w.commit(200)
+		total += 200
+		if err := cluster.Kill(0); err != nil {
+			t.Fatal(err)
+		}
+		if err := cluster.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		w.waitConfirmed(total)
+		t.Logf("round %d: term %v", round, r.Status().Term)
+	}
+	r.stop()
+	w.check(total)
+}
+
+// TestSourceFails: a capture that fails for a while ends reigns and no more.
+func TestSourceFails(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	config := w.config()
+	var failures atomic.Int64
+	config.OpenSource = func(ctx context.Context, after *millrace.Checkpoint) (Source, error) {
+		if failures.Add(1) < 3 {
+			return nil, errors.New("planted: the database is away")
+		}
+		s, err := w.openSource(ctx, after)
+		if failures.Load() == 3 {
+			return &brokenSource{Source: s, left: 7}, err
+		}
+		return s, err
+	}
+	w.commit(20)
+	r := w.start(config)
+	w.waitConfirmed(20)
+	r.stop()
+	w.check(20)
+
+	config.OpenSource = func(context.Context, *millrace.Checkpoint) (Source, error) {
+		return nil, fmt.Errorf("%w: planted: the slot was recreated", millrace.ErrStop)
+	}
+	if err := w.start(config).wait(); !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), "slot was recreated") {
+		t.Errorf("a source that needs the operator: %v", err)
+	}
+}
+
+type brokenSource struct {
+	Source
+	left int
+}
+
+func (s *brokenSource) Next(ctx context.Context) (*millrace.Unit, error) {
+	if s.left--; s.left < 0 {
+		return nil, errors.New("planted: connection reset")
+	}
+	return s.Source.Next(ctx)
+}

@@ -1,0 +1,106 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+// onPostgres gives a world its registry, hold and ledger in a real database, as
+// they are by default.
+func onPostgres(t *testing.T, w *world) (url string, conn *pgx.Conn, config Config) {
+	t.Helper()
+	ctx := testContext(t)
+	url = pgtest.New(t).URL
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	if err := control.Migrate(ctx, conn); err != nil {
+		t.Fatal(err)
+	}
+	if w.stream, err = control.CreateStream(ctx, conn, w.stream); err != nil {
+		t.Fatal(err)
+	}
+	config = w.config()
+	config.AcquireHold, config.OpenLedger, config.SourceURL = nil, nil, url
+	config.Lease = time.Second
+	return url, conn, config
+}
+
+func TestLedgerAndHoldInPostgres(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	_, conn, config := onPostgres(t, w)
+	ignore := goleak.IgnoreCurrent()
+	w.commit(100)
+	first := w.start(config)
+	w.waitConfirmed(100)
+	second := w.start(config)
+	w.commit(10)
+	w.waitConfirmed(110)
+	first.stop()
+	w.commit(10)
+	w.waitConfirmed(120)
+	second.stop()
+	v := w.check(120)
+	row, err := control.NewestLedger(testContext(t), conn, w.stream.Name, 1)
+	if err != nil || row == nil {
+		t.Fatalf("newest row: %v, %v", row, err)
+	}
+	if row.Last != v.fold.Index() || row.Chain != v.fold.Chain() || row.Term != 2 || row.StateOffset == millrace.NoOffset || !row.Captured.Equal(row.ReadBack) {
+		t.Errorf("newest row: %+v", row)
+	}
+	if !slices.Contains(v.notedStates, row.StateOffset) {
+		t.Errorf("the ledger attests offset %v, states were accepted at %v", row.StateOffset, v.notedStates)
+	}
+	var covered int64
+	err = conn.QueryRow(testContext(t), `SELECT sum(last_index - first_index + 1)::bigint FROM millrace.ledger`).Scan(&covered)
+	if err != nil || millrace.Index(covered) != v.fold.Index() {
+		t.Errorf("rows cover %d indexes of %v (%v)", covered, v.fold.Index(), err)
+	}
+	goleak.VerifyNone(t, ignore, goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).write"),
+		goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).read"))
+}
+
+// TestHoldTakenAway ends the session that has the hold: the reign ends and the
+// next one begins.
+func TestHoldTakenAway(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	_, conn, config := onPostgres(t, w)
+	w.commit(5)
+	r := w.start(config)
+	w.waitConfirmed(5)
+	var ended bool
+	if err := conn.QueryRow(testContext(t), `SELECT pg_terminate_backend(pid) FROM millrace.hold`).Scan(&ended); err != nil || !ended {
+		t.Fatalf("end the holder: %v %v", ended, err)
+	}
+	w.wait("a second reign", func() bool { return w.opened == 2 })
+	w.commit(5)
+	w.waitConfirmed(10)
+	r.stop()
+	w.check(10)
+}
+
+func TestNotInitialised(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	_, conn, config := onPostgres(t, w)
+	if _, err := conn.Exec(testContext(t), `DROP SCHEMA millrace CASCADE`); err != nil {
+		t.Fatal(err)
+	}
+	err := w.start(config).wait()
+	if !millrace.NeedsOperator(err) || !errors.Is(err, control.ErrNotInitialised) || !strings.Contains(err.Error(), "millrace init") {
+		t.Errorf("without a control schema: %v", err)
+	}
+}
