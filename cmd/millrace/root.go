@@ -61,6 +61,7 @@ Exit codes: 0 done, 1 failed and worth another try, 2 command line or configurat
 		Args:          noArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SuggestionsMinimumDistance = 2
 	file := defaultFile
 	for _, entry := range a.environ {
 		if value, ok := strings.CutPrefix(entry, "MILLRACE_CONFIG="); ok {

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestRoad goes through the commands as an operator does.
+func TestRoad(t *testing.T) {
+	w := newWorld(t)
+	run := func(args ...string) string { return program(t, w.dir, append(args, "-c", w.file)...) }
+
+	dry := run("init", "--dry-run")
+	for _, word := range []string{"CREATE TABLE millrace.stream", `CREATE PUBLICATION "millrace_shop" FOR TABLE "public"."items"`, "retention.ms=-1", "millrace.shop"} {
+		if !strings.Contains(dry, word) {
+			t.Errorf("init --dry-run does not say %q:\n%s", word, dry)
+		}
+	}
+	if got := w.db.String(`SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_namespace WHERE nspname = 'millrace')`); got != "0" {
+		t.Errorf("init --dry-run has made something")
+	}
+	refusal(t, w.dir, nil, exitOperator, []string{"millrace init"}, "check", "-c", w.file)
+
+	first, again := run("init"), run("init")
+	id := w.db.String(`SELECT replace(id::text, '-', '') FROM millrace.stream`)
+	if !strings.Contains(first, id) || !strings.Contains(again, id) {
+		t.Errorf("init, and again: want both to name stream %s:\n%s%s", id, first, again)
+	}
+	if got := run("check"); !strings.Contains(got, "no problems") {
+		t.Errorf("check: %s", got)
+	}
+
+	transfer := spawn(t, w.dir, nil, "transfer", "-c", w.file)
+	edge := spawn(t, w.dir, nil, "edge", "-c", w.file)
+	w.ready(t)
+
+	if got, want := run("get", "public.items", "s1,4"), `{"shop":"s1","id":4,"note":"note 4"}`+"\n"; got != want {
+		t.Errorf("get: got %s, want %s", got, want)
+	}
+	several := spawn(t, w.dir, nil, "get", "-c", w.file, "public.items", "s1,4", "s2,4")
+	if code := several.wait(); code != exitFailure || !strings.HasSuffix(several.out(), "\nnull\n") || !strings.Contains(several.err(), "s2,4") {
+		t.Errorf("get of two keys, one missing: exit code %d, %s%s", code, several.out(), several.err())
+	}
+	if got := strings.Count(run("scan", "public.items"), "\n"); got != 30 {
+		t.Errorf("scan: got %d rows, want 30", got)
+	}
+	if got := strings.Count(run("scan", "public.items", "s1"), `"shop":"s1"`); got != 10 {
+		t.Errorf("scan by prefix: got %d rows, want 10", got)
+	}
+	if got := strings.Count(run("scan", "public.items", "s*", "--limit", "7"), "\n"); got != 7 {
+		t.Errorf("scan with a limit: got %d rows, want 7", got)
+	}
+	refusal(t, w.dir, nil, exitFailure, []string{"public.nothing", "public.items"}, "get", "-c", w.file, "public.nothing", "1")
+
+	w.db.Exec(`BEGIN; UPDATE items SET note = 'new' WHERE id = 5; DELETE FROM items WHERE id = 6; COMMIT`)
+	until(t, "the change is at the edge", func() error {
+		if got := run("get", "public.items", "s2,5"); !strings.Contains(got, `"new"`) {
+			return fmt.Errorf("got %s", got)
+		}
+		return nil
+	})
+	w.status(t, "transfer")
+	w.tail(t)
+	refusal(t, w.dir, nil, exitFailure, []string{w.admin, "transfer.admin"}, "transfer", "-c", w.file)
+	refusal(t, w.dir, nil, exitUsage, []string{"--yes"}, "uninstall", "-c", w.file)
+	refusal(t, w.dir, nil, exitOperator, []string{"stop millrace transfer"}, "uninstall", "--yes", "-c", w.file)
+
+	transfer.stop(syscall.SIGTERM)
+	w.status(t, "edge")
+	edge.stop(syscall.SIGINT)
+	w.status(t, "ledger")
+	if got := run("check"); !strings.Contains(got, "no problems") {
+		t.Errorf("check: %s", got)
+	}
+	if got := run("uninstall", "--yes"); !strings.Contains(got, "millrace.shop is left") {
+		t.Errorf("uninstall: %s", got)
+	}
+	if got := w.db.String(`SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_namespace WHERE nspname = 'millrace')
+		+ (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())`); got != "0" {
+		t.Errorf("uninstall has left something at the source")
+	}
+	run("uninstall", "--yes")
+	refusal(t, w.dir, nil, exitOperator, []string{"millrace.shop", "another stream"}, "init", "-c", w.file)
+}
+
+// status wants millrace status to have its answer from one place.
+func (w *world) status(t *testing.T, from string) {
+	t.Helper()
+	var all []map[string]any
+	until(t, "status comes from "+from, func() error {
+		text := program(t, w.dir, "status", "--json", "-c", w.file)
+		if err := json.Unmarshal([]byte(text), &all); err != nil || len(all) != 1 {
+			return fmt.Errorf("read %s: %w", text, err)
+		}
+		// The ledger has a row a second.
+		if chain, _ := all[0]["chain"].(string); all[0]["from"] != from || len(chain) != 64 {
+			return fmt.Errorf("got %s", text)
+		}
+		return nil
+	})
+	for _, name := range []string{"stream", "epoch", "index", "chain", "lag_seconds"} {
+		if all[0][name] == nil {
+			t.Errorf("status from %s has no %s: %v", from, name, all[0])
+		}
+	}
+	if text := program(t, w.dir, "status", "-c", w.file); !strings.Contains(text, "shop") || !strings.Contains(text, from) {
+		t.Errorf("status: %s", text)
+	}
+}
+
+// tail wants the topic's entries to be dense and to tell of the change.
+func (w *world) tail(t *testing.T) {
+	t.Helper()
+	next, puts, deletes := 1.0, 0, 0
+	for line := range strings.Lines(program(t, w.dir, "tail", "-c", w.file)) {
+		var e map[string]any
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatalf("read %s: %v", line, err)
+		}
+		if e["kind"] == "term" {
+			continue
+		}
+		if e["index"] != next {
+			t.Fatalf("got %s, want index %v", line, next)
+		}
+		next++
+		switch e["kind"] {
+		case "put":
+			puts++
+			if row, _ := e["row"].(map[string]any); row["id"] == nil || e["table"] != "public.items" {
+				t.Errorf("a put without row or table: %s", line)
+			}
+		case "delete":
+			deletes++
+			if fmt.Sprint(e["key"]) != "[s0 6]" || e["unit_end"] != true || e["chain"] == nil {
+				t.Errorf("got %s, want the end of the unit that deletes s0,6", line)
+			}
+		}
+	}
+	if puts != 31 || deletes != 1 {
+		t.Errorf("got %d puts and %d deletes, want 31 and 1", puts, deletes)
+	}
+	from := program(t, w.dir, "tail", "-c", w.file, "--from", "30")
+	if strings.Contains(from, `"index":29,`) || !strings.Contains(from, `"index":30,`) {
+		t.Errorf("tail --from 30 begins elsewhere: %.300s", from)
+	}
+}
