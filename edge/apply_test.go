@@ -130,7 +130,7 @@ func TestDatabaseLimit(t *testing.T) {
 		truncates = append(truncates, tf.control(millrace.KindTruncate, 0))
 	}
 	index := f.index
-	if err := f.unit(truncates...); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "max_databases") {
+	if err := f.unit(truncates...); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "generations") {
 		t.Errorf("more databases than allowed: %v, want ErrFull", err)
 	}
 	f.index = index

@@ -106,7 +106,7 @@ func (s *Store) fail(verb string, err error) error {
 	case lmdb.MapFull:
 		return fmt.Errorf("%s: %w: store %s has filled its map of %d bytes; mend: raise map_size and restart the edge", verb, ErrFull, s.dir, s.mapSize())
 	case lmdb.DBsFull:
-		return fmt.Errorf("%s: %w: store %s holds %d databases; mend: raise max_databases and restart the edge", verb, ErrFull, s.dir, s.opts.MaxDBs)
+		return fmt.Errorf("%s: %w: store %s has its limit of %d table generations in use; mend: restart the edge, it then makes room for more", verb, ErrFull, s.dir, s.opts.MaxDBs)
 	case syscall.ENOSPC, syscall.EDQUOT:
 		return fmt.Errorf("%s: %w: %w; mend: free space on the disk of %s", verb, ErrFull, err, s.dir)
 	case lmdb.Panic:

@@ -185,8 +185,12 @@ func (s *Store) openMeta() error {
 		txn.Abort()
 		return s.create()
 	}
+	if s.opts.growDBs && 2*len(names) > s.opts.MaxDBs {
+		txn.Abort()
+		return s.reopen(4 * len(names))
+	}
 	if len(names) > s.opts.MaxDBs+1 {
-		return fmt.Errorf("open store %s: it holds %d databases, max_databases allows %d; mend: raise it", s.dir, len(names), s.opts.MaxDBs)
+		return fmt.Errorf("open store %s: it holds %d databases, the limit is %d; mend: raise the limit", s.dir, len(names)-1, s.opts.MaxDBs)
 	}
 	for _, name := range names {
 		if s.handles[name], err = txn.OpenDBI(name, 0); err != nil {
@@ -201,6 +205,20 @@ func (s *Store) openMeta() error {
 	delete(s.handles, metaName)
 	// Committing a read transaction is what keeps its handles.
 	return s.fail("open databases", txn.Commit())
+}
+
+// reopen opens the environment for more databases, which can only be said before
+// it is opened.
+func (s *Store) reopen(databases int) error {
+	s.opts.MaxDBs = databases
+	if err := s.env.Close(); err != nil {
+		return s.fail("close environment", err)
+	}
+	s.env = nil
+	if err := s.openEnv(); err != nil {
+		return err
+	}
+	return s.openMeta()
 }
 
 // create makes an empty store, of the stream in the options if they name one.

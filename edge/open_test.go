@@ -110,6 +110,32 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
+// A store that comes near the limit on databases gets a higher one when it is
+// opened again.
+func TestManyTables(t *testing.T) {
+	dir := t.TempDir()
+	grow := func(o *Options) { o.MaxDBs = 0 }
+	const tables = 700
+	add := func(f *feed, from, to int) {
+		var unit []*millrace.Entry
+		for i := from; i <= to; i++ {
+			tf := tableFeed{t, testSchema(millrace.TableID(i), millrace.SchemaVersion(i), fmt.Sprint("t", i), oidInt8, "note")}
+			unit = append(unit, tf.describe(), tf.control(millrace.KindLoadBegin, millrace.LoadID(i)), tf.control(millrace.KindLoadEnd, millrace.LoadID(i)))
+		}
+		f.must(unit...)
+	}
+	s := openStore(t, dir, grow)
+	f := newFeed(t, s)
+	add(f, 1, tables)
+	f.w.Close()
+	closeStore(t, s)
+	s = openStore(t, dir, grow)
+	if s.opts.MaxDBs < 4*tables {
+		t.Errorf("limit for %d tables is %d", tables, s.opts.MaxDBs)
+	}
+	add(newFeed(t, s), tables+1, 2*tables)
+}
+
 // The time that Open and the first read take does not depend on the rows.
 func TestRestartIsFast(t *testing.T) {
 	const rows = 1_000_000
