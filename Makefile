@@ -10,6 +10,9 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT   := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOFUMPT         := mvdan.cc/gofumpt@v0.12.0
 
+# Go's own flags for C, and no warnings about LMDB's code, which is not ours to mend.
+export CGO_CFLAGS ?= -O2 -g -w
+
 FUZZTIME ?= 10s
 BENCH    ?= .
 COMPOSE  ?= docker compose
@@ -24,7 +27,7 @@ setup: ## install what building, running and testing need and this machine lacks
 
 .PHONY: build
 build: ## build bin/millrace (needs a C compiler)
-	@go build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)' -o bin/millrace ./cmd/millrace
+	@go build -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/millrace ./cmd/millrace
 
 .PHONY: run
 run: ## try it: Postgres, broker, transfer and an edge here, under pgbench's load (FOR=30s ends by itself; ARGS=more)
