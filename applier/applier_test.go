@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,11 +14,25 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/internal/kafkatest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	code := m.Run()
+	err := kafkatest.StopShared()
+	if err == nil {
+		// The meters of sarama's metrics tick for as long as the process lives.
+		err = goleak.Find(goleak.IgnoreTopFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick"))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
 
-const deadline = 20 * time.Second
+// deadline bounds every wait; the machine may be busy with other tests.
+const deadline = time.Minute
 
 func openStore(t testing.TB, dir string) *edge.Store {
 	t.Helper()
