@@ -192,6 +192,35 @@ func (p *publisher) parts(size int, entries ...*millrace.Entry) (next func(n int
 	}
 }
 
+// batch appends whole units in one batch.
+func (p *publisher) batch(units ...[]*millrace.Entry) {
+	p.t.Helper()
+	header := p.header(millrace.RecordBatch)
+	header.First, header.Prev, header.Time = p.index+1, p.chain, testTime
+	var payload []byte
+	for _, entries := range units {
+		var w millrace.UnitWriter
+		for _, e := range entries {
+			if err := w.Append(e); err != nil {
+				p.t.Fatalf("write unit: %v", err)
+			}
+		}
+		body, err := w.Finish(millrace.UnitEnd{Time: testTime, Token: uint64(p.index) + 1})
+		if err != nil {
+			p.t.Fatalf("finish unit: %v", err)
+		}
+		payload = append(payload, body...)
+		var unit millrace.UnitHash
+		unit.Add(testTable, body)
+		p.chain = unit.Chain(p.chain)
+		p.index += millrace.Index(len(entries))
+		header.Count += uint32(len(entries))
+	}
+	header.Chain = p.chain
+	header.Position = millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "millrace_test", LSN: millrace.LSN(p.index)}
+	p.topic.append(p.record(header, payload))
+}
+
 const testTable = millrace.TableID(77)
 
 func testSchema() *millrace.Schema {

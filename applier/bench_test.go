@@ -1,0 +1,45 @@
+package applier
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/millrace-db/millrace"
+)
+
+// BenchmarkBacklog measures entries from records to rows on disk: units of the
+// given number of puts of 100,000 rows, 2,000 entries a batch.
+func BenchmarkBacklog(b *testing.B) {
+	for _, size := range []int{1, 20} {
+		b.Run(fmt.Sprintf("unit=%d", size), func(b *testing.B) {
+			topic := newMemoryTopic()
+			p := newPublisher(b, topic, 1)
+			p.reign()
+			p.copied(0, "")
+			s := openStore(b, b.TempDir())
+			r := run(b, s, topic)
+			r.reached(p.index)
+			bodies := make([]*millrace.Entry, 100_000)
+			for i := range bodies {
+				bodies[i] = p.put((i*7919)%len(bodies), fmt.Sprintf("%060d", i))
+			}
+			backlog := newMemoryTopic()
+			p.topic = backlog
+			for at := 0; at < b.N; {
+				var units [][]*millrace.Entry
+				for n := 0; n < 2000 && at < b.N; n += size {
+					from := at % (len(bodies) - size)
+					units = append(units, bodies[from:from+size])
+					at += size
+				}
+				p.batch(units...)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for _, record := range backlog.records {
+				topic.append(record)
+			}
+			r.reached(p.index)
+		})
+	}
+}
