@@ -33,7 +33,9 @@ func (r *reign) afterHoldLost(ctx context.Context, lost error) error {
 		if err != nil {
 			return cannot(err)
 		}
+		r.accepted.mu.Lock() // Status reads the history too
 		record, outcome, err := r.history.step(&m, nil)
+		r.accepted.mu.Unlock()
 		if err != nil {
 			return err
 		}

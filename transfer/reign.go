@@ -163,6 +163,11 @@ func (r *reign) run(ctx, work context.Context) (err error) {
 		return err
 	}
 	defer t.closeLogged("source", r.source)
+	// A publisher before this one may have ended between publishing and
+	// confirming.
+	if p := r.history.fold.Position(); !p.IsZero() {
+		r.source.Confirm(p)
+	}
 	t.setPhase(PhasePublishing)
 	defer func() {
 		if w := r.accepted.witness(&t.config.Stream); w != nil {

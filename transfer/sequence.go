@@ -161,9 +161,10 @@ func (b *batch) begin(p *piece) {
 }
 
 // fits reports whether a piece may follow in b: whole units only, up to the
-// limit.
+// limit. One that does not follow it in the stream, which would be a defect,
+// gets a record of its own, for the fold to refuse.
 func (b *batch) fits(p *piece) bool {
-	return !b.part && !p.part && len(b.payload)+len(p.entries) <= maxBatch
+	return p.first == b.last()+1 && !b.part && !p.part && len(b.payload)+len(p.entries) <= maxBatch
 }
 
 // add appends a piece that fits.

@@ -49,8 +49,9 @@ type Source interface {
 	// Next returns the next unit as soon as it is whole. Transfer closes its
 	// Body.
 	Next(ctx context.Context) (*millrace.Unit, error)
-	// Confirm tells that everything up to a position, the position of a unit
-	// that Next returned, is in the topic for good. It must not block.
+	// Confirm tells that everything up to a position is in the topic for good:
+	// that of a unit that Next returned, or the one the source was opened at. It
+	// must not block.
 	Confirm(p millrace.Position)
 	// Close ends the capture and returns when it has ended.
 	Close() error
