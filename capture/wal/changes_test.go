@@ -228,6 +228,7 @@ func TestMessages(t *testing.T) {
 }
 
 func TestAlteredTables(t *testing.T) {
+	db := pgtest.New(t)
 	for _, c := range []struct {
 		name, sql string
 		stops     bool
@@ -248,10 +249,16 @@ func TestAlteredTables(t *testing.T) {
 		{"renamed", "alter table a rename to a2; alter table a2 rename to a", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			db := pgtest.New(t)
 			db.Exec("create type e as enum ('a', 'b'); create table a (id int primary key, v text, c varchar(10), n int not null default 1, q numeric(10, 2), e e)")
 			db.Exec("insert into a select i, 'v', 'c', i, 1.5, 'a' from generate_series(1, 3) i; alter table a alter column n drop not null; alter table a alter column n drop default")
 			r := newRig(t, db, nil, "a")
+			defer func() {
+				r.close()
+				if err := r.c.Uninstall(r.ctx()); err != nil {
+					t.Error(err)
+				}
+				db.Exec("drop table a; drop type e")
+			}()
 			r.open()
 			r.copied()
 			db.Exec("insert into a (id, n) values (4, 4)")

@@ -45,6 +45,9 @@ func session() map[string]string {
 		"lock_timeout":                        "0",
 		"idle_in_transaction_session_timeout": "0",
 		"idle_session_timeout":                "0",
+		// Queries over the catalogs look dear to the planner and are not:
+		// compiling them costs a hundred times what they do.
+		"jit": "off",
 	}
 }
 

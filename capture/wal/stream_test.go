@@ -220,7 +220,7 @@ func TestBackPressure(t *testing.T) {
 	pid := db.String("select active_pid from pg_replication_slots where slot_name = $1", r.cfg.Slot)
 	// Longer than the server waits for a dead one and we for a silent one.
 	until(t, "time passes at the source", func() bool {
-		return db.String("select reply_time > backend_start + interval '4 seconds' from pg_stat_replication where pid = $1::int", pid) != "f"
+		return db.String("select reply_time > backend_start + interval '4 seconds' from pg_stat_replication where pid = $1::int", pid) == "t"
 	})
 	r.src.queue.mu.Lock()
 	held := r.src.queue.bytes
@@ -423,7 +423,7 @@ func TestSilence(t *testing.T) {
 	pid := db.String("select active_pid from pg_replication_slots where slot_name = $1", r.cfg.Slot)
 	begin := time.Now()
 	until(t, "quiet time passes", func() bool {
-		return db.String("select reply_time > $2::timestamptz from pg_stat_replication where pid = $1::int", pid, begin.Add(3*time.Second)) != "f"
+		return db.String("select reply_time > $2::timestamptz from pg_stat_replication where pid = $1::int", pid, begin.Add(3*time.Second)) == "t"
 	})
 	r.sync()
 	proxy.freeze()
