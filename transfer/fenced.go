@@ -2,22 +2,27 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/millrace-db/millrace"
 )
 
-// afterHoldLost tells a publisher that was replaced from one whose connection to
-// the source broke. A successor that took the hold away begins a term at once,
-// so it stands in the topic by now, unless it is only just about to: then this
-// process waits for the hold as any second one does. It returns ErrFenced or
-// lost.
-func (r *reign) afterHoldLost(ctx context.Context, lost error) error {
+// whyEnded tells a publisher that was replaced from one that failed by itself.
+// A successor takes the hold and the slot away, so the first error of the one
+// before is often a broken connection to the source; but it begins a term at
+// once, which stands in the topic by then, unless it is only just about to: then
+// this process waits for the hold as any second one does. It returns ErrFenced
+// or the error that ended the reign.
+func (r *reign) whyEnded(ctx context.Context, ended error) error {
+	if ctx.Err() != nil || errors.Is(ended, ErrFenced) || millrace.NeedsOperator(ended) {
+		return ended
+	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 	defer cancel()
 	cannot := func(err error) error {
 		r.t.log.Debug("look for a successor", "error", err)
-		return lost
+		return ended
 	}
 	info, err := r.log.Info(limited)
 	if err != nil {
@@ -40,7 +45,7 @@ func (r *reign) afterHoldLost(ctx context.Context, lost error) error {
 			return err
 		}
 		if outcome == millrace.Reign {
-			return fmt.Errorf("%w: publisher %v began term %v, ours was %v: it took the hold of the source because this process had shown no life for longer than the lease",
+			return fmt.Errorf("%w: publisher %v began term %v, ours was %v: it took over because this process had shown no life for longer than the lease",
 				ErrFenced, record.Publisher, record.Term, r.term)
 		}
 	}

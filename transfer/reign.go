@@ -174,11 +174,10 @@ func (r *reign) run(ctx, work context.Context) (err error) {
 			t.seen = w
 		}
 	}()
-	err = r.publishUnits(ctx, work)
-	if errors.Is(err, errHoldLost) {
-		return r.afterHoldLost(ctx, err)
+	if err := r.publishUnits(ctx, work); err != nil {
+		return r.whyEnded(ctx, err)
 	}
-	return err
+	return nil
 }
 
 // open opens the source. The context it gets ends with the reign, or with ctx
