@@ -50,6 +50,7 @@ func exactness(t *testing.T, brokers int, size size) {
 	began := time.Now()
 	r.startLoad()
 	r.copyUnderLoad()
+	r.phase("first copy under load")
 	r.faults()
 	harness.Pass(t.Context(), size.load-time.Since(began))
 	v := r.finish()

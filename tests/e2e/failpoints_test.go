@@ -66,7 +66,7 @@ func TestKillAtEveryStep(t *testing.T) {
 
 func (r *run) killTransferAt(s step) {
 	r.t.Helper()
-	r.transfer.Stop(stopLimit)
+	r.transfer.Kill()
 	arm := failpoint(r, s)
 	r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin, arm)
 	if code := r.transfer.Wait(hitLimit); code != -1 {
@@ -78,7 +78,7 @@ func (r *run) killTransferAt(s step) {
 
 func (r *run) killEdgeAt(s step) {
 	r.t.Helper()
-	r.edge.Stop(stopLimit)
+	r.edge.Kill()
 	arm := failpoint(r, s)
 	r.edge.Start(arm)
 	if code := r.edge.Wait(hitLimit); code != -1 {
@@ -124,7 +124,7 @@ func TestZombieAtEveryStep(t *testing.T) {
 
 func (r *run) zombieAt(s step) {
 	r.t.Helper()
-	r.transfer.Stop(stopLimit)
+	r.transfer.Kill()
 	arm := failpoint(r, s) + ":stop"
 	old := r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin, arm)
 	harness.Until(r.t, hitLimit, "transfer has stopped at "+arm, stopped(old))

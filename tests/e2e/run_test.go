@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -42,6 +43,10 @@ type run struct {
 	// faulted counts the faults by their names, marks the rows of awaitProgress.
 	faulted map[string]int
 	marks   int
+	// phases tells how long each part of the run took, since the end of the one
+	// before.
+	phases []string
+	since  time.Time
 
 	stopLoad, stopWitnesses   context.CancelFunc
 	awaitLoad, awaitWitnesses func() error
@@ -52,7 +57,7 @@ func newRun(t *testing.T, rng *rand.Rand, kafka *kafkatest.Cluster, size size, v
 	t.Helper()
 	s := harness.NewSystem(t, kafka, append(harness.PgbenchTables(), harness.JournalTable)...)
 	s.Lease, s.Variant = time.Second, variant
-	r := &run{t: t, rng: rng, size: size, s: s, kafka: kafka, edge: s.NewEdge("edge-1"), faulted: map[string]int{}}
+	r := &run{t: t, rng: rng, size: size, s: s, kafka: kafka, edge: s.NewEdge("edge-1"), faulted: map[string]int{}, since: time.Now()}
 	r.bench = harness.NewPgbench(t, s.DB, size.scale, 4)
 	r.bench.Rate = size.rate
 	r.journal = harness.NewJournal(t, s, 2)
@@ -64,8 +69,16 @@ func newRun(t *testing.T, rng *rand.Rand, kafka *kafkatest.Cluster, size size, v
 	return r
 }
 
+// phase ends a part of the run.
+func (r *run) phase(name string) {
+	now := time.Now()
+	r.phases = append(r.phases, fmt.Sprintf("%s %.1f s", name, now.Sub(r.since).Seconds()))
+	r.since = now
+}
+
 // startLoad starts the clients and the witnesses.
 func (r *run) startLoad() {
+	r.phase("tables and init")
 	var load, witnesses context.Context
 	load, r.stopLoad = context.WithCancel(r.t.Context())
 	witnesses, r.stopWitnesses = context.WithCancel(r.t.Context())
@@ -97,14 +110,17 @@ func together(fns ...func() error) func() error {
 func (r *run) finish() string {
 	t := r.t
 	t.Helper()
+	r.phase("faults")
 	r.stopLoad()
 	if err := r.awaitLoad(); err != nil {
 		t.Fatal(err)
 	}
+	r.phase("end of the load")
 	r.keepUp()
 	if err := r.s.Settle(t.Context(), r.edge, r.size.settle); err != nil {
 		t.Fatal(err)
 	}
+	r.phase("catching up")
 	r.lastAudit()
 	r.stopWitnesses()
 	if err := r.awaitWitnesses(); err != nil {
@@ -112,6 +128,7 @@ func (r *run) finish() string {
 	}
 	v := r.s.Judge(r.edge, r.witness, r.transfer.Config, r.journal, "public.pgbench_history", harness.JournalTable)
 	v.Report(t)
+	r.phase("verdict")
 	r.transfer.Stop(stopLimit)
 	r.edge.Stop(stopLimit)
 	if err := r.edge.CheckStore(t.Context()); err != nil {
@@ -121,15 +138,17 @@ func (r *run) finish() string {
 		t.Errorf("a witness saw nothing: %d snapshots of the store, %d over HTTP, %d looks at the slot",
 			r.books.Views.Load(), r.books.Requests.Load(), r.watch.Looks.Load())
 	}
+	r.phase("end and check")
 	w := r.witness
 	return fmt.Sprintf(`scale %d: %d pgbench transactions, %d of %d rows, %d journalled commits; faults: %v
   %d rows compared; index %v in %d units, dense; chain equal at topic, transfer and edge; %d reigns, %d void entries, %d stale records, %d repeats
   books balanced in %d snapshots of the store and %d over HTTP; %d looks at the slot
-  lost %d, differing %d, duplicates %d, torn 0 (a torn unit ends the run)`,
+  lost %d, differing %d, duplicates %d, torn 0 (a torn unit ends the run)
+  %s`,
 		r.size.scale, r.bench.Transactions.Load(), r.bench.Bulks.Load(), bulkRows, r.journal.Acknowledged.Load(), r.faulted,
 		v.Rows, w.Index, w.Units, w.Reigns, w.Void, w.Stale, w.Repeats,
 		r.books.Views.Load(), r.books.Requests.Load(), r.watch.Looks.Load(),
-		v.Lost, v.Differing, v.Duplicates)
+		v.Lost, v.Differing, v.Duplicates, strings.Join(r.phases, ", "))
 }
 
 // keepUp starts what has ended by itself with an exit code that a unit file

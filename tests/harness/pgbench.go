@@ -27,8 +27,8 @@ type Pgbench struct {
 	Clients int
 	// Rate bounds the transactions a second; 0 means as many as will go.
 	Rate int
-	db      *pgtest.DB
-	path    string
+	db   *pgtest.DB
+	path string
 	// Transactions counts those that its runs report.
 	Transactions atomic.Int64
 	// Bulks counts the transactions of Bulk.
