@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -667,4 +668,50 @@ func (s *brokenSource) Next(ctx context.Context) (*millrace.Unit, error) {
 		return nil, errors.New("planted: connection reset")
 	}
 	return s.Source.Next(ctx)
+}
+
+// TestReplacedWhileStopped stops a publisher, as SIGSTOP does, until its hold was
+// taken away and its successor reigns. It must not wait for the hold like one
+// that lost its connection: it is fenced.
+func TestReplacedWhileStopped(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	w.commit(5)
+	config := w.config()
+	lost := make(chan struct{})
+	config.AcquireHold = func(context.Context, millrace.PublisherID) (Hold, error) { return &hold{lost: lost}, nil }
+	var gate atomic.Pointer[chan struct{}]
+	config.Topic.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		return &gatedConn{Conn: conn, gate: &gate}, err
+	}
+	first := w.start(config)
+	w.waitConfirmed(5)
+	closed := make(chan struct{})
+	gate.Store(&closed)
+	config = w.config()
+	free(&config)
+	second := w.start(config)
+	w.commit(5)
+	w.waitConfirmed(10)
+	close(lost)
+	close(closed)
+	if err := first.wait(); !errors.Is(err, ErrFenced) {
+		t.Errorf("the publisher that stood still ends with %v, want ErrFenced", err)
+	}
+	second.stop()
+	w.check(10)
+}
+
+// gatedConn delivers nothing while there is a gate that is not closed.
+type gatedConn struct {
+	net.Conn
+	gate *atomic.Pointer[chan struct{}]
+}
+
+func (c *gatedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if gate := c.gate.Load(); gate != nil {
+		<-*gate
+	}
+	return n, err
 }
