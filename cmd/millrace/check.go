@@ -286,6 +286,8 @@ func (k *check) report(asJSON bool) error {
 	case 0:
 	case 1:
 		return operator("%s", problems[0])
+	case 2:
+		return operator("%s (and another problem, listed above)", problems[0])
 	default:
 		return operator("%s (and %d more problems, listed above)", problems[0], len(problems)-1)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -253,6 +254,29 @@ func (u *setup) createTopic(ctx context.Context, t *topic.Topic) (topic.Info, er
 	return t.Info(ctx)
 }
 
+// slotElsewhere looks for a slot of the name that is another database's: slots
+// are named for the whole cluster.
+const slotElsewhere = `
+SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database IS DISTINCT FROM current_database())`
+
+// chooseSlot gives a new stream an ID and, where a stream of the same name in
+// another database has the usual slot, a slot named after that ID.
+func (u *setup) chooseSlot(ctx context.Context, conn *pgx.Conn, s *control.Stream) error {
+	if s.ID.IsZero() {
+		if _, err := rand.Read(s.ID[:]); err != nil {
+			return fmt.Errorf("make stream ID: %w", err)
+		}
+	}
+	var taken bool
+	if err := conn.QueryRow(ctx, slotElsewhere, s.Slot).Scan(&taken); err != nil {
+		return fmt.Errorf("look for slots of the name %s: %w", s.Slot, err)
+	}
+	if taken {
+		s.Slot += "_" + s.ID.String()[:8]
+	}
+	return nil
+}
+
 func (u *setup) register(ctx context.Context, conn *pgx.Conn, info topic.Info) (control.Stream, error) {
 	s := control.Stream{
 		Name: u.stream.Name, Epoch: 1, Capture: u.stream.Source.Capture, Topic: u.stream.Kafka.Topic, TopicID: info.ID,
@@ -261,6 +285,9 @@ func (u *setup) register(ctx context.Context, conn *pgx.Conn, info topic.Info) (
 	if u.stream.ID != "" {
 		// The configuration has checked it.
 		s.ID, _ = millrace.ParseStreamID(u.stream.ID)
+	}
+	if err := u.chooseSlot(ctx, conn, &s); err != nil {
+		return control.Stream{}, err
 	}
 	if u.dry {
 		u.say("-- registry\nINSERT INTO millrace.stream (name, id, epoch, capture, topic, topic_id, publication, slot)\n    VALUES ('%s', a random UUID, 1, '%s', '%s', the topic's ID, '%s', '%s');",
