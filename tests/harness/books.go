@@ -12,6 +12,13 @@ import (
 	"github.com/millrace-db/millrace/edge"
 )
 
+// auditShare is how many times as long as an audit the pause after it is: the
+// auditor must not take the processor that the audited needs.
+const auditShare = 2
+
+// httpAudits is the pause between two audits over HTTP.
+const httpAudits = 50 * time.Millisecond
+
 // Books are the sums that agree in every state that pgbench ever commits.
 type Books struct {
 	Index                                uint64
@@ -74,6 +81,7 @@ func (r *BookReader) inStore(ctx context.Context) error {
 	for ctx.Err() == nil && err == nil {
 		var b Books
 		var loaded bool
+		began := time.Now()
 		if b, loaded, err = audit(ctx, store); err != nil {
 			break
 		}
@@ -90,6 +98,7 @@ func (r *BookReader) inStore(ctx context.Context) error {
 			r.Views.Add(1)
 			r.Newest.Store(int64(last)) //nolint:gosec // far from the limit
 		}
+		Pass(ctx, auditShare*time.Since(began))
 	}
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		err = nil
@@ -203,6 +212,7 @@ func (r *BookReader) overHTTP(ctx context.Context) error {
 		}
 		last = a.Index
 		r.Requests.Add(1)
+		Pass(ctx, httpAudits)
 	}
 	return nil
 }

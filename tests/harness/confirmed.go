@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
+
+// lookInterval is the pause between two looks at the slot.
+const lookInterval = 25 * time.Millisecond
 
 // ConfirmWatch holds promise P8 against the source: what the slot says is
 // confirmed must, at that moment, stand in the topic as accepted history.
@@ -32,7 +36,7 @@ func (c *ConfirmWatch) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		Pass(ctx, pollInterval)
+		Pass(ctx, lookInterval)
 	}
 	return nil
 }
