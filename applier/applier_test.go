@@ -370,6 +370,35 @@ func TestSourceIsAway(t *testing.T) {
 	r.reached(p.index)
 }
 
+// A full store stops applying and nothing else, and goes on once it has room.
+func TestFullStore(t *testing.T) {
+	topic := newMemoryTopic()
+	p := newPublisher(t, topic, 1)
+	p.reign()
+	p.copied(1, "a")
+	for id := 2; id < 200; id++ {
+		p.unit(p.put(id, strings.Repeat("x", 20_000)))
+	}
+	dir := t.TempDir()
+	s, err := edge.Open(edge.Options{Dir: dir, MapSize: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := run(t, s, topic)
+	for end := time.Now().Add(deadline); !errors.Is(r.Status().Err, edge.ErrFull); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("status is %+v, want ErrFull", r.Status())
+		}
+	}
+	if rows := content(t, s); !strings.HasPrefix(rows, "1=a 2=x") {
+		t.Errorf("the full store answers %.20q", rows)
+	}
+	r.quit()
+	closeStore(t, s)
+	s = openStore(t, dir)
+	run(t, s, topic).reached(p.index)
+}
+
 // A change that does not fit stops the applier right before it.
 func TestChangeThatDoesNotFit(t *testing.T) {
 	topic := newMemoryTopic()

@@ -72,7 +72,7 @@ func benchLMDB(b *testing.B, random bool, size int) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer env.Close()
+	defer func() { _ = env.Close() }()
 	if err := errFirst(env.SetMapSize(1<<30), env.SetMaxDBs(64), env.Open(b.TempDir(), 0, 0o600)); err != nil {
 		b.Fatal(err)
 	}

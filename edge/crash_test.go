@@ -172,7 +172,7 @@ func TestKilledWriter(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	dir := t.TempDir()
 	for round := range 15 {
-		cmd := exec.Command(os.Args[0])
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
 		cmd.Env = append(os.Environ(), childVariable+"=writer", "DIR="+dir, fmt.Sprint("SEED=", seed+uint64(round)))
 		var diag strings.Builder
 		cmd.Stderr = &diag

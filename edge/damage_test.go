@@ -62,7 +62,7 @@ func TestDamagedByte(t *testing.T) {
 	const trials = 80
 	fell := 0
 	for next := 0; next < trials; {
-		cmd := exec.Command(os.Args[0])
+		cmd := exec.CommandContext(t.Context(), os.Args[0])
 		cmd.Env = append(os.Environ(), childVariable+"=damage", "DIR="+dir, "TMPDIR="+t.TempDir(),
 			fmt.Sprint("SEED=", seed), fmt.Sprint("FROM=", next), fmt.Sprint("TO=", trials))
 		var diag strings.Builder
@@ -143,7 +143,7 @@ func damageTrial(whole []byte, at int, flip byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	b := append(bytes.Clone(whole), make([]byte, slack)...)
 	b[at] ^= flip
 	if err := os.WriteFile(filepath.Join(dir, "data.mdb"), b, 0o600); err != nil {
@@ -159,7 +159,7 @@ func damageTrial(whole []byte, at int, flip byte) error {
 		}
 		return nil
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	checked := s.Check(context.Background())
 	if checked != nil && !errors.Is(checked, ErrCorrupt) {
 		wrong("Check: %v", checked)

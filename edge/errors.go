@@ -3,6 +3,8 @@ package edge
 import (
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"syscall"
 
 	"github.com/bmatsuo/lmdb-go/lmdb"
@@ -89,6 +91,19 @@ func (e *CorruptError) Error() string {
 // Unwrap makes it an ErrCorrupt.
 func (e *CorruptError) Unwrap() error { return ErrCorrupt }
 
+// littleSpace is how much free space makes it likely that a write failed for
+// want of it: more than one commit ever writes at once.
+const littleSpace = 64 << 20
+
+// diskFree returns the bytes that are free for the store.
+func (s *Store) diskFree() uint64 {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(s.dir, &st); err != nil {
+		return math.MaxUint64
+	}
+	return st.Bavail * uint64(st.Bsize)
+}
+
 func (s *Store) corrupt(format string, args ...any) error {
 	return &CorruptError{Dir: s.dir, Text: fmt.Sprintf(format, args...)}
 }
@@ -102,18 +117,26 @@ func (s *Store) fail(verb string, err error) error {
 	if !errors.As(err, &op) {
 		return fmt.Errorf("%s: %w", verb, err)
 	}
-	switch op.Errno {
-	case lmdb.MapFull:
+	is := func(codes ...error) bool {
+		return slices.ContainsFunc(codes, func(c error) bool { return errors.Is(op.Errno, c) })
+	}
+	switch {
+	case is(lmdb.MapFull):
 		return fmt.Errorf("%s: %w: store %s has filled its map of %d bytes; mend: raise map_size and restart the edge", verb, ErrFull, s.dir, s.mapSize())
-	case lmdb.DBsFull:
+	case is(lmdb.DBsFull):
 		return fmt.Errorf("%s: %w: store %s has its limit of %d table generations in use; mend: restart the edge, it then makes room for more", verb, ErrFull, s.dir, s.opts.MaxDBs)
-	case syscall.ENOSPC, syscall.EDQUOT:
+	case is(syscall.ENOSPC, syscall.EDQUOT):
 		return fmt.Errorf("%s: %w: %w; mend: free space on the disk of %s", verb, ErrFull, err, s.dir)
-	case lmdb.Panic:
+	case is(syscall.EIO) && s.diskFree() < littleSpace:
+		// What LMDB gives when a write ends short.
+		return fmt.Errorf("%s: %w: %w, and %d bytes are free; mend: free space on the disk of %s", verb, ErrFull, err, s.diskFree(), s.dir)
+	case is(syscall.EIO):
+		return fmt.Errorf("%s: %w; mend: look at the disk of %s", verb, err, s.dir)
+	case is(lmdb.Panic):
 		return s.corrupt("%s: an earlier write of the environment failed (%v); restart the edge, and look at the disk, before you take the rows for lost", verb, err)
-	case lmdb.BadTxn:
+	case is(lmdb.BadTxn):
 		return s.corrupt("%s: an earlier step of the transaction met damage (%v)", verb, err)
-	case lmdb.Corrupted, lmdb.PageNotFound, lmdb.Invalid, lmdb.Incompatible:
+	case is(lmdb.Corrupted, lmdb.PageNotFound, lmdb.Invalid, lmdb.Incompatible):
 		return s.corrupt("%s: %v", verb, err)
 	}
 	return fmt.Errorf("%s: %w", verb, err)

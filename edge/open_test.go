@@ -49,7 +49,7 @@ func TestSecondWriterIsRefused(t *testing.T) {
 	w.Close()
 	closeStore(t, s)
 
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), childVariable+"=hold", "DIR="+dir)
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -202,7 +202,7 @@ func TestRestartIsFast(t *testing.T) {
 // generations that come into being meanwhile included.
 func TestReadOnlyFollows(t *testing.T) {
 	dir := t.TempDir()
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), childVariable+"=writer", "DIR="+dir, "SEED=1", "UNITS=200")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()

@@ -35,8 +35,6 @@ const (
 	nodeBig  = 0x01
 	nodeTree = 0x02
 
-	// maxPageSize is the largest that LMDB makes.
-	maxPageSize = 1 << 15
 	// maxDepth is that of LMDB's cursors.
 	maxDepth = 32
 )
@@ -93,7 +91,7 @@ func (s *Store) checkPages(ctx context.Context, txn *lmdb.Txn) error {
 	if err != nil {
 		return fmt.Errorf("check pages: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	_, size, err := s.fullSize()
 	if err != nil {
 		return err

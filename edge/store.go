@@ -140,8 +140,7 @@ func Open(opts Options) (*Store, error) {
 	s.changed.Store(&ch)
 	s.readers.init(s)
 	if err := s.open(); err != nil {
-		s.release()
-		return nil, err
+		return nil, errors.Join(err, s.release())
 	}
 	s.metrics = newMetrics(s)
 	s.janitor.Add(1)
