@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,6 +64,7 @@ type publisher struct {
 	registry  *prometheus.Registry
 	admin     *admin.Server // nil where it is off
 	transfers []*transfer.Transfer
+	topics    []string // of the transfers, in their order
 }
 
 // newPublisher prepares the streams and opens the listener; it publishes
@@ -107,6 +110,7 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 	if err != nil {
 		return nil, err
 	}
+	p.topics = append(p.topics, registered.Topic)
 	return transfer.New(transfer.Config{
 		Stream: registered, SourceURL: s.Source.URL.Reveal(),
 		Topic: topic.Config{Brokers: s.Kafka.Brokers, Topic: registered.Topic, ClientID: "millrace-transfer-" + s.Name, Logger: p.log},
@@ -116,6 +120,18 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 		Lease: duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
 		Logger: p.log, Registerer: p.registry,
 	})
+}
+
+// transferError says of which stream and topic an error is, and what mends it
+// where the topic is at fault.
+func transferError(stream, topic string, err error) error {
+	err = fmt.Errorf("stream %s, topic %s: %w", stream, topic, err)
+	for _, kind := range []error{millrace.ErrMalformed, millrace.ErrForeign, millrace.ErrGap, millrace.ErrDiverged, millrace.ErrUnknownTerm} {
+		if errors.Is(err, kind) && !strings.Contains(err.Error(), "mend:") {
+			return fmt.Errorf("%w; mend: find out who else writes to the topic (millrace tail shows the record); what cannot be undone there needs the stream to begin anew: millrace uninstall, then millrace init with another topic", err)
+		}
+	}
+	return err
 }
 
 // openCapture keeps a nil *wal.Source from becoming a Source that is not nil.
@@ -142,10 +158,10 @@ func (p *publisher) run(ctx context.Context) error {
 		p.log.Info("transfer shows status and metrics", "address", p.admin.Address())
 		group.Go(func() error { return p.admin.Run(ctx) })
 	}
-	for _, t := range p.transfers {
+	for i, t := range p.transfers {
 		group.Go(func() error {
 			if err := t.Run(ctx); err != nil {
-				return fmt.Errorf("stream %s: %w", t.Status().Stream, err)
+				return transferError(t.Status().Stream, p.topics[i], err)
 			}
 			return nil
 		})
