@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,9 +13,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/kafkatest"
@@ -257,123 +251,6 @@ func TestLargeUnitIsVoidWhenCut(t *testing.T) {
 	}
 }
 
-// TestRandomFaults lets appends fail before they are sent, lose their answers,
-// happen twice, come late, in several publishers that all get the hold, and
-// restarts those that end.
-func TestRandomFaults(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if s := os.Getenv("MILLRACE_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("MILLRACE_SEED=%d", seed)
-	const units = 400
-	w := newWorld(t, kafkatest.Fake(t))
-	w.make = func(n int) *millrace.Unit {
-		if n%37 == 0 {
-			return unitOf(n, slices.Repeat([]int{100_000}, 35))
-		}
-		return smallUnit(n)
-	}
-	var mu sync.Mutex
-	random := rand.New(rand.NewPCG(seed, 0))
-	chance := func(n int) int {
-		mu.Lock()
-		defer mu.Unlock()
-		return random.IntN(n)
-	}
-	var late sync.WaitGroup
-	var batches atomic.Int64
-	faulty := func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
-		again := func() {
-			other, err := topic.Open(context.WithoutCancel(ctx), topic.Config{Brokers: w.brokers, Topic: w.stream.Topic})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer func() { _ = other.Close() }()
-			if _, err := other.Append(context.WithoutCancel(ctx), value, first, count); err != nil {
-				t.Error(err)
-			}
-		}
-		if count > 0 && batches.Add(1)%20 == 10 {
-			again()
-		}
-		switch chance(60) {
-		case 0:
-			return millrace.NoOffset, errors.New("planted: nothing was sent")
-		case 1:
-			if _, err := log.Append(ctx, value, first, count); err != nil {
-				return millrace.NoOffset, err
-			}
-			return millrace.NoOffset, errors.New("planted: the answer was lost")
-		case 2:
-			value = slices.Clone(value)
-			wanted := w.snapshot() + 1 + chance(30)
-			late.Go(func() {
-				limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), testLimit)
-				defer cancel()
-				if w.await(limited, func() bool { return w.confirmed >= min(wanted, units) }) == nil {
-					again()
-				}
-			})
-			return millrace.NoOffset, errors.New("planted: the answer was lost, and the record comes late")
-		}
-		return log.Append(ctx, value, first, count)
-	}
-	ctx, cancel := context.WithCancel(testContext(t))
-	defer cancel()
-	var publishers sync.WaitGroup
-	for range 2 {
-		publishers.Go(func() {
-			for ctx.Err() == nil {
-				config := w.config()
-				if chance(4) > 0 {
-					free(&config)
-				}
-				config.StateBytes = int64(1 + chance(3_000_000))
-				w.hook(&config, hooked{append: faulty})
-				tr, err := New(config)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				limited, stop := context.WithCancel(ctx)
-				end := w.snapshot() + 10 + chance(80)
-				go func() {
-					_ = w.await(limited, func() bool { return w.confirmed >= end })
-					stop()
-				}()
-				if err := tr.Run(limited); err != nil && !errors.Is(err, ErrFenced) && !strings.Contains(err.Error(), "is confirmed: what is between is lost") {
-					t.Errorf("publisher: %v", err)
-				}
-				stop()
-			}
-		})
-	}
-	for n := 0; n < units; n += 20 {
-		w.commit(20)
-		w.waitConfirmed(n + 10)
-	}
-	w.waitConfirmed(units)
-	cancel()
-	publishers.Wait()
-	late.Wait()
-	v := w.check(units)
-	t.Logf("outcomes %v, %d parts, %d terms with batches, %d ledger rows", v.outcomes, v.parts, len(v.firstBatchOfEachTerm), len(w.rows))
-	if v.outcomes[millrace.Stale] == 0 || v.outcomes[millrace.Repeated] == 0 || len(v.firstBatchOfEachTerm) < 3 {
-		t.Error("the faults left no trace: the test proves nothing")
-	}
-}
-
-func (w *world) snapshot() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.confirmed
-}
-
 func TestHoldLost(t *testing.T) {
 	w := newWorld(t, kafkatest.Fake(t))
 	config := w.config()
@@ -456,151 +333,6 @@ func metric(t *testing.T, registry *prometheus.Registry, name string) float64 {
 	}
 	t.Fatalf("no metric %s", name)
 	return 0
-}
-
-// TestRefusedTopics: each is one named error that says what to do.
-func TestRefusedTopics(t *testing.T) {
-	brokers := kafkatest.Fake(t)
-	request := func(w *world, r kmsg.Request) {
-		t.Helper()
-		client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer client.Close()
-		answer, err := client.Request(testContext(t), r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var code int16
-		switch a := answer.(type) {
-		case *kmsg.DeleteTopicsResponse:
-			code = a.Topics[0].ErrorCode
-		case *kmsg.CreatePartitionsResponse:
-			code = a.Topics[0].ErrorCode
-		case *kmsg.IncrementalAlterConfigsResponse:
-			code = a.Resources[0].ErrorCode
-		case *kmsg.DeleteRecordsResponse:
-			code = a.Topics[0].Partitions[0].ErrorCode
-		}
-		if err := kerr.ErrorForCode(code); err != nil {
-			t.Fatal(err)
-		}
-	}
-	deleteTopic := func(w *world) {
-		r := kmsg.NewPtrDeleteTopicsRequest()
-		r.TimeoutMillis = 10_000
-		r.TopicNames = []string{w.stream.Topic}
-		one := kmsg.NewDeleteTopicsRequestTopic()
-		one.Topic = &w.stream.Topic
-		r.Topics = append(r.Topics, one)
-		request(w, r)
-	}
-	alter := func(w *world, name, value string) {
-		r := kmsg.NewPtrIncrementalAlterConfigsRequest()
-		one := kmsg.NewIncrementalAlterConfigsRequestResource()
-		one.ResourceType, one.ResourceName = kmsg.ConfigResourceTypeTopic, w.stream.Topic
-		setting := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
-		setting.Name, setting.Value = name, &value
-		one.Configs = append(one.Configs, setting)
-		r.Resources = append(r.Resources, one)
-		request(w, r)
-	}
-	empty := func(w *world) {
-		r := kmsg.NewPtrDeleteRecordsRequest()
-		r.TimeoutMillis = 10_000
-		one := kmsg.NewDeleteRecordsRequestTopic()
-		one.Topic = w.stream.Topic
-		partition := kmsg.NewDeleteRecordsRequestTopicPartition()
-		partition.Offset = -1
-		one.Partitions = append(one.Partitions, partition)
-		r.Topics = append(r.Topics, one)
-		request(w, r)
-	}
-	for _, c := range []struct {
-		name  string
-		spoil func(w *world)
-		want  string
-	}{
-		{"deleted", deleteTopic, "millrace init"},
-		{"made again", func(w *world) {
-			deleteTopic(w)
-			if err := w.openTopic(w.stream.Topic).Create(testContext(t), 1); err != nil {
-				t.Fatal(err)
-			}
-		}, "deleted and made again"},
-		{"made again and registered", func(w *world) {
-			deleteTopic(w)
-			log := w.openTopic(w.stream.Topic)
-			if err := log.Create(testContext(t), 1); err != nil {
-				t.Fatal(err)
-			}
-			info, err := log.Info(testContext(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.stream.TopicID = info.ID
-		}, "the ledger in the source database knows it as"},
-		{"emptied", empty, "records were deleted"},
-		{"emptied, and the ledger too", func(w *world) {
-			empty(w)
-			w.rows = nil
-		}, "history is needed from 0 on"},
-		{"ends before the ledger", func(w *world) {
-			w.rows[len(w.rows)-1].LastOffset += 100
-		}, "records were lost"},
-		{"history of another", func(w *world) {
-			w.rows[len(w.rows)-1].Chain[0] ^= 1
-		}, "history diverged"},
-		{"index of another", func(w *world) {
-			w.rows[len(w.rows)-1].Last += 100
-		}, "records were lost"},
-		{"state that is none", func(w *world) {
-			w.rows[len(w.rows)-1].StateOffset--
-		}, "that the ledger attests"},
-		{"compacted", func(w *world) { alter(w, "cleanup.policy", "compact") }, "cleanup.policy"},
-		{"finite retention", func(w *world) { alter(w, "retention.ms", "1000") }, "retention.ms=-1"},
-		{"two partitions", func(w *world) {
-			r := kmsg.NewPtrCreatePartitionsRequest()
-			r.TimeoutMillis = 10_000
-			one := kmsg.NewCreatePartitionsRequestTopic()
-			one.Topic, one.Count = w.stream.Topic, 2
-			r.Topics = append(r.Topics, one)
-			request(w, r)
-		}, "2 partitions"},
-		{"another stream", func(w *world) {
-			w.stream.ID[0] ^= 1
-			w.rows = nil
-		}, "record of another stream"},
-		{"another epoch", func(w *world) { w.stream.Epoch = 2 }, "record of another stream"},
-		{"a record that is not ours", func(w *world) {
-			if _, err := w.openTopic(w.stream.Topic).Append(testContext(t), []byte("hello"), 0, 0); err != nil {
-				t.Fatal(err)
-			}
-		}, "malformed"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t, brokers)
-			w.commit(10)
-			r := w.start(w.config())
-			w.waitConfirmed(10)
-			r.stop()
-			c.spoil(w)
-			before := w.opened
-			again := w.start(w.config())
-			err := again.wait()
-			if !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("got %v, want an error for the operator with %q", err, c.want)
-			}
-			t.Log(err)
-			if w.opened != before {
-				t.Error("the source was opened")
-			}
-			if s := again.Status(); s.Phase != PhaseStopped || s.Problem == "" {
-				t.Errorf("status: %+v", s)
-			}
-		})
-	}
 }
 
 // TestBrokerKilled kills the only broker while a publisher is at work, and lets
@@ -714,4 +446,32 @@ func (c *gatedConn) Read(b []byte) (int, error) {
 		<-*gate
 	}
 	return n, err
+}
+
+// TestEndWhileTheBrokerIsSilent: a clean end does not wait for an append that
+// hangs longer than its grace.
+func TestEndWhileTheBrokerIsSilent(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	config := w.config()
+	config.Grace = 50 * time.Millisecond
+	hangs := make(chan struct{})
+	w.hook(&config, hooked{append: func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
+		if count == 0 {
+			return log.Append(ctx, value, first, count)
+		}
+		close(hangs)
+		<-ctx.Done()
+		return millrace.NoOffset, context.Cause(ctx)
+	}})
+	w.commit(1)
+	r := w.start(config)
+	<-hangs
+	started := time.Now()
+	r.stop()
+	if took := time.Since(started); took > 5*time.Second {
+		t.Errorf("a clean end took %s", took)
+	}
+	if w.confirmed != 0 {
+		t.Errorf("unit %d was confirmed", w.confirmed)
+	}
 }

@@ -29,7 +29,10 @@ type planted struct {
 }
 
 func (p *planted) due() string {
-	name, n, _ := strings.Cut(os.Getenv("MILLRACE_PLANT"), ":")
+	name, n, counted := strings.Cut(os.Getenv("MILLRACE_PLANT"), ":")
+	if !counted {
+		return "" // a mistake of another stage
+	}
 	at, err := strconv.ParseInt(n, 10, 64)
 	if err != nil {
 		panic(fmt.Sprintf("MILLRACE_PLANT: %q is not a number", n))

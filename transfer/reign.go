@@ -18,6 +18,7 @@ import (
 var (
 	errHoldLost = errors.New("the hold of the source was lost")
 	errDrained  = errors.New("all that was published has been read back")
+	errUnread   = errors.New("what was published was not read back in time")
 )
 
 const closeLimit = 5 * time.Second // for the database to take a last statement
@@ -218,13 +219,24 @@ func (r *reign) publishUnits(ctx, work context.Context) error {
 			return err
 		}
 		// Only a clean end closes the queue without an error.
-		grace, cancel := context.WithTimeoutCause(work, r.t.config.Grace, errors.New("what was published was not read back in time"))
-		defer cancel()
-		if err := r.accepted.drained(grace); err != nil {
+		if err := r.accepted.drained(work); err != nil {
 			return err
 		}
 		stopReading(errDrained)
 		return nil
+	})
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-reading.Done():
+			return nil
+		}
+		select {
+		case <-reading.Done():
+			return nil
+		case <-time.After(r.t.config.Grace):
+			return errUnread // ends the append or the read that hangs
+		}
 	})
 	group.Go(func() error {
 		err := r.readBack(reading)

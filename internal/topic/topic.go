@@ -147,7 +147,7 @@ type connection struct {
 
 // limitUnpacked sets the library's limit on what a compressed batch may unpack
 // to. The library has it as a global, which is set before its first use.
-var limitUnpacked sync.Once //nolint:gochecknoglobals // guards a global of sarama
+var limitUnpacked sync.Once
 
 // connect opens a client whose connections are cut when ctx ends.
 func (t *Topic) connect(ctx context.Context) (*connection, error) {
