@@ -310,7 +310,7 @@ func (s *show) run(ctx, stages context.Context) error {
 		return nil // the stage's own error says why
 	}
 	if s.last == nil {
-		s.screen.say("ended before the first copy was at the edge; the next start begins it anew")
+		s.screen.say("ended before source and edge were compared; the next start goes on")
 		return ignoreCanceled(err)
 	}
 	return errors.Join(ignoreCanceled(err), s.end(stages))
