@@ -59,10 +59,17 @@ func TestRandomFaults(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if count > 0 && batches.Add(1)%20 == 10 {
-			again()
+		// Repeats and late records come in every run, the rest by chance.
+		fault := chance(60)
+		if count > 0 {
+			switch batches.Add(1) % 20 {
+			case 10:
+				again()
+			case 15:
+				fault = 2
+			}
 		}
-		switch chance(60) {
+		switch fault {
 		case 0:
 			return millrace.NoOffset, errors.New("planted: nothing was sent")
 		case 1:

@@ -212,6 +212,7 @@ func setDefault[T int64 | time.Duration](v *T, d T) {
 func (t *Transfer) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = t.config.FirstPause, t.config.LongestPause
+	said := "" // the newest warning; its repeats are not worth a line each
 	for lost := 0; ; {
 		r, err := t.reign(ctx)
 		switch {
@@ -233,11 +234,17 @@ func (t *Transfer) Run(ctx context.Context) error {
 		default:
 			lost = 0
 		}
-		if r != nil && r.progress() {
+		if r.progress() {
 			pause.Reset()
+			said = ""
 		}
 		wait := pause.NextBackOff()
-		t.log.Warn("reign ended, another attempt follows", "error", err, "pause", wait)
+		level := slog.LevelWarn
+		if err.Error() == said {
+			level = slog.LevelDebug
+		}
+		said = err.Error()
+		t.log.Log(ctx, level, "reign ended, another attempt follows", "error", err, "pause", wait)
 		t.fail(PhaseRetrying, err)
 		select {
 		case <-ctx.Done():

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 
@@ -196,7 +197,7 @@ func (c *connection) explain(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", err, cause)
 	}
 	if errors.Is(err, sarama.ErrOutOfBrokers) || errors.Is(err, io.EOF) {
-		if dialErr := c.dialer.lastError(); dialErr != nil {
+		if dialErr := c.dialer.lastError(); dialErr != nil && !strings.Contains(err.Error(), dialErr.Error()) {
 			return fmt.Errorf("%w: %w", err, dialErr)
 		}
 	}
