@@ -103,7 +103,7 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 		return nil, err
 	}
 	if from.Position.IsZero() || len(from.Catalog.Loads) > 0 {
-		err = s.startCopy(ctx, conn, from)
+		err = s.startCopy(ctx, conn, from, tables)
 	} else {
 		err = s.resume(ctx, conn, from, tables)
 	}
@@ -156,9 +156,30 @@ func fenceCatalog(catalog *millrace.Catalog, tables []*tableInfo) error {
 	return nil
 }
 
+// fenceLoads refuses to begin a cut-off copy anew without a table that it had:
+// nothing would end that table's load, so every later start would take the copy
+// for cut off, drop the slot and copy all tables once more.
+func fenceLoads(catalog *millrace.Catalog, tables []*tableInfo) error {
+	for _, l := range catalog.Loads {
+		if slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == l.Table }) {
+			continue
+		}
+		name := "with OID " + l.Table.String()
+		if s := catalog.Schema(l.Table); s != nil {
+			name = s.QualifiedName()
+		}
+		return fmt.Errorf("%w: the first copy was cut off with table %s in it (OID %v), which is not configured or was dropped; mend: put the configuration back until the copy is complete, or %s",
+			ErrTables, name, l.Table, newEpoch)
+	}
+	return nil
+}
+
 // startCopy makes the slot and begins the first copy.
-func (s *Source) startCopy(ctx context.Context, conn *pgx.Conn, from *millrace.Checkpoint) error {
+func (s *Source) startCopy(ctx context.Context, conn *pgx.Conn, from *millrace.Checkpoint, tables []*tableInfo) error {
 	c := s.c
+	if err := fenceLoads(&from.Catalog, tables); err != nil {
+		return err
+	}
 	slot, err := c.lookUpSlot(ctx, conn)
 	if err != nil {
 		return err

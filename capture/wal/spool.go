@@ -56,13 +56,21 @@ type spoolFile struct {
 	size int64
 }
 
+// create makes a file that is nobody else's. A process that was stopped and goes
+// on beside its successor writes into the same directory under the same names:
+// what one of them writes must never be read by the other.
 func (s *spool) create() (*spoolFile, error) {
-	path := filepath.Join(s.dir, fmt.Sprintf("%s%d.spool", s.prefix, s.number.Add(1)))
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, s.failed("make file", err)
+	for {
+		path := filepath.Join(s.dir, fmt.Sprintf("%s%d.spool", s.prefix, s.number.Add(1)))
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return nil, s.failed("make file", err)
+		}
+		return &spoolFile{s: s, f: f}, nil
 	}
-	return &spoolFile{s: s, f: f}, nil
 }
 
 func (f *spoolFile) write(b []byte) error {
@@ -83,10 +91,14 @@ func (f *spoolFile) body() (millrace.Body, error) {
 	return millrace.NewReaderBody(f.f, sync.OnceValue(f.remove)), nil
 }
 
-// remove closes and deletes the file.
+// remove closes and deletes the file. A successor may have cleared it away.
 func (f *spoolFile) remove() error {
 	f.s.metrics.spool.Sub(float64(f.size))
-	if err := errors.Join(f.f.Close(), os.Remove(f.f.Name())); err != nil {
+	err := os.Remove(f.f.Name())
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err = errors.Join(f.f.Close(), err); err != nil {
 		return fmt.Errorf("remove spool file: %w", err)
 	}
 	return nil
