@@ -34,6 +34,10 @@ type accepted struct {
 	bytes   int64
 	// changed wakes the publisher when something was read back.
 	changed chan struct{}
+	// acknowledged is the last index that the brokers have acknowledged: a
+	// record can be read before all replicas that must have it have it.
+	// confirmed is the last one that was given out for the source to be told.
+	acknowledged, confirmed millrace.Index
 
 	// Counts of entries since the newest ledger row: of complete units, and of
 	// the unit that is open.
@@ -48,7 +52,7 @@ func newAccepted(h *history, term millrace.Term, me millrace.PublisherID) *accep
 	return &accepted{
 		history: h, term: term, me: me, changed: make(chan struct{}, 1),
 		captured: control.Counts{}, readBack: control.Counts{}, openCaptured: control.Counts{}, openReadBack: control.Counts{},
-		ledgered: h.fold.Index(), ledgeredState: millrace.NoOffset,
+		ledgered: h.fold.Index(), ledgeredState: millrace.NoOffset, acknowledged: h.fold.Index(), confirmed: h.fold.Index(),
 	}
 }
 
@@ -88,6 +92,25 @@ func (a *accepted) await(ctx context.Context, done func() bool) error {
 	}
 }
 
+// confirmable returns the position that the source may be told now, if there is
+// a new one: everything up to it is accepted by the fold and acknowledged.
+func (a *accepted) confirmable() (p millrace.Position, ok bool) {
+	f := a.history.fold
+	if f.Index() <= a.confirmed || f.Index() > a.acknowledged {
+		return p, false
+	}
+	a.confirmed = f.Index()
+	return f.Position(), true
+}
+
+// acknowledge notes that the brokers have everything up to an index.
+func (a *accepted) acknowledge(last millrace.Index) (p millrace.Position, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.acknowledged = last
+	return a.confirmable()
+}
+
 // stateRecord is the state at the fold's place. Nothing may be waiting.
 func (a *accepted) stateRecord() (millrace.Header, []byte) {
 	a.mu.Lock()
@@ -102,6 +125,8 @@ func (a *accepted) take(r *millrace.Record, outcome millrace.Outcome) (*publishe
 	switch {
 	case outcome == millrace.Reign:
 		return nil, fmt.Errorf("%w: publisher %v began term %v, ours was %v", ErrFenced, r.Publisher, r.Term, a.term)
+	case outcome == millrace.Stale && own && r.Kind == millrace.RecordTerm:
+		return nil, nil // the network repeated the record that began our reign
 	case outcome == millrace.Stale && own:
 		return nil, fmt.Errorf("%w: our %v record of term %v is void", ErrFenced, r.Kind, a.term)
 	case outcome == millrace.Stale:

@@ -141,6 +141,72 @@ func TestZombie(t *testing.T) {
 	})
 }
 
+// TestReadBeforeAcknowledged: a record can be read while replicas that must have
+// it lack it, and is not confirmed to the source until the brokers say that they
+// have it.
+func TestReadBeforeAcknowledged(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	config := w.config()
+	acknowledge := make(chan struct{})
+	var once sync.Once
+	w.hook(&config, hooked{append: func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
+		offset, err := log.Append(ctx, value, first, count)
+		if count > 0 {
+			once.Do(func() { <-acknowledge })
+		}
+		return offset, err
+	}})
+	w.commit(3)
+	r := w.start(config)
+	// The ledger has what the publisher's own fold has accepted.
+	w.wait("the batch to be read back", func() bool { return len(w.rows) > 0 && w.rows[len(w.rows)-1].Last > 0 })
+	w.mu.Lock()
+	early := w.confirmed
+	w.mu.Unlock()
+	close(acknowledge)
+	if early != 0 {
+		t.Errorf("unit %d was confirmed before the brokers had acknowledged it", early)
+	}
+	w.waitConfirmed(3)
+	r.stop()
+	w.check(3)
+}
+
+// TestRepeatedTermRecord: a record that the network repeats is no other
+// publisher's, neither while the reign is prepared nor later.
+func TestRepeatedTermRecord(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	config := w.config()
+	var term []byte
+	var batches int
+	w.hook(&config, hooked{append: func(ctx context.Context, log *topic.Topic, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {
+		offset, err := log.Append(ctx, value, first, count)
+		switch {
+		case err != nil:
+			return offset, err
+		case first == 0:
+			term = slices.Clone(value)
+		case count > 0:
+			if batches++; batches > 1 {
+				return offset, err
+			}
+		default:
+			return offset, err
+		}
+		_, err = log.Append(ctx, term, 0, 0)
+		return offset, err
+	}})
+	w.commit(3)
+	r := w.start(config)
+	w.waitConfirmed(3)
+	w.commit(3)
+	w.waitConfirmed(6)
+	r.stop()
+	if v := w.check(6); v.outcomes[millrace.Stale] != 2 || v.outcomes[millrace.Reign] != 1 {
+		t.Errorf("outcomes: %v, want one reign and two repeats", v.outcomes)
+	}
+}
+
 // TestLateZombieState: a state record that a fenced publisher leaves behind
 // everything else is in the topic, and nobody starts from it.
 func TestLateZombieState(t *testing.T) {

@@ -56,6 +56,9 @@ func (r *reign) publishBatch(ctx context.Context, b *batch) error {
 		return fmt.Errorf("publish indexes %v to %v: %w", b.first, b.last(), err)
 	}
 	failpoint.Hit("acknowledged")
+	if p, ok := r.accepted.acknowledge(b.last()); ok {
+		r.confirm(p)
+	}
 	m := r.t.metrics
 	m.produce.Observe(time.Since(started).Seconds())
 	m.batches.Inc()
@@ -89,7 +92,8 @@ func (r *reign) publishState(ctx context.Context) error {
 	return nil
 }
 
-// readBack folds the topic and confirms to the source what the fold accepted.
+// readBack folds the topic and confirms to the source what the fold accepted,
+// unless its acknowledgement is still to come: then publishBatch does.
 func (r *reign) readBack(ctx context.Context) error {
 	buf := make([]byte, 0, maxBatch)
 	for {
@@ -105,7 +109,6 @@ func (r *reign) readBack(ctx context.Context) error {
 			own, err = a.take(record, outcome)
 		}
 		complete := outcome == millrace.Accepted && !a.history.fold.Open()
-		position := a.history.fold.Position()
 		a.mu.Unlock()
 		if err != nil {
 			return err
@@ -118,8 +121,17 @@ func (r *reign) readBack(ctx context.Context) error {
 		}
 		if complete {
 			failpoint.Hit("folded")
-			r.source.Confirm(position)
-			failpoint.Hit("confirmed")
+			a.mu.Lock()
+			position, ok := a.confirmable()
+			a.mu.Unlock()
+			if ok {
+				r.confirm(position)
+			}
 		}
 	}
+}
+
+func (r *reign) confirm(p millrace.Position) {
+	r.source.Confirm(p)
+	failpoint.Hit("confirmed")
 }

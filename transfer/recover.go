@@ -243,7 +243,7 @@ func (r *reign) crown(ctx context.Context) error {
 		return err
 	}
 	for {
-		outcome, own, err := r.follow(ctx)
+		outcome, _, own, err := r.follow(ctx)
 		if err != nil {
 			return err
 		}
@@ -264,13 +264,15 @@ func (r *reign) attest(ctx context.Context) error {
 		return err
 	}
 	for {
-		outcome, own, err := r.follow(ctx)
+		outcome, kind, own, err := r.follow(ctx)
 		if err != nil {
 			return err
 		}
 		switch {
 		case own && outcome == millrace.Noted:
 			return nil
+		case own && kind == millrace.RecordTerm:
+			// The network repeated the record that crown has met.
 		case own:
 			return fmt.Errorf("%w: the first state record of term %v is %v", ErrFenced, r.term, outcome)
 		}
@@ -279,19 +281,19 @@ func (r *reign) attest(ctx context.Context) error {
 
 // follow folds one more record before the reign's goroutines run. own tells
 // that this reign wrote it.
-func (r *reign) follow(ctx context.Context) (outcome millrace.Outcome, own bool, err error) {
+func (r *reign) follow(ctx context.Context) (outcome millrace.Outcome, kind millrace.RecordKind, own bool, err error) {
 	m, err := r.reader.Next(ctx)
 	if err != nil {
-		return 0, false, err
+		return 0, 0, false, err
 	}
 	record, outcome, err := r.history.step(&m, nil)
 	if err != nil {
-		return 0, false, err
+		return 0, 0, false, err
 	}
 	if outcome == millrace.Stale {
 		r.t.metrics.stale.Inc()
 	}
-	return outcome, r.wrote(record), nil
+	return outcome, record.Kind, r.wrote(record), nil
 }
 
 // checkpoint is where capture goes on.
