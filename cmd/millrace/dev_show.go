@@ -94,7 +94,7 @@ func (s *show) watch(ctx context.Context) {
 	defer tick.Stop()
 	// The rate is taken over a while, so that it can be read.
 	var seen []sample
-	for {
+	tell := func() {
 		now := sample{time.Now(), s.store.Index()}
 		seen = append(seen, now)
 		for len(seen) > 2 && now.at.Sub(seen[0].at) > max(2*time.Second, every) {
@@ -103,8 +103,11 @@ func (s *show) watch(ctx context.Context) {
 		if len(seen) > 1 {
 			s.screen.live(s.statusLine(seen[0], now))
 		}
+	}
+	for tell(); ; tell() {
 		select {
 		case <-ctx.Done():
+			tell()
 			return
 		case <-tick.C:
 		}
