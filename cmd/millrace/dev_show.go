@@ -136,17 +136,14 @@ func (s *show) statusLine(from, to sample) string {
 
 // copied reports whether readers see all tables.
 func (s *show) copied() bool {
-	there := true
-	err := s.store.View(context.Background(), func(v *edge.View) error {
+	return s.store.View(context.Background(), func(v *edge.View) error {
 		for _, name := range s.stream.Source.Tables {
 			if _, err := v.Table(name); err != nil {
-				there = false
-				return nil
+				return err
 			}
 		}
 		return nil
-	})
-	return err == nil && there
+	}) == nil
 }
 
 // firstCopy waits until readers see all tables.

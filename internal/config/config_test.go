@@ -138,19 +138,28 @@ func TestProblems(t *testing.T) {
 		want       []string
 	}{
 		{"empty", "", nil, []string{`m.yaml: streams: no stream is configured; add one with name, source and kafka`}},
-		{"unknown key", "streams:\n- name: a\n  source:\n    tabels: [a.b]" + kafka, nil,
-			[]string{`m.yaml:4: unknown key "streams.a.source.tabels"; did you mean "tables"?`}},
-		{"unknown key, elsewhere known", "data_dir: x\nstreams:\n- name: a" + kafka, nil,
-			[]string{`m.yaml:1: unknown key "data_dir"; there is a key "edge.data_dir"`}},
-		{"unknown key, nothing near", "streams:\n- name: a" + kafka + "log: {colour: red}\n", nil,
-			[]string{`m.yaml:4: unknown key "log.colour"; known here: level, format`}},
-		{"several", "streams:\n- name: a" + kafka + "edge:\n  map_size: huge\n  data_dir: [x]\ntransfer: 7\n", nil,
+		{
+			"unknown key", "streams:\n- name: a\n  source:\n    tabels: [a.b]" + kafka, nil,
+			[]string{`m.yaml:4: unknown key "streams.a.source.tabels"; did you mean "tables"?`},
+		},
+		{
+			"unknown key, elsewhere known", "data_dir: x\nstreams:\n- name: a" + kafka, nil,
+			[]string{`m.yaml:1: unknown key "data_dir"; there is a key "edge.data_dir"`},
+		},
+		{
+			"unknown key, nothing near", "streams:\n- name: a" + kafka + "log: {colour: red}\n", nil,
+			[]string{`m.yaml:4: unknown key "log.colour"; known here: level, format`},
+		},
+		{
+			"several", "streams:\n- name: a" + kafka + "edge:\n  map_size: huge\n  data_dir: [x]\ntransfer: 7\n", nil,
 			[]string{
 				`m.yaml:5: edge.map_size: "huge" is not a size; write bytes, or for instance 512KiB, 64MiB or 64GiB`,
 				`m.yaml:6: edge.data_dir: want a single value`,
 				`m.yaml:7: transfer: want keys and values, as in {streams: …}`,
-			}},
-		{"values", "streams:\n- name: A" + kafka + "- name: b\n  source: {url: 'postgres://u:hushhush@h:port/d', tables: [x, s.t, s.t], capture: wall, heartbeat: 1h, memory: 1KiB}\n  kafka: {brokers: [k], topic: 'a b', replicas: 0}\n", nil,
+			},
+		},
+		{
+			"values", "streams:\n- name: A" + kafka + "- name: b\n  source: {url: 'postgres://u:hushhush@h:port/d', tables: [x, s.t, s.t], capture: wall, heartbeat: 1h, memory: 1KiB}\n  kafka: {brokers: [k], topic: 'a b', replicas: 0}\n", nil,
 			[]string{
 				`m.yaml:2: streams.A.name: stream name "A": want a lower-case letter and then at most 39 lower-case letters, digits or underscores`,
 				`m.yaml:5: streams.b.source.url: not a connection string; write postgres://user@host:5432/database`,
@@ -162,28 +171,40 @@ func TestProblems(t *testing.T) {
 				`m.yaml:6: streams.b.kafka.brokers: "k": want host:port, as in 127.0.0.1:9092`,
 				`m.yaml:6: streams.b.kafka.topic: "a b" is not a topic's name; use at most 240 letters, digits, dots, dashes or underscores`,
 				`m.yaml:6: streams.b.kafka.replicas: 0: want 1 to 100`,
-			}},
-		{"names", "streams:\n- name: bank" + kafka + "- name: bank\n  kafka: {topic: x}\n- kafka: {topic: y}\nedge: {streams: [bnak]}\n", nil,
+			},
+		},
+		{
+			"names", "streams:\n- name: bank" + kafka + "- name: bank\n  kafka: {topic: x}\n- kafka: {topic: y}\nedge: {streams: [bnak]}\n", nil,
 			[]string{
 				`m.yaml:4: streams.bank: a second stream of this name; give each its own`,
 				`m.yaml:6: streams.3: a stream without a name; add name`,
 				`m.yaml:7: edge.streams: there is no stream "bnak"; did you mean "bank"?`,
-			}},
-		{"same topic", "streams:\n- name: a\n  kafka: {topic: x}\n- name: b\n  kafka: {topic: x}\n", nil,
-			[]string{`m.yaml:5: streams.b.kafka.topic: x is the topic of stream a too; give each stream its own`}},
-		{"addresses", "streams:\n- name: a" + kafka + "edge: {http: {listen: '0.0.0.0:7480'}}\ntransfer: {admin: 'here'}\n", nil,
+			},
+		},
+		{
+			"same topic", "streams:\n- name: a\n  kafka: {topic: x}\n- name: b\n  kafka: {topic: x}\n", nil,
+			[]string{`m.yaml:5: streams.b.kafka.topic: x is the topic of stream a too; give each stream its own`},
+		},
+		{
+			"addresses", "streams:\n- name: a" + kafka + "edge: {http: {listen: '0.0.0.0:7480'}}\ntransfer: {admin: 'here'}\n", nil,
 			[]string{
 				`m.yaml:5: transfer.admin: "here": want host:port, as in 127.0.0.1:9092`,
 				`m.yaml:4: edge.http.listen: 0.0.0.0:7480 is not a loopback address; millrace serves without encryption on loopback only, so use 127.0.0.1, [::1] or localhost`,
-			}},
-		{"same port", "streams:\n- name: a" + kafka + "edge: {http: {listen: '127.0.0.1:7470'}}\n", nil,
-			[]string{`m.yaml:4: edge.http.listen: 127.0.0.1:7470 is the address of transfer.admin too; give each its own port`}},
-		{"variables", "streams:\n- name: a" + kafka, []string{"MILLRACE_EDGE_DATADIR=x", "MILLRACE_NOTHING_LIKE_IT=x", "MILLRACE_EDGE_MAP_SIZE=x"},
+			},
+		},
+		{
+			"same port", "streams:\n- name: a" + kafka + "edge: {http: {listen: '127.0.0.1:7470'}}\n", nil,
+			[]string{`m.yaml:4: edge.http.listen: 127.0.0.1:7470 is the address of transfer.admin too; give each its own port`},
+		},
+		{
+			"variables", "streams:\n- name: a" + kafka,
+			[]string{"MILLRACE_EDGE_DATADIR=x", "MILLRACE_NOTHING_LIKE_IT=x", "MILLRACE_EDGE_MAP_SIZE=x"},
 			[]string{
 				`environment variable MILLRACE_EDGE_MAP_SIZE: "x" is not a size; write bytes, or for instance 512KiB, 64MiB or 64GiB`,
 				`unknown environment variable MILLRACE_EDGE_DATADIR; did you mean MILLRACE_EDGE_DATA_DIR?`,
 				`unknown environment variable MILLRACE_NOTHING_LIKE_IT: no key of the configuration has this name; unset it`,
-			}},
+			},
+		},
 		{"not YAML", "streams: [\n  url: 'hushhush", nil, nil},
 		{"twice", "edge: {id: a}\nedge: {id: b}\n", nil, []string{`m.yaml:2: not valid YAML: mapping key "edge" already defined at [1:1]`}},
 		{"two documents", "streams:\n- name: a" + kafka + "---\nedge: {}\n", nil, []string{`m.yaml:5: a second YAML document: put everything into one`}},

@@ -192,7 +192,7 @@ func behindPooler(t *testing.T, server string) string {
 
 func poolOne(client net.Conn, upstream string) {
 	defer func() { _ = client.Close() }()
-	server, err := net.Dial("tcp", upstream)
+	server, err := new(net.Dialer).DialContext(context.Background(), "tcp", upstream)
 	if err != nil {
 		return
 	}

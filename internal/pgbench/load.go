@@ -34,16 +34,15 @@ func (b *Bench) Run(ctx context.Context, load Load) error {
 	if load.Clients < 1 || load.Rate < 0 {
 		return fmt.Errorf("run pgbench: %d clients at %d transactions a second: want at least 1, and not less than 0", load.Clients, load.Rate)
 	}
-	var err error
-	if b.Program != "" {
-		err = b.runProgram(ctx, load)
-	} else {
-		err = b.runHere(ctx, load)
+	run := b.runProgram
+	if b.Program == "" {
+		run = b.runHere
 	}
-	if ctx.Err() != nil {
-		return nil
+	err := run(ctx, load)
+	if err != nil && ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil
 }
 
 func (b *Bench) runProgram(ctx context.Context, load Load) error {
