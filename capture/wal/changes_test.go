@@ -8,8 +8,8 @@ import (
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
-// big is SQL for a value that is stored out of line: long and incompressible.
-const big = "(select string_agg(md5(i::text || random()::text), '') from generate_series(1, 200) i)"
+// outOfLine is SQL for a value that is stored out of line: long and incompressible.
+const outOfLine = "(select string_agg(md5(i::text || random()::text), '') from generate_series(1, 200) i)"
 
 func TestRowChanges(t *testing.T) {
 	for _, identity := range []string{"default", "full"} {
@@ -17,7 +17,7 @@ func TestRowChanges(t *testing.T) {
 			db := pgtest.New(t)
 			db.Exec(`create table a (id numeric, k text, v text, n int, primary key (k, id));
 				alter table a replica identity ` + identity + `;
-				insert into a select i, 'k' || i, ` + big + `, i from generate_series(1, 20) i`)
+				insert into a select i, 'k' || i, ` + outOfLine + `, i from generate_series(1, 20) i`)
 			r := newRig(t, db, nil, "a")
 			r.open()
 			r.copied()
@@ -60,7 +60,7 @@ func TestRowChanges(t *testing.T) {
 			r.equal()
 
 			// A long key is stored out of line itself.
-			db.Exec("insert into a values (100, (select left(" + big + ", 2000)), " + big + ", 0)")
+			db.Exec("insert into a values (100, (select left(" + outOfLine + ", 2000)), " + outOfLine + ", 0)")
 			r.sync()
 			db.Exec("update a set n = 1 where id = 100")
 			r.sync()

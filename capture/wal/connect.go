@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/millrace-db/millrace"
 )
@@ -85,15 +83,15 @@ func (c *Capture) connect(ctx context.Context, extra map[string]string) (*pgx.Co
 	return conn, nil
 }
 
-// replication is a connection to a walsender, with the reader that its messages
-// come through.
+// replication is a connection to a walsender, over a socket that can be read in
+// gulps.
 type replication struct {
 	*pgconn.PgConn
-	gulp *gulpReader
+	gulp *gulpConn
 }
 
 // connectReplication opens a replication connection. It reads as any other
-// until the gulp reader is told otherwise.
+// until the gulpConn is told otherwise.
 func (c *Capture) connectReplication(ctx context.Context) (*replication, error) {
 	cfg, err := pgconn.ParseConfig(c.cfg.URL)
 	if err != nil {
@@ -101,10 +99,15 @@ func (c *Capture) connectReplication(ctx context.Context) (*replication, error) 
 	}
 	c.pin(cfg)
 	cfg.RuntimeParams["replication"] = "database"
-	var gulp *gulpReader
-	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		gulp = newGulpReader(r)
-		return pgproto3.NewFrontend(gulp, w)
+	var gulp *gulpConn // of the last address tried, which is the one that works
+	dial := cfg.DialFunc
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		gulp = &gulpConn{Conn: conn}
+		return gulp, nil
 	}
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {

@@ -10,8 +10,9 @@ import (
 
 // A walsender writes message by message as long as the socket takes them. A
 // reader that takes each one at once makes it pay a system call and a wake-up
-// for every row. So while data keeps coming the gulp reader lets the socket
-// fill up for a moment; when little comes it reads at once.
+// for every row. So while data keeps coming a gulpConn lets the socket fill up
+// for a moment; when little comes it reads at once. It stands below TLS, whose
+// records are as small as the messages.
 const (
 	gulpSize = 256 << 10
 	// gulpBusy is how much one read must bring for more to be on its way, and
@@ -28,14 +29,20 @@ const (
 )
 
 // errWake is what a read returns in place of data when the owner has something
-// else to do first. The read can be tried again.
-var errWake = errors.New("woken up")
+// else to do first. The read can be tried again: it looks like a time-out, which
+// TLS takes for an error that passes.
+var errWake error = wakeError{}
 
-// gulpReader reads for a pgproto3.Frontend. Until stream is called it passes
-// reads through. It belongs to one goroutine.
-type gulpReader struct {
-	r      io.Reader
-	conn   net.Conn
+type wakeError struct{}
+
+func (wakeError) Error() string   { return "woken up" }
+func (wakeError) Timeout() bool   { return true }
+func (wakeError) Temporary() bool { return true }
+
+// gulpConn is a connection whose reads belong to one goroutine. Until stream is
+// called it passes them through.
+type gulpConn struct {
+	net.Conn
 	before func() error // sets the read deadline, or returns errWake
 	buf    []byte
 	rp, wp int
@@ -47,19 +54,17 @@ type gulpReader struct {
 	total uint64
 }
 
-func newGulpReader(r io.Reader) *gulpReader { return &gulpReader{r: r} }
-
 // stream begins to read in gulps. before is called before each read of the
 // socket.
-func (g *gulpReader) stream(conn net.Conn, before func() error, gather func(net.Conn, time.Duration, int)) {
-	g.conn, g.before, g.gather = conn, before, gather
+func (g *gulpConn) stream(before func() error, gather func(net.Conn, time.Duration, int)) {
+	g.before, g.gather = before, gather
 	g.buf = make([]byte, gulpSize)
 	g.heard = time.Now()
 }
 
-func (g *gulpReader) Read(p []byte) (int, error) {
+func (g *gulpConn) Read(p []byte) (int, error) {
 	if g.before == nil {
-		return g.r.Read(p)
+		return g.Conn.Read(p)
 	}
 	if g.rp == g.wp {
 		if err := g.fill(); err != nil {
@@ -71,16 +76,16 @@ func (g *gulpReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func (g *gulpReader) fill() error {
+func (g *gulpConn) fill() error {
 	if g.busy {
-		g.gather(g.conn, gulpWait, len(g.buf)/2)
+		g.gather(g.Conn, gulpWait, len(g.buf)/2)
 	}
 	// The deadline is set, and the wish to be woken looked at, after gathering:
 	// both use the deadline.
 	if err := g.before(); err != nil {
 		return err
 	}
-	n, err := g.r.Read(g.buf)
+	n, err := g.Conn.Read(g.buf)
 	g.rp, g.wp = 0, n
 	if n > 0 {
 		now := time.Now()
@@ -101,7 +106,7 @@ func (g *gulpReader) fill() error {
 
 // settle decides from a read of n bytes, that long after the one before, how the
 // next one is done.
-func (g *gulpReader) settle(n int, pause time.Duration) {
+func (g *gulpConn) settle(n int, pause time.Duration) {
 	if pause < gulpPause {
 		g.quick++
 	} else {

@@ -1,7 +1,6 @@
 package wal
 
 import (
-	"crypto/tls"
 	"net"
 	"time"
 
@@ -12,9 +11,6 @@ import (
 // low-water mark keeps the kernel from waking us for each segment meanwhile.
 // Failures do not matter: then the next read simply finds less.
 func gather(conn net.Conn, d time.Duration, size int) {
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn()
-	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		return

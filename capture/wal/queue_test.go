@@ -66,7 +66,7 @@ func TestQueue(t *testing.T) {
 
 // A gulp ends when enough has come, when the time is over, or when the owner is
 // woken; the bytes are the same in all cases.
-func TestGulpReader(t *testing.T) {
+func TestGulpConn(t *testing.T) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -95,13 +95,13 @@ func TestGulpReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	g := newGulpReader(conn)
+	g := &gulpConn{Conn: conn}
 	head := make([]byte, 500)
 	if _, err := io.ReadFull(g, head); err != nil { // before streaming
 		t.Fatal(err)
 	}
 	calls := 0
-	g.stream(conn, func() error {
+	g.stream(func() error {
 		if calls++; calls%3 == 0 {
 			return errWake
 		}
@@ -128,19 +128,20 @@ func TestGulpReader(t *testing.T) {
 		t.Errorf("read %d bytes, counted %d", total, g.total)
 	}
 	// A deadline is a wake-up, not an error.
-	g = newGulpReader(readerFunc(func([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }))
-	g.stream(conn, func() error { return nil }, gather)
+	g = &gulpConn{Conn: late{conn}}
+	g.stream(func() error { return nil }, gather)
 	if _, err := g.Read(b); !errors.Is(err, errWake) {
 		t.Errorf("read past the deadline: %v", err)
 	}
 }
 
-type readerFunc func([]byte) (int, error)
+// late is a connection past its read deadline.
+type late struct{ net.Conn }
 
-func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+func (late) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
 
 func TestGulpsBeginAndEnd(t *testing.T) {
-	var g gulpReader
+	var g gulpConn
 	g.settle(100, time.Second)
 	if g.busy {
 		t.Error("one small read begins gulps")

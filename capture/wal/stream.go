@@ -22,7 +22,7 @@ import (
 type stream struct {
 	conn     net.Conn
 	frontend *pgproto3.Frontend
-	gulp     *gulpReader
+	gulp     *gulpConn
 	d        *decoder
 	q        *queue
 	metrics  *metrics
@@ -143,7 +143,7 @@ func (s *Source) newStream(repl *replication, p millrace.Position) (*stream, err
 	if s.senderTimeout > 0 {
 		st.statusInterval = min(st.statusInterval, s.senderTimeout/4)
 	}
-	st.gulp.stream(h.Conn, st.beforeRead, s.c.gather)
+	st.gulp.stream(st.beforeRead, s.c.gather)
 	return st, nil
 }
 
@@ -151,7 +151,7 @@ func (s *Source) newStream(repl *replication, p millrace.Position) (*stream, err
 // goroutine.
 func (st *stream) wake() {
 	st.woken.Store(true)
-	_ = st.conn.SetReadDeadline(time.Unix(1, 0)) // a closed connection is awake
+	_ = st.gulp.SetReadDeadline(time.Unix(1, 0)) // a closed connection is awake
 }
 
 // nudge tells run that more is confirmed.
@@ -191,7 +191,7 @@ func (st *stream) beforeRead() error {
 	if !time.Now().Before(due) {
 		return errWake
 	}
-	if err := st.conn.SetReadDeadline(due); err != nil {
+	if err := st.gulp.SetReadDeadline(due); err != nil {
 		return err
 	}
 	if st.woken.Load() {

@@ -532,7 +532,7 @@ func TestWritersAndRestarts(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec(`create table acc (id int primary key, bal bigint not null, v text);
 		create table hist (id bigint generated always as identity primary key, acc int, delta int);
-		insert into acc select i, 0, ` + strings.Replace(big, "200", "100", 1) + ` from generate_series(1, 500) i`)
+		insert into acc select i, 0, ` + strings.Replace(outOfLine, "200", "100", 1) + ` from generate_series(1, 500) i`)
 	r := newRig(t, db, func(c *Config) { c.MemoryBudget, c.Heartbeat = 1<<20, 5*time.Millisecond }, "acc", "hist")
 	const writers, each = 4, 250
 	var wg sync.WaitGroup
