@@ -351,7 +351,7 @@ func (s *show) end(stages context.Context) error {
 		for _, example := range s.last.Examples() {
 			s.screen.say("  %s", example)
 		}
-		return fmt.Errorf("%d rows differ between source and edge", n)
+		return fmt.Errorf("source and edge differ: %d differences", n)
 	}
 	return nil
 }

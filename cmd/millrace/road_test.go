@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/millrace-db/millrace/internal/topic"
 )
 
 // TestRoad goes through the commands as an operator does.
@@ -84,6 +87,45 @@ func TestRoad(t *testing.T) {
 	}
 	run("uninstall", "--yes")
 	refusal(t, w.dir, nil, exitOperator, []string{"millrace.shop", "another stream"}, "init", "-c", w.file)
+}
+
+// TestStoppedStream: with on_stop: serve an edge whose stream needs somebody to
+// act goes on answering, says so in its status, and in its exit code.
+func TestStoppedStream(t *testing.T) {
+	w := newWorld(t)
+	w.file = w.write(t, "millrace.yaml", strings.Replace(w.config(w.db.URL, ""), "  id: here\n", "  id: here\n  on_stop: serve\n", 1))
+	program(t, w.dir, "init", "-c", w.file)
+	transfer := spawn(t, w.dir, nil, "transfer", "-c", w.file)
+	edge := spawn(t, w.dir, nil, "edge", "-c", w.file)
+	w.ready(t)
+	transfer.stop(syscall.SIGTERM)
+
+	ctx := context.Background()
+	log, err := topic.Open(ctx, topic.Config{Brokers: []string{w.broker}, Topic: "millrace.shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := log.Append(ctx, []byte("hello"), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the edge's status tells of the fault", func() error {
+		if got := program(t, w.dir, "status", "-c", w.file); !strings.Contains(got, "does not begin as one of millrace") {
+			return fmt.Errorf("got %s", got)
+		}
+		return nil
+	})
+	if got := program(t, w.dir, "get", "-c", w.file, "public.items", "s1,4"); !strings.Contains(got, "note 4") {
+		t.Errorf("get from a stopped stream: %s", got)
+	}
+	if err := edge.process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := edge.wait(); code != exitOperator {
+		t.Errorf("the edge ended with exit code %d, want %d", code, exitOperator)
+	}
 }
 
 // status wants millrace status to have its answer from one place.

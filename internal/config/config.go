@@ -66,7 +66,7 @@ type Edge struct {
 	Streams []string `key:"streams" unit:"names" doc:"The streams to keep here; all if it is not set."`
 	DataDir string   `key:"data_dir" unit:"path" default:"./data/edge" doc:"Directory of the local stores, one directory a stream within it. On a local file system."`
 	MapSize Size     `key:"map_size" unit:"bytes" default:"64GiB" doc:"The most that the store of one stream may grow to. The file is sparse: it takes what is used. At least 16MiB; changed only at start."`
-	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with /readyz failing, and ends with that code when it is told to end."`
+	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end."`
 	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
 }
 
