@@ -69,6 +69,49 @@ func (s *System) Settle(ctx context.Context, e *Edge, limit time.Duration) error
 	return nil
 }
 
+// Rest waits until transfer has confirmed all that the source has committed and
+// the edge has come to where transfer is. It looks at positions alone, so it
+// comes to an end even where the rows are wrong.
+func (s *System) Rest(ctx context.Context, e *Edge, limit time.Duration) error {
+	var committed string
+	if err := s.DB.Pool.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&committed); err != nil {
+		return fmt.Errorf("read the source's position: %w", err)
+	}
+	err := Wait(ctx, limit, func(ctx context.Context) error {
+		var behind string
+		err := s.DB.Pool.QueryRow(ctx, `SELECT coalesce(min(confirmed_flush_lsn)::text, 'no slot') FROM pg_replication_slots
+			WHERE database = current_database() AND confirmed_flush_lsn >= $1::text::pg_lsn`, committed).Scan(&behind)
+		if err == nil && behind == "no slot" {
+			err = NotYet("%s is not confirmed", committed)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("wait until all is published: %w", err)
+	}
+	w, err := NewWitness(s.Kafka.Brokers(), s.Topic)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	// Whatever is wrong in the topic, its end is where the edge has to come.
+	if err := w.Advance(ctx); err != nil && !w.Broken() {
+		return err
+	}
+	target := uint64(w.Index)
+	err = Wait(ctx, limit, func(ctx context.Context) error {
+		status, err := e.Client.Status(ctx)
+		if err == nil && status.Index < target {
+			err = NotYet("it is at index %d, the topic ends at %d", status.Index, target)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("wait until %s has applied all: %w", e.ID, err)
+	}
+	return nil
+}
+
 // Judge compares, at rest: every row of every table at the source with the edge
 // over HTTP and with what the topic's entries add up to; chain and index of
 // transfer and edge with the topic; and, where there is a journal, that every
