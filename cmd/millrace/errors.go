@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -71,11 +70,15 @@ func printError(w io.Writer, err error) {
 	_, _ = fmt.Fprintln(w, "millrace: "+oneLine(err.Error()))
 }
 
-var lineBreak = regexp.MustCompile(`\s*[\r\n]+\s*`)
-
+// oneLine joins the lines of a text that came from elsewhere.
 func oneLine(text string) string {
-	text = lineBreak.ReplaceAllString(strings.TrimSpace(text), "; ")
-	return strings.ReplaceAll(text, ":; ", ": ")
+	var parts []string
+	for part := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if part = strings.TrimSpace(part); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	return strings.ReplaceAll(strings.Join(parts, "; "), ":; ", ": ")
 }
 
 func quote(s string) string { return strconv.Quote(s) }

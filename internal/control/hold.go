@@ -54,6 +54,9 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
 // MinLease is the shortest lease: below it a busy server looks dead.
 const MinLease = 300 * time.Millisecond
 
+// minAnswer is how long the server has to answer one who waits, at least.
+const minAnswer = time.Second
+
 // Hold is the exclusive right to publish a stream, on a connection of its own.
 // Its methods may be called concurrently.
 type Hold struct {
@@ -139,12 +142,8 @@ func (h *Hold) wait(ctx context.Context) error {
 	pause := min(max(h.lease/10, 20*time.Millisecond), time.Second)
 	told := uint32(0)
 	for {
-		var got bool
-		if err := h.conn.QueryRow(ctx, holdLock, h.stream).Scan(&got); err != nil || got {
-			return err
-		}
-		pid, err := h.judge(ctx, &told)
-		if err != nil {
+		got, pid, err := h.try(ctx, &told)
+		if err != nil || got {
 			return err
 		}
 		if pid == 0 { // it went meanwhile
@@ -154,6 +153,21 @@ func (h *Hold) wait(ctx context.Context) error {
 			return fmt.Errorf("server process %d has it: %w", pid, err)
 		}
 	}
+}
+
+// try asks for the lock once and looks who has it otherwise. A server that is
+// gone without a word is given up after a while: who waits here is to take over
+// when the one that holds fails, and the network may fail for both.
+func (h *Hold) try(ctx context.Context, told *uint32) (got bool, holder uint32, err error) {
+	limited, cancel := context.WithTimeout(ctx, max(h.lease, minAnswer))
+	defer cancel()
+	if err = h.conn.QueryRow(limited, holdLock, h.stream).Scan(&got); err == nil && !got {
+		holder, err = h.judge(limited, told)
+	}
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("the server has not answered for %v: %w", max(h.lease, minAnswer), err)
+	}
+	return got, holder, err
 }
 
 // judge looks at who has the lock and ends a holder that has shown no life for a

@@ -219,3 +219,92 @@ func poolOne(client net.Conn, upstream string) {
 		}
 	}
 }
+
+// TestWaiterNoticesADeadServer: the connection of one who waits goes silent, as
+// when a host or a firewall vanishes. It must not wait for what never comes.
+func TestWaiterNoticesADeadServer(t *testing.T) {
+	db, _, _ := bank(t)
+	acquire(t, db, publisherA)
+	address, swallow := silentProxy(t, db.URL)
+	got := make(chan error, 1)
+	go func() {
+		_, err := AcquireHold(testContext(t), address, "bank", publisherB, testLease, nil)
+		got <- err
+	}()
+	waiting := `select count(*) from pg_stat_activity where application_name = 'millrace hold bank' and query like '%pg_try_advisory_lock%'`
+	for deadline := time.Now().Add(20 * time.Second); db.String(waiting) != "1"; {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits for the hold")
+		}
+	}
+	close(swallow)
+	select {
+	case err := <-got:
+		if err == nil || !strings.Contains(err.Error(), "has not answered") {
+			t.Errorf("got %v, want that the server does not answer", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("still waits for a server that is gone")
+	}
+}
+
+// silentProxy passes a connection on until swallow is closed; then nothing goes
+// through any more, and the connection stays open.
+func silentProxy(t *testing.T, server string) (address string, swallow chan struct{}) {
+	t.Helper()
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	swallow = make(chan struct{})
+	upstream := u.Host
+	var connections []net.Conn
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			back, err := net.Dial("tcp", upstream)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			connections = append(connections, client, back)
+			for _, way := range [][2]net.Conn{{client, back}, {back, client}} {
+				go func() {
+					buf := make([]byte, 4<<10)
+					for {
+						n, err := way[0].Read(buf)
+						if err != nil {
+							return
+						}
+						select {
+						case <-swallow:
+							continue
+						default:
+						}
+						if _, err := way[1].Write(buf[:n]); err != nil {
+							return
+						}
+					}
+				}()
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		_ = listener.Close()
+		<-ended
+		for _, c := range connections {
+			_ = c.Close()
+		}
+	})
+	u.Host = listener.Addr().String()
+	return u.String(), swallow
+}

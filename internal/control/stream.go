@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"regexp"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,12 +12,21 @@ import (
 	"github.com/millrace-db/millrace"
 )
 
-var streamName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
+const maxName = 40
+
+func validName(name string) bool {
+	for i, c := range []byte(name) {
+		if (c < 'a' || c > 'z') && (i == 0 || (c < '0' || c > '9') && c != '_') {
+			return false
+		}
+	}
+	return name != "" && len(name) <= maxName
+}
 
 // ValidateName says what is wrong with a stream's name: it becomes part of the
 // names of a publication, a slot, a topic and a directory.
 func ValidateName(name string) error {
-	if !streamName.MatchString(name) {
+	if !validName(name) {
 		return fmt.Errorf("stream name %q: want a lower-case letter and then at most 39 lower-case letters, digits or underscores", name)
 	}
 	return nil

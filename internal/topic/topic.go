@@ -20,7 +20,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -81,13 +80,22 @@ type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-var validName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+const maxName = 249
+
+func validName(name string) bool {
+	for _, c := range []byte(name) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '.' && c != '_' && c != '-' {
+			return false
+		}
+	}
+	return name != "" && name != "." && name != ".." && len(name) <= maxName
+}
 
 func (c *Config) validate() error {
 	if len(c.Brokers) == 0 {
 		return errors.New("open topic: no brokers: name at least one as host:port")
 	}
-	if !validName.MatchString(c.Topic) || c.Topic == "." || c.Topic == ".." {
+	if !validName(c.Topic) {
 		return fmt.Errorf("open topic %q: not a name for a topic: use up to 249 letters, digits, dots, dashes and underscores", c.Topic)
 	}
 	return nil
