@@ -15,6 +15,7 @@ var children = map[string]func() error{
 	"damage": damageChild,
 	"writer": writerChild,
 	"hold":   holdChild,
+	"view":   viewChild,
 }
 
 func TestMain(m *testing.M) {

@@ -161,7 +161,7 @@ const (
 	janitorInterval = time.Second
 	// readerCheckEvery is how many intervals pass between two looks for readers
 	// of dead processes.
-	readerCheckEvery = 30
+	readerCheckEvery = 5
 )
 
 // keepReaders bounds the age of views and clears readers of processes that died.
