@@ -6,5 +6,5 @@
 // that is suspended does, until somebody sends SIGCONT.
 //
 // The places of transfer, in the order in which a batch passes them:
-// captured, sequenced, mid-produce, acknowledged, folded, ledger, confirmed.
+// captured, sequenced, before-produce, mid-produce, acknowledged, folded, ledger, confirmed.
 package failpoint

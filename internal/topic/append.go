@@ -87,6 +87,7 @@ func (p *producer) send(ctx context.Context, message *sarama.ProducerMessage) (m
 	if err := ctx.Err(); err != nil {
 		return millrace.NoOffset, err
 	}
+	failpoint.Hit("before-produce")
 	p.async.Input() <- message
 	failpoint.Hit("mid-produce")
 	select {

@@ -13,7 +13,7 @@ import (
 // before: the ledger gets a row a second at most.
 var (
 	transferSteps = []step{ //nolint:gochecknoglobals // a table of cases
-		{"captured", 40}, {"sequenced", 40}, {"mid-produce", 20}, {"acknowledged", 20}, {"folded", 20}, {"ledger", 2}, {"confirmed", 10},
+		{"captured", 40}, {"sequenced", 40}, {"before-produce", 20}, {"mid-produce", 20}, {"acknowledged", 20}, {"folded", 20}, {"ledger", 2}, {"confirmed", 10},
 	}
 	edgeSteps = []step{{"edge_before_put", 200}, {"edge_before_commit", 20}, {"edge_after_commit", 20}} //nolint:gochecknoglobals // see above
 )
@@ -115,7 +115,7 @@ func TestZombieAtEveryStep(t *testing.T) {
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startCopied()
 	for range trials(1, 200) {
-		for _, s := range []step{{"sequenced", 20}, {"mid-produce", 20}, {"acknowledged", 20}, {"folded", 20}} {
+		for _, s := range []step{{"sequenced", 20}, {"before-produce", 20}, {"mid-produce", 20}, {"acknowledged", 20}, {"folded", 20}} {
 			r.zombieAt(s)
 		}
 	}
