@@ -271,7 +271,7 @@ func silentProxy(t *testing.T, server string) (address string, swallow chan stru
 			if err != nil {
 				return
 			}
-			back, err := net.Dial("tcp", upstream)
+			back, err := new(net.Dialer).DialContext(context.Background(), "tcp", upstream)
 			if err != nil {
 				_ = client.Close()
 				continue
