@@ -40,6 +40,17 @@ func identify(ctx context.Context, conn *replication) (system, error) {
 	return system{id: id, timeline: uint32(r.Timeline), end: millrace.LSN(r.XLogPos)}, nil
 }
 
+// fenceCapture refuses a position that another mode or slot has made.
+func (c *Capture) fenceCapture(p millrace.Position) error {
+	if p.Mode != millrace.ModeWAL {
+		return fmt.Errorf("%w: its position is %v; mend: capture it in that mode, or %s", ErrMode, p, newEpoch)
+	}
+	if p.Slot != c.cfg.Slot {
+		return fmt.Errorf("%w: the stream was captured through slot %s, %s is configured; mend: configure that one, or %s", ErrSlotForeign, p.Slot, c.cfg.Slot, newEpoch)
+	}
+	return nil
+}
+
 // fenceSystem refuses a source that does not hold the history up to p. history
 // returns the timeline history file of the source's timeline.
 func fenceSystem(p millrace.Position, s system, history func() ([]byte, error)) error {

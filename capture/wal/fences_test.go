@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -173,6 +174,16 @@ func TestTableFences(t *testing.T) {
 		r := started(t, nil)
 		r.db.Exec("drop publication " + r.c.cfg.Publication)
 		r.db.Exec("insert into a values (3)")
+		r.fails(ErrPublication)
+	})
+	t.Run("table taken out and put back while streaming", func(t *testing.T) {
+		r := started(t, nil)
+		r.close()
+		r.c.watchInterval = 10 * time.Millisecond
+		r.open()
+		r.db.Exec("alter publication " + r.c.cfg.Publication + " drop table a")
+		r.db.Exec("insert into a values (3)")
+		r.db.Exec("alter publication " + r.c.cfg.Publication + " add table a")
 		r.fails(ErrPublication)
 	})
 	t.Run("table added to the publication while streaming", func(t *testing.T) {

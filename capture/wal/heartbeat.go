@@ -2,57 +2,103 @@ package wal
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// heartbeat writes a logical message every now and then. It comes back through
-// the slot as a unit like any other: so our position moves on, and the server
-// can let go of WAL, while only other databases are busy; and so the stream
-// shows that all of it is alive. ctx ends it.
-func (c *Capture) heartbeat(ctx context.Context) {
-	var conn *pgx.Conn
-	defer func() {
-		if conn != nil {
-			closeConn(conn)
+// watchInterval is how often the publication is looked at while changes are
+// streamed.
+const watchInterval = 5 * time.Second
+
+// attendant does what goes on beside a stream, over a connection of its own.
+//
+// It writes a logical message every now and then. That comes back through the
+// slot as a unit like any other: so our position moves on, and the server can
+// let go of WAL, while only other databases are busy; and so the stream shows
+// that all of it is alive.
+//
+// And it watches the publication. A table that somebody takes out of it sends
+// its changes no more, and nothing in the stream would tell.
+type attendant struct {
+	c           *Capture
+	publication string // its fingerprint when the stream was opened
+	conn        *pgx.Conn
+	failing     bool
+}
+
+// run works until ctx ends, or returns what must stop the stream.
+func (a *attendant) run(ctx context.Context) error {
+	defer a.disconnect()
+	beat := time.NewTicker(a.c.cfg.Heartbeat)
+	defer beat.Stop()
+	watch := time.NewTicker(a.c.watchInterval)
+	defer watch.Stop()
+	for {
+		duty := a.beat
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-beat.C:
+		case <-watch.C:
+			duty = a.watch
 		}
-	}()
-	failing := false
-	for wait(ctx, c.cfg.Heartbeat) == nil {
-		err := c.beat(ctx, &conn)
+		altered, err := a.do(ctx, duty)
 		if ctx.Err() != nil {
-			return
+			return nil
 		}
-		if failed := err != nil; failed != failing {
-			failing = failed
+		if altered != nil {
+			return altered
+		}
+		if failed := err != nil; failed != a.failing {
+			a.failing = failed
 			if failed {
-				c.log.Warn("heartbeat fails; the position stands still while the captured tables are idle", "error", err)
+				a.c.log.Warn("heartbeat fails; the position stands still while the captured tables are idle", "error", err)
 			} else {
-				c.log.Info("heartbeat is back")
+				a.c.log.Info("heartbeat is back")
 			}
 		}
 	}
 }
 
-// beatLimit bounds one heartbeat.
-const beatLimit = 30 * time.Second
+// dutyLimit bounds one heartbeat or look.
+const dutyLimit = 30 * time.Second
 
-func (c *Capture) beat(ctx context.Context, conn **pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, beatLimit)
+// do runs a duty. Its first result stops the stream; the second is a failure
+// that passes.
+func (a *attendant) do(ctx context.Context, duty func(context.Context) (error, error)) (altered, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dutyLimit)
 	defer cancel()
-	if *conn == nil {
-		// It need not wait for standbys: the message is no data.
-		fresh, err := c.connect(ctx, map[string]string{"synchronous_commit": "local"})
-		if err != nil {
-			return err
+	if a.conn == nil {
+		// It need not wait for standbys: a heartbeat is no data.
+		if a.conn, err = a.c.connect(ctx, map[string]string{"synchronous_commit": "local"}); err != nil {
+			a.conn = nil
+			return nil, err
 		}
-		*conn = fresh
 	}
-	_, err := (*conn).Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", heartbeatPrefix, c.cfg.Stream)
-	if err != nil {
-		closeConn(*conn)
-		*conn = nil
+	if altered, err = duty(ctx); err != nil {
+		a.disconnect()
 	}
-	return err
+	return altered, err
+}
+
+func (a *attendant) disconnect() {
+	if a.conn != nil {
+		closeConn(a.conn)
+		a.conn = nil
+	}
+}
+
+func (a *attendant) beat(ctx context.Context) (altered, err error) {
+	_, err = a.conn.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", heartbeatPrefix, a.c.cfg.Stream)
+	return nil, err
+}
+
+func (a *attendant) watch(ctx context.Context) (altered, err error) {
+	now, err := a.c.publicationFingerprint(ctx, a.conn)
+	if err == nil && now != a.publication {
+		altered = fmt.Errorf("%w: publication %s was altered while the stream was open, so changes may not have been sent; mend: millrace init, then %s", ErrPublication, a.c.cfg.Publication, newEpoch)
+	}
+	return altered, err
 }

@@ -85,6 +85,20 @@ SELECT count(*)::int FROM pg_publication_namespace s JOIN pg_publication p ON p.
 	return &p, nil
 }
 
+// publicationFingerprint is the same as long as nobody alters the publication.
+func (c *Capture) publicationFingerprint(ctx context.Context, conn *pgx.Conn) (string, error) {
+	var text string
+	err := conn.QueryRow(ctx, `
+SELECT coalesce((
+    SELECT concat_ws(' ', p.oid, p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot,
+           (SELECT string_agg(concat_ws(' ', r.oid, r.prrelid), ',' ORDER BY r.oid) FROM pg_publication_rel r WHERE r.prpubid = p.oid))
+    FROM pg_publication p WHERE p.pubname = $1), '')`, c.cfg.Publication).Scan(&text)
+	if err != nil {
+		return "", fmt.Errorf("look at publication %s: %w", c.cfg.Publication, err)
+	}
+	return text, nil
+}
+
 // checkPublication compares the publication with the configured tables.
 func (c *Capture) checkPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*tableInfo) ([]problem, error) {
 	p, err := c.lookUpPublication(ctx, conn, server)

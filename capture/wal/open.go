@@ -40,9 +40,10 @@ type Source struct {
 	spool  *spool
 	cancel context.CancelCauseFunc
 	done   chan struct{}
-	// server and senderTimeout are as of Open.
+	// The source as it was at Open.
 	server        *serverInfo
 	senderTimeout time.Duration
+	publication   string // its fingerprint
 
 	confirmed atomic.Uint64 // newest LSN given to Confirm
 	given     atomic.Uint64 // newest LSN given out by Next
@@ -96,6 +97,9 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 		return nil, err
 	}
 	if s.senderTimeout, err = senderTimeout(ctx, conn); err != nil {
+		return nil, err
+	}
+	if s.publication, err = c.publicationFingerprint(ctx, conn); err != nil {
 		return nil, err
 	}
 	tables, err := c.fenceTables(ctx, conn, server)
@@ -197,7 +201,7 @@ func (s *Source) startCopy(ctx context.Context, conn *pgx.Conn, from *millrace.C
 	if err != nil {
 		return err
 	}
-	if p := from.Position; !p.IsZero() && (p.Mode != millrace.ModeWAL || p.SystemID != fc.position.SystemID) {
+	if p := from.Position; !p.IsZero() && p.SystemID != fc.position.SystemID {
 		closeConn(fc.conn)
 		return errors.Join(fmt.Errorf("%w: the stream was begun at %v; mend: correct the source URL, or %s", ErrOtherSystem, p, newEpoch), c.dropSlot(ctx, conn))
 	}
@@ -291,7 +295,12 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 
 	beating, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { s.c.heartbeat(beating) })
+	wg.Go(func() {
+		a := &attendant{c: s.c, publication: s.publication}
+		if err := a.run(beating); err != nil {
+			s.cancel(fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, err))
+		}
+	})
 	err = s.c.replicationError(st.run(ctx))
 	stop()
 	wg.Wait()

@@ -44,8 +44,8 @@ type stream struct {
 // replication from p.
 func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serverInfo, p millrace.Position) (*replication, millrace.Position, error) {
 	fail := func(err error) (*replication, millrace.Position, error) { return nil, p, err }
-	if p.Mode != millrace.ModeWAL {
-		return fail(fmt.Errorf("%w: its position is %v; mend: capture it in that mode, or %s", ErrMode, p, newEpoch))
+	if err := c.fenceCapture(p); err != nil {
+		return fail(err)
 	}
 	repl, err := c.connectReplication(ctx)
 	if err != nil {
@@ -61,9 +61,6 @@ func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serve
 	}
 	if err := fenceSystem(p, s, func() ([]byte, error) { return history(ctx, repl, s.timeline) }); err != nil {
 		return fail(err)
-	}
-	if p.Slot != c.cfg.Slot {
-		return fail(fmt.Errorf("%w: the stream was captured through slot %s, %s is configured; mend: configure that one, or %s", ErrSlotForeign, p.Slot, c.cfg.Slot, newEpoch))
 	}
 	// Who may still read from the slot is ended first, so that the place where
 	// it stands is looked at afterwards.
@@ -232,7 +229,14 @@ func (st *stream) run(ctx context.Context) error {
 
 func (st *stream) other(msg pgproto3.BackendMessage) error {
 	switch msg := msg.(type) {
-	case *pgproto3.NoticeResponse, *pgproto3.ParameterStatus:
+	case *pgproto3.NoticeResponse:
+		// Postgres 18 warns of a publication that did not exist when a change
+		// was made, and leaves the change out; before, that was an error.
+		if msg.Code == "55000" {
+			return fmt.Errorf("%w: the source leaves changes out: %s: %s; mend: millrace init, then %s", ErrPublication, msg.Message, msg.Detail, newEpoch)
+		}
+		return nil
+	case *pgproto3.ParameterStatus:
 		return nil
 	case *pgproto3.ErrorResponse:
 		return fmt.Errorf("source ended the replication: %w", pgconn.ErrorResponseToPgError(msg))

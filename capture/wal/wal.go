@@ -95,8 +95,8 @@ type Capture struct {
 	metrics *metrics
 
 	// Set by New; tests shorten the times, and measure without gathering.
-	statusInterval, confirmDelay time.Duration
-	gather                       func(net.Conn, time.Duration, int)
+	statusInterval, confirmDelay, watchInterval time.Duration
+	gather                                      func(net.Conn, time.Duration, int)
 }
 
 // tableName is a table as the configuration names it.
@@ -135,7 +135,7 @@ func New(cfg Config) (*Capture, error) {
 	if len(cfg.Tables) == 0 {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
-	c := &Capture{statusInterval: statusInterval, confirmDelay: confirmDelay, gather: gather}
+	c := &Capture{statusInterval: statusInterval, confirmDelay: confirmDelay, watchInterval: watchInterval, gather: gather}
 	seen := make(map[tableName]bool, len(cfg.Tables))
 	for _, text := range cfg.Tables {
 		schema, name, ok := strings.Cut(text, ".")
