@@ -263,6 +263,7 @@ func TestAlteredTables(t *testing.T) {
 		{"add column with default", "alter table a add column w text default 'x'", true},
 		{"add identity column", "alter table a add column w int generated always as identity", true},
 		{"drop column", "alter table a drop column v", false},
+		{"column dropped and made again", "alter table a drop column e; alter table a add column e e", true},
 		{"rename column", "alter table a rename column v to w", true},
 		{"widen varchar", "alter table a alter column c type varchar(20)", false},
 		{"varchar to text", "alter table a alter column c type text", false},

@@ -36,6 +36,8 @@ type decoder struct {
 	budget int
 
 	relations map[millrace.TableID]*relation
+	// numbers are those of the columns as last looked up.
+	numbers map[millrace.TableID]map[string]int16
 
 	// The transaction under way.
 	begun bool
@@ -190,6 +192,9 @@ func (d *decoder) relation(b []byte) error {
 		return err
 	}
 	before := d.schemas[m.id]
+	if name := d.remade(m.id, info, before); name != "" {
+		return fmt.Errorf("%w: %v: column %s was dropped and made again, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, m.name, name)
+	}
 	s, err := schemaOf(m, info, before)
 	if err != nil {
 		return err
@@ -217,6 +222,39 @@ func (d *decoder) relation(b []byte) error {
 	r.new = make([]millrace.Datum, len(s.Columns))
 	r.old = make([]millrace.Datum, len(s.Columns))
 	return nil
+}
+
+// numbers returns the numbers that the catalog has given a table's columns. A
+// column that is dropped and made again under its name has another one.
+func (t *tableInfo) numbers() map[string]int16 {
+	all := make(map[string]int16, len(t.columns))
+	for _, c := range t.columns {
+		all[c.name] = c.number
+	}
+	return all
+}
+
+// remade names a column of the schema before that is another one by now although
+// it has the same name, or is empty. The messages do not tell the two apart.
+func (d *decoder) remade(id millrace.TableID, info *tableInfo, before *millrace.Schema) string {
+	if info == nil {
+		return ""
+	}
+	known, now := d.numbers[id], info.numbers()
+	if d.numbers == nil {
+		d.numbers = make(map[millrace.TableID]map[string]int16)
+	}
+	d.numbers[id] = now
+	if before == nil {
+		return ""
+	}
+	for i := range before.Columns {
+		name := before.Columns[i].Name
+		if was, is := known[name], now[name]; was != 0 && is != 0 && was != is {
+			return name
+		}
+	}
+	return ""
 }
 
 func withVersion(s *millrace.Schema, v millrace.SchemaVersion) *millrace.Schema {
