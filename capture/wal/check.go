@@ -197,6 +197,8 @@ func checkTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, all []*tableI
 			return nil, err
 		}
 		problems = append(problems, found...)
+		problems = append(problems, warn(subject, "it is partitioned: ATTACH, DETACH, DROP and TRUNCATE of a single partition reach no edge, because the WAL has no row events of them",
+			"delete the rows of a partition before it goes, and insert rows in place of attaching them; TRUNCATE of the whole table is fine"))
 	}
 	if t.partition {
 		root, err := coveredBy(ctx, conn, t, all)
