@@ -54,6 +54,11 @@ integration: ## run the end-to-end tests alone
 	@scripts/setup test
 	@scripts/test -p 1 -timeout 25m ./tests/...
 
+.PHONY: exactness
+exactness: ## run pgbench at scale 10 for 60 s through every fault, over one broker and over three (ARGS='-seed N')
+	@scripts/setup test
+	@go test -run TestExactness -count=1 -v -timeout 60m ./tests/e2e -full $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=10s
 	@scripts/fuzz $(FUZZTIME)
