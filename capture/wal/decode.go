@@ -34,12 +34,18 @@ type decoder struct {
 	spool *spool
 	// budget is how much of one transaction is held in memory, in bytes.
 	budget int
+	// open are the transactions that are streamed before they end.
+	open *openTransactions
+	// breathe is called now and then during work that takes long, for what
+	// else the connection needs.
+	breathe func() error
 
 	relations map[millrace.TableID]*relation
 	// numbers are those of the columns as last looked up.
 	numbers map[millrace.TableID]map[string]int16
 
-	// The transaction under way.
+	// The transaction under way: the one being received, or a streamed one
+	// after its commit.
 	begun bool
 	begin beginMessage
 	w     millrace.UnitWriter
@@ -51,12 +57,14 @@ type decoder struct {
 
 // relation is a table as the changes to come have it.
 type relation struct {
-	name tableName
-	// schema is nil for tables that are not captured under their own name.
-	schema *millrace.Schema
-	codec  *millrace.KeyCodec
-	// fresh: the stream does not have the schema yet.
-	fresh    bool
+	*relationMessage
+	// place is that of the message among those of the connection.
+	place uint64
+	// schema is nil until the first change. It was the newest that the stream
+	// had of the table when the decoder's version was checked.
+	schema   *millrace.Schema
+	checked  millrace.SchemaVersion
+	codec    *millrace.KeyCodec
 	new, old []millrace.Datum
 }
 
@@ -67,33 +75,110 @@ func (d *decoder) message(b []byte) error {
 		return fmt.Errorf("%w: it is empty", ErrProtocol)
 	}
 	kind, rest := b[0], b[1:]
-	var err error
+	if t := d.open.current; t != nil {
+		if err := d.open.add(kind, rest); err != nil {
+			return fmt.Errorf("take message %q of streamed transaction %d, after %v: %w", kind, t.xid, d.position.LSN, err)
+		}
+		return nil
+	}
+	if err := d.take(kind, rest); err != nil {
+		return fmt.Errorf("take message %q of transaction %d, after %v: %w", kind, d.begin.xid, d.position.LSN, err)
+	}
+	return nil
+}
+
+// take takes a message that stands in no block of a streamed transaction.
+func (d *decoder) take(kind byte, b []byte) error {
 	switch kind {
 	case 'I':
-		err = d.insert(rest)
+		return d.insert(b)
 	case 'U':
-		err = d.update(rest)
+		return d.update(b)
 	case 'D':
-		err = d.delete(rest)
+		return d.delete(b)
 	case 'B':
-		err = d.beginTransaction(rest)
+		return d.beginTransaction(b)
 	case 'C':
-		err = d.commit(rest)
+		return d.commit(b)
 	case 'R':
-		err = d.relation(rest)
+		d.open.place++
+		return d.relation(b, d.open.place)
 	case 'T':
-		err = d.truncate(rest)
+		return d.truncate(b)
 	case 'M':
-		err = d.logical(rest)
+		return d.logical(b)
+	case 'S', 'c', 'A':
+		return d.takeStreamed(kind, b)
 	case 'O', 'Y':
 		// Where a transaction came from, and names of types, which come from
 		// the catalog.
-	default:
-		err = fmt.Errorf("%w: unknown type", ErrProtocol)
+		return nil
 	}
+	return fmt.Errorf("%w: unknown type", ErrProtocol)
+}
+
+// takeStreamed takes what begins a block of a streamed transaction, or ends the
+// transaction.
+func (d *decoder) takeStreamed(kind byte, b []byte) error {
+	if d.begun {
+		return fmt.Errorf("%w: transaction %d has not ended", ErrProtocol, d.begin.xid)
+	}
+	switch kind {
+	case 'S':
+		return d.open.start(b)
+	case 'A':
+		return d.open.abort(b)
+	}
+	c, err := parseStreamCommit(b)
 	if err != nil {
-		return fmt.Errorf("take message %q of transaction %d, after %v: %w", kind, d.begin.xid, d.position.LSN, err)
+		return err
 	}
+	t := d.open.byXID[c.xid]
+	if t == nil {
+		return fmt.Errorf("%w: commit of streamed transaction %d, which did not begin", ErrProtocol, c.xid)
+	}
+	d.begin, d.begun = beginMessage{final: c.commit, time: c.time, xid: c.xid}, true
+	if err := d.replay(t); err != nil {
+		return err
+	}
+	if err := d.open.forget(t); err != nil {
+		return err
+	}
+	return d.finish(c.commitMessage)
+}
+
+// replay decodes a streamed transaction. The source describes tables to each
+// streamed transaction anew; with its commit the descriptions hold for all, but
+// for those that were given to all later.
+func (d *decoder) replay(t *streamed) error {
+	all := d.relations
+	d.relations = make(map[millrace.TableID]*relation)
+	breath := 0
+	err := t.tape.play(func(kind byte, b []byte) error {
+		if breath += len(b); breath > spoolStep {
+			breath = 0
+			if err := d.breathe(); err != nil {
+				return err
+			}
+		}
+		if kind == 'R' {
+			return d.relation(b, 0)
+		}
+		if err := d.take(kind, b); err != nil {
+			return fmt.Errorf("replay message %q: %w", kind, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for id, r := range d.relations {
+		r.place = t.described[id].place
+		if old := all[id]; old == nil || old.place < r.place {
+			all[id] = r
+		}
+	}
+	d.relations = all
 	return nil
 }
 
@@ -114,6 +199,11 @@ func (d *decoder) commit(b []byte) error {
 	if !d.begun || c.commit != d.begin.final {
 		return fmt.Errorf("%w: commit at %v of a transaction that did not begin", ErrProtocol, c.commit)
 	}
+	return d.finish(c)
+}
+
+// finish gives out the transaction under way.
+func (d *decoder) finish(c commitMessage) error {
 	if c.end <= d.position.LSN {
 		return fmt.Errorf("%w: commit ends at %v, the one before at %v", ErrProtocol, c.end, d.position.LSN)
 	}
@@ -165,43 +255,72 @@ func (d *decoder) wrote() (err error) {
 	return d.file.write(d.w.Take())
 }
 
-// close lets go of a transaction that was cut off.
+// close lets go of transactions that were cut off.
 func (d *decoder) close() error {
-	if d.file == nil {
-		return nil
+	err := d.open.close()
+	if d.file != nil {
+		err = errors.Join(err, d.file.remove())
 	}
-	return d.file.remove()
+	return err
 }
 
 // relation takes the description of a table, which pgoutput sends before the
-// first change and again whenever it may have changed.
-func (d *decoder) relation(b []byte) error {
+// first change and again whenever it may have changed. What the stream makes of
+// it is decided at the next change.
+func (d *decoder) relation(b []byte, place uint64) error {
 	m, err := parseRelation(b)
 	if err != nil {
 		return err
 	}
-	r := &relation{name: m.name}
-	d.relations[m.id] = r
-	if !d.wanted[m.id] {
-		// Leaves of partitioned tables are described too, beside the root
-		// that their rows come under.
-		return nil
+	d.relations[m.id] = &relation{relationMessage: m, place: place}
+	return nil
+}
+
+// use returns the relation of a change, after the stream has its schema.
+func (d *decoder) use(id millrace.TableID) (*relation, error) {
+	if !d.begun {
+		return nil, fmt.Errorf("%w: a change of table %v stands outside a transaction", ErrProtocol, id)
 	}
-	info, err := d.lookUp(m.id, m.typeOIDs())
+	r := d.relations[id]
+	if r == nil {
+		return nil, fmt.Errorf("%w: a change of table %v, which was not described", ErrProtocol, id)
+	}
+	if r.checked == d.version && r.schema != nil {
+		return r, nil
+	}
+	// The stream has got a schema since; of this table?
+	if r.schema == nil || r.schema != d.schemas[id] {
+		if err := d.describe(r); err != nil {
+			return nil, err
+		}
+	}
+	r.checked = d.version
+	return r, nil
+}
+
+// describe finds the schema of r's changes and puts it into the stream if it is
+// another one than before.
+func (d *decoder) describe(r *relation) error {
+	if !d.wanted[r.id] {
+		// Leaves of partitioned tables are described too, beside the root that
+		// their rows come under.
+		return fmt.Errorf("%w: a change of table %v, which is not configured: the publication was altered; mend: millrace init", ErrPublication, r.name)
+	}
+	info, err := d.lookUp(r.id, r.typeOIDs())
 	if err != nil {
 		return err
 	}
-	before := d.schemas[m.id]
-	if name := d.remade(m.id, info, before); name != "" {
-		return fmt.Errorf("%w: %v: column %s was dropped and made again, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, m.name, name)
+	before := d.schemas[r.id]
+	if name := d.remade(r.id, info, before); name != "" {
+		return fmt.Errorf("%w: %v: column %s was dropped and made again, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, r.name, name)
 	}
-	s, err := schemaOf(m, info, before)
+	s, err := schemaOf(r.relationMessage, info, before)
 	if err != nil {
 		return err
 	}
 	switch {
 	case before == nil:
-		return fmt.Errorf("%w: %v was never copied; mend: begin a new epoch", ErrTables, m.name)
+		return fmt.Errorf("%w: %v was never copied; mend: begin a new epoch", ErrTables, r.name)
 	case before.SameAs(withVersion(s, before.Version)):
 		s = before
 	default:
@@ -210,15 +329,16 @@ func (d *decoder) relation(b []byte) error {
 			missing = info.hasMissing
 		}
 		if what := reshaped(before, s, missing); what != "" {
-			return fmt.Errorf("%w: %v: %s, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, m.name, what)
+			return fmt.Errorf("%w: %v: %s, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, r.name, what)
 		}
-		r.fresh = true
-		s = withVersion(s, 0)
+		if s, err = d.introduce(s); err != nil {
+			return err
+		}
+	}
+	if r.codec, err = millrace.NewKeyCodec(s); err != nil {
+		return fmt.Errorf("%w: %v: %w", ErrTable, r.name, err)
 	}
 	r.schema = s
-	if r.codec, err = millrace.NewKeyCodec(s); err != nil {
-		return fmt.Errorf("%w: %v: %w", ErrTable, m.name, err)
-	}
 	r.new = make([]millrace.Datum, len(s.Columns))
 	r.old = make([]millrace.Datum, len(s.Columns))
 	return nil
@@ -257,6 +377,20 @@ func (d *decoder) remade(id millrace.TableID, info *tableInfo, before *millrace.
 	return ""
 }
 
+// introduce gives s the next version and puts it into the stream.
+func (d *decoder) introduce(s *millrace.Schema) (*millrace.Schema, error) {
+	s = withVersion(s, d.version+1)
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	if err := d.w.Append(&millrace.Entry{Kind: millrace.KindSchema, Table: s.Table, Schema: s}); err != nil {
+		return nil, err
+	}
+	d.version = s.Version
+	d.schemas[s.Table] = s
+	return s, nil
+}
+
 func withVersion(s *millrace.Schema, v millrace.SchemaVersion) *millrace.Schema {
 	c := *s
 	c.Version = v
@@ -272,37 +406,6 @@ func (t *tableInfo) hasMissing(column string) bool {
 		}
 	}
 	return true
-}
-
-// use returns the table of a change, after the stream was told its schema.
-func (d *decoder) use(id millrace.TableID) (*relation, error) {
-	if !d.begun {
-		return nil, fmt.Errorf("%w: a change of table %v stands outside a transaction", ErrProtocol, id)
-	}
-	r := d.relations[id]
-	if r == nil {
-		return nil, fmt.Errorf("%w: a change of table %v, which was not described", ErrProtocol, id)
-	}
-	if r.schema == nil {
-		return nil, fmt.Errorf("%w: a change of table %v, which is not configured: the publication was altered; mend: millrace init", ErrPublication, r.name)
-	}
-	if r.fresh {
-		if err := d.introduce(id, r); err != nil {
-			return nil, err
-		}
-	}
-	return r, nil
-}
-
-func (d *decoder) introduce(id millrace.TableID, r *relation) error {
-	d.version++
-	r.schema = withVersion(r.schema, d.version)
-	if err := r.schema.Validate(); err != nil {
-		return err
-	}
-	d.schemas[id] = r.schema
-	r.fresh = false
-	return d.w.Append(&millrace.Entry{Kind: millrace.KindSchema, Table: id, Schema: r.schema})
 }
 
 // wrap says which table an error is of.

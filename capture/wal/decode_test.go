@@ -50,6 +50,22 @@ func relationMsg(extra ...string) []byte {
 	}
 	return w.b
 }
+func startMsg(xid uint32, first bool) []byte {
+	w := msg('S').u32(xid)
+	if first {
+		return w.u8(1).b
+	}
+	return w.u8(0).b
+}
+func stopMsg() []byte                 { return msg('E').b }
+func abortMsg(xid, sub uint32) []byte { return msg('A').u32(xid).u32(sub).b }
+func streamCommitMsg(xid uint32, lsn uint64) []byte {
+	return msg('c').u32(xid).u8(0).u64(lsn).u64(lsn + 8).u64(1).b
+}
+
+// in is a message as it stands in a block of a streamed transaction.
+func in(xid uint32, b []byte) []byte { return append(msg(b[0]).u32(xid).b, b[1:]...) }
+
 func insertMsg(v ...string) []byte { return msg('I').u32(testTable).u8('N').tuple(v...).b }
 
 var testTypes = []millrace.TypeDesc{
@@ -79,7 +95,10 @@ func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
 	if err != nil {
 		t.Fatal(err)
 	}
+	files := &spool{dir: t.TempDir(), prefix: "millrace-s-", metrics: m}
 	return &decoder{
+		open:      newOpenTransactions(files, m, 1<<20),
+		breathe:   func() error { return nil },
 		stream:    "s",
 		position:  millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "x", LSN: 100},
 		wanted:    map[millrace.TableID]bool{testTable: true},
@@ -87,7 +106,7 @@ func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
 		version:   1,
 		lookUp:    func(millrace.TableID, []uint32) (*tableInfo, error) { return testInfo(), nil },
 		emit:      func(u *millrace.Unit, _ int64) error { emit(u); return nil },
-		spool:     &spool{dir: t.TempDir(), prefix: "millrace-s-", metrics: m},
+		spool:     files,
 		budget:    1 << 20,
 		relations: make(map[millrace.TableID]*relation),
 	}
@@ -104,8 +123,24 @@ func TestDecoder(t *testing.T) {
 		"a transaction":           {ok(beginMsg(200)), ok(relationMsg()), ok(insertMsg("1", "a")), ok(commitMsg(200))},
 		"empty message":           {bad(nil)},
 		"unknown message":         {bad([]byte("Zx"))},
-		"stream start":            {bad(msg('S').u32(1).u8(1).b)},
-		"stream abort":            {bad(msg('A').u32(1).u32(1).b)},
+		"stream abort of nothing": {ok(abortMsg(1, 1)), ok(abortMsg(1, 2))},
+		"stream abort of another": {ok(startMsg(1, true)), ok(stopMsg()), ok(abortMsg(2, 2)), ok(abortMsg(1, 2))},
+		"stream abort in a block": {ok(startMsg(1, true)), bad(abortMsg(1, 1))},
+		"stream begins midway":    {bad(startMsg(1, false))},
+		"stream begins twice":     {ok(startMsg(1, true)), ok(stopMsg()), bad(startMsg(1, true))},
+		"stream after its abort":  {ok(startMsg(1, true)), ok(stopMsg()), ok(abortMsg(1, 1)), bad(startMsg(1, false))},
+		"stream in a transaction": {ok(beginMsg(200)), bad(startMsg(1, true))},
+		"stream in a stream":      {ok(startMsg(1, true)), bad(startMsg(2, true))},
+		"begin in a stream":       {ok(startMsg(1, true)), bad(beginMsg(200))},
+		"stream stop of nothing":  {bad(stopMsg())},
+		"stream commit":           {ok(startMsg(1, true)), ok(in(1, relationMsg())), ok(in(1, insertMsg("1", "a"))), ok(stopMsg()), ok(streamCommitMsg(1, 200))},
+		"stream commit of none":   {bad(streamCommitMsg(1, 200))},
+		"stream commit twice":     {ok(startMsg(1, true)), ok(in(1, relationMsg())), ok(in(1, insertMsg("1", "a"))), ok(stopMsg()), ok(streamCommitMsg(1, 200)), bad(streamCommitMsg(1, 300))},
+		"stream commit of old":    {ok(startMsg(1, true)), ok(in(1, relationMsg())), ok(in(1, insertMsg("1", "a"))), ok(stopMsg()), bad(streamCommitMsg(1, 50))},
+		"streamed garbage":        {ok(startMsg(1, true)), ok(in(1, relationMsg())), ok(in(1, insertMsg("1", "a")[:12])), ok(stopMsg()), bad(streamCommitMsg(1, 200))},
+		"aborted garbage":         {ok(startMsg(1, true)), ok(in(1, insertMsg("1", "a")[:12])), ok(stopMsg()), ok(abortMsg(1, 1))},
+		"streamed and cut off":    {ok(startMsg(1, true)), bad([]byte("I\x00\x00"))},
+		"streamed, not described": {ok(beginMsg(200)), ok(relationMsg()), ok(insertMsg("1", "a")), ok(commitMsg(200)), ok(startMsg(1, true)), ok(in(1, insertMsg("1", "a"))), ok(stopMsg()), bad(streamCommitMsg(1, 300))},
 		"change outside":          {ok(relationMsg()), bad(insertMsg("1", "a"))},
 		"change not described":    {ok(beginMsg(200)), bad(insertMsg("1", "a"))},
 		"begin twice":             {ok(beginMsg(200)), bad(beginMsg(300))},

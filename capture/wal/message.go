@@ -117,6 +117,53 @@ func parseCommit(b []byte) (commitMessage, error) {
 	return r, m.end()
 }
 
+// The messages that carry a transaction which the source has not committed yet
+// ("streaming"). Between a stream start and a stream stop, each change has the
+// xid of its subtransaction before it.
+
+type streamStartMessage struct {
+	xid   uint32
+	first bool // the transaction's first block
+}
+
+func parseStreamStart(b []byte) (streamStartMessage, error) {
+	m := message{b: b}
+	r := streamStartMessage{xid: m.uint32()}
+	first := m.uint8()
+	if first > 1 {
+		m.fail("it is neither a first block nor another")
+	}
+	r.first = first == 1
+	return r, m.end()
+}
+
+type streamCommitMessage struct {
+	xid uint32
+	commitMessage
+}
+
+func parseStreamCommit(b []byte) (streamCommitMessage, error) {
+	m := message{b: b}
+	r := streamCommitMessage{xid: m.uint32()}
+	if m.err != nil {
+		return r, m.err
+	}
+	var err error
+	r.commitMessage, err = parseCommit(m.b)
+	return r, err
+}
+
+type streamAbortMessage struct {
+	xid uint32
+	sub uint32 // what is aborted: xid itself, or one of its subtransactions
+}
+
+func parseStreamAbort(b []byte) (streamAbortMessage, error) {
+	m := message{b: b}
+	r := streamAbortMessage{xid: m.uint32(), sub: m.uint32()}
+	return r, m.end()
+}
+
 func parseRelation(b []byte) (*relationMessage, error) {
 	m := message{b: b}
 	r := &relationMessage{id: millrace.TableID(m.uint32())}

@@ -6,7 +6,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	units, bytes, copied prometheus.Counter
 	received, confirmed  prometheus.Gauge
-	spool                prometheus.Gauge
+	spool, open          prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
@@ -23,12 +23,13 @@ func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
 		copied:    counter("copied_rows_total", "Rows read by first copies."),
 		received:  gauge("received_lsn_bytes", "End of the newest transaction received, as a byte position in the WAL."),
 		confirmed: gauge("confirmed_lsn_bytes", "Position that the source has been told is done, as a byte position in the WAL."),
+		open:      gauge("open_transactions", "Transactions that the source streams and has not ended yet."),
 		spool:     gauge("spool_bytes", "Bytes of transactions that are held in spool files."),
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.units, m.bytes, m.copied, m.received, m.confirmed, m.spool} {
+	for _, c := range []prometheus.Collector{m.units, m.bytes, m.copied, m.received, m.confirmed, m.spool, m.open} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

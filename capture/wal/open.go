@@ -288,7 +288,9 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 			return st.push(ctx, u, size)
 		},
 		spool:     s.spool,
-		budget:    int(s.c.cfg.MemoryBudget / 2),
+		budget:    int(s.c.cfg.MemoryBudget / 4),
+		open:      newOpenTransactions(s.spool, s.c.metrics, s.c.cfg.MemoryBudget/4),
+		breathe:   func() error { return st.breathe(ctx) },
 		relations: make(map[millrace.TableID]*relation),
 		numbers:   make(map[millrace.TableID]map[string]int16),
 	}

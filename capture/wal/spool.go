@@ -3,6 +3,7 @@ package wal
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,9 +13,11 @@ import (
 	"github.com/millrace-db/millrace"
 )
 
-// spool makes the files of one stream's large transactions. A file lives until
-// the body made of it is closed; those of a process that was killed are removed
-// at the next start. They hold rows, so only the process's user may read them.
+// spool makes the files of one stream's large transactions: those that are still
+// open at the source, as messages, and those that were committed, as entries. A
+// file lives until its transaction has ended or the body made of it is closed;
+// those of a process that was killed are removed at the next start. They hold
+// rows, so only the process's user may read them.
 type spool struct {
 	dir, prefix string
 	metrics     *metrics
@@ -83,12 +86,34 @@ func (f *spoolFile) write(b []byte) error {
 	return nil
 }
 
-// body hands the file over to a unit's body, which removes it when it is closed.
-func (f *spoolFile) body() (millrace.Body, error) {
-	if _, err := f.f.Seek(0, 0); err != nil {
+// truncate cuts the file's end off; what is written next goes there.
+func (f *spoolFile) truncate(size int64) error {
+	if err := f.f.Truncate(size); err != nil {
+		return f.s.failed("cut file", err)
+	}
+	if _, err := f.f.Seek(size, io.SeekStart); err != nil {
+		return f.s.failed("cut file", err)
+	}
+	f.s.metrics.spool.Sub(float64(f.size - size))
+	f.size = size
+	return nil
+}
+
+// reader reads the file from its start.
+func (f *spoolFile) reader() (io.Reader, error) {
+	if _, err := f.f.Seek(0, io.SeekStart); err != nil {
 		return nil, f.s.failed("read file", err)
 	}
-	return millrace.NewReaderBody(f.f, sync.OnceValue(f.remove)), nil
+	return f.f, nil
+}
+
+// body hands the file over to a unit's body, which removes it when it is closed.
+func (f *spoolFile) body() (millrace.Body, error) {
+	r, err := f.reader()
+	if err != nil {
+		return nil, err
+	}
+	return millrace.NewReaderBody(r, sync.OnceValue(f.remove)), nil
 }
 
 // remove closes and deletes the file. A successor may have cleared it away.

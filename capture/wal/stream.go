@@ -102,6 +102,7 @@ func (c *Capture) startReplication(ctx context.Context, repl *replication, from 
 			"proto_version '2'",
 			"publication_names '" + quote(c.cfg.Publication) + "'",
 			"messages 'true'",
+			"streaming 'on'",
 		},
 	})
 	if err == nil {
@@ -285,11 +286,8 @@ func (st *stream) service(ctx context.Context) error {
 	case quiet >= st.silence/2 && !st.asked:
 		st.asked = true
 		return st.status(true)
-	case now.Sub(st.lastStatus) >= st.statusInterval,
-		st.confirmedLSN() > st.sent && now.Sub(st.lastStatus) >= st.confirmDelay:
-		return st.status(false)
 	}
-	return nil
+	return st.report()
 }
 
 func (st *stream) count() {
@@ -341,15 +339,33 @@ func (st *stream) push(ctx context.Context, u *millrace.Unit, size int64) error 
 		case <-st.q.notFull:
 		case <-tick.C:
 		}
-		if now := time.Now(); now.Sub(st.lastStatus) >= st.statusInterval ||
-			st.confirmedLSN() > st.sent && now.Sub(st.lastStatus) >= st.confirmDelay {
-			if err := st.status(false); err != nil {
-				return err
-			}
+		if err := st.report(); err != nil {
+			return err
 		}
 	}
 	// We did not listen.
 	st.gulp.heard, st.asked = time.Now(), false
+	return nil
+}
+
+// breathe goes on telling the source where we stand in work that takes long.
+func (st *stream) breathe(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := st.report(); err != nil {
+		return err
+	}
+	st.gulp.heard, st.asked = time.Now(), false // we did not listen
+	return nil
+}
+
+// report sends a status if one is due.
+func (st *stream) report() error {
+	if since := time.Since(st.lastStatus); since >= st.statusInterval ||
+		st.confirmedLSN() > st.sent && since >= st.confirmDelay {
+		return st.status(false)
+	}
 	return nil
 }
 

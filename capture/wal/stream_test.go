@@ -90,7 +90,7 @@ func TestHeartbeat(t *testing.T) {
 		}
 	}
 	families, err := reg.Gather()
-	if err != nil || len(families) != 6 {
+	if err != nil || len(families) != 7 {
 		t.Errorf("metrics: %d, %v", len(families), err)
 	}
 	if got := metricValue(t, r.c.metrics.units); got < 7 {
@@ -230,7 +230,8 @@ func TestBackPressure(t *testing.T) {
 	r.sync()
 	r.equal()
 	if got := db.String("select active_pid from pg_replication_slots where slot_name = $1", r.cfg.Slot); got != pid {
-		t.Errorf("walsender is %s, was %s", got, pid)
+		_, err := r.src.Next(r.ctx())
+		t.Errorf("walsender is %s, was %s: %v", got, pid, err)
 	}
 }
 

@@ -11,8 +11,9 @@
 //     been given, so what was not confirmed comes again after a restart.
 //   - System, timeline and slot are compared with the Position at every Open. A
 //     source that cannot go on exactly there is refused with a named error.
-//   - Memory is bounded: a transaction above the budget goes through a file, and
-//     a reader that does not call Next holds the source connection back.
+//   - Memory is bounded: what transactions need above the budget, open ones that
+//     the source streams and committed ones, goes through files, and a reader
+//     that does not call Next holds the source connection back.
 //   - What cannot be decoded, described or keyed stops the stream; it is never
 //     left out.
 //
@@ -67,12 +68,15 @@ type Config struct {
 	// Tables are the captured tables as schema.table, exactly as the catalog
 	// writes them.
 	Tables []string
-	// MemoryBudget bounds what is held for transactions, in bytes: half of it
-	// for the one being received, half for those that wait for Next. A single
-	// row may need up to 16 MiB above it. Default 64 MiB, at least 1 MiB.
+	// MemoryBudget bounds what is held for transactions, in bytes: a quarter of
+	// it for all that are still open at the source, a quarter for the one being
+	// decoded, half for those that wait for Next. A single row may need up to
+	// 16 MiB above it, and an open transaction 16 bytes for each of its
+	// subtransactions. Default 64 MiB, at least 1 MiB.
 	MemoryBudget int64
-	// SpoolDir holds the files of transactions above the budget. It is made if
-	// it is missing. Default: millrace-spool in the system's temporary
+	// SpoolDir holds the files of transactions above the budget. While such a
+	// one is taken over at its commit, it needs room for it twice. It is made
+	// if it is missing. Default: millrace-spool in the system's temporary
 	// directory.
 	SpoolDir string
 	// Heartbeat is the time between heartbeats. Default 1 s.
