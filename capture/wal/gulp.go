@@ -49,9 +49,11 @@ type gulpConn struct {
 	busy   bool
 	quick  int
 	gather func(net.Conn, time.Duration, int)
-	// heard is when bytes came last; total counts them.
-	heard time.Time
-	total uint64
+	// came is when bytes came last, and heard that, or when we began to listen
+	// again after working on them; total counts them.
+	came, heard time.Time
+	worked      bool
+	total       uint64
 }
 
 // stream begins to read in gulps. before is called before each read of the
@@ -77,6 +79,9 @@ func (g *gulpConn) Read(p []byte) (int, error) {
 }
 
 func (g *gulpConn) fill() error {
+	if g.worked {
+		g.heard, g.worked = time.Now(), false
+	}
 	if g.busy {
 		g.gather(g.Conn, gulpWait, len(g.buf)/2)
 	}
@@ -89,8 +94,8 @@ func (g *gulpConn) fill() error {
 	g.rp, g.wp = 0, n
 	if n > 0 {
 		now := time.Now()
-		g.settle(n, now.Sub(g.heard))
-		g.heard = now
+		g.settle(n, now.Sub(g.came))
+		g.came, g.heard, g.worked = now, now, true
 		g.total += uint64(n)
 		return nil
 	}

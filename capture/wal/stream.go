@@ -343,8 +343,6 @@ func (st *stream) push(ctx context.Context, u *millrace.Unit, size int64) error 
 			return err
 		}
 	}
-	// We did not listen.
-	st.gulp.heard, st.asked = time.Now(), false
 	return nil
 }
 
@@ -353,11 +351,7 @@ func (st *stream) breathe(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := st.report(); err != nil {
-		return err
-	}
-	st.gulp.heard, st.asked = time.Now(), false // we did not listen
-	return nil
+	return st.report()
 }
 
 // report sends a status if one is due.

@@ -679,7 +679,7 @@ func TestBodiesInSmallRuns(t *testing.T) {
 	}
 }
 
-func metricValue(t *testing.T, m prometheus.Metric) float64 {
+func metricValue(t testing.TB, m prometheus.Metric) float64 {
 	t.Helper()
 	var d dto.Metric
 	if err := m.Write(&d); err != nil {
