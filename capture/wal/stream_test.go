@@ -521,14 +521,7 @@ func TestAlteredWhileSlotIsMade(t *testing.T) {
 // Writers at work all the time, the first copy among them; the source is closed,
 // cut off and opened again at random places: every unit comes once.
 func TestWritersAndRestarts(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("MILLRACE_TEST_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("MILLRACE_TEST_SEED=%d", seed)
+	seed := testSeed(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	db := pgtest.New(t)
 	db.Exec(`create table acc (id int primary key, bal bigint not null, v text);

@@ -146,11 +146,11 @@ func TestStreamedSubtransactions(t *testing.T) {
 		"truncated":       insert(1, 2000) + "savepoint s; truncate a; " + insert(1, 1000) + "release s; " + insert(2001, 3000),
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := streamedRig(t, nil, tableA, "a")
+			r := streamedRig(t, nil, tableA+"create table b (id int primary key)", "a", "b")
 			s := r.client()
 			s.exec("begin; " + sql)
 			r.streams(1)
-			r.db.Exec("insert into a values (-1)")
+			r.db.Exec("insert into b values (1)")
 			s.exec("commit")
 			if units := r.sync(); len(units) < 1 || len(units) > 2 {
 				t.Errorf("got %d units", len(units))
