@@ -270,8 +270,15 @@ func FuzzDecoder(f *testing.F) {
 	f.Add(join(beginMsg(200), relationMsg(), msg('U').u32(testTable).u8('O').tuple("1", "a").u8('N').tuple("2", "UNCHANGED").b,
 		msg('D').u32(testTable).u8('K').tuple("2", "NULL").b, msg('T').u32(1).u8(0).u32(testTable).b, commitMsg(200)))
 	f.Add(join(beginMsg(200), msg('M').u8(1).u64(1).text("app").u32(1).raw("x").b, commitMsg(200), beginMsg(300), commitMsg(300)))
+	f.Add(join(startMsg(7, true), in(7, relationMsg()), in(8, insertMsg("1", "a")), stopMsg(), startMsg(9, true), in(9, insertMsg("2", "b")), stopMsg(),
+		abortMsg(7, 8), abortMsg(9, 9), startMsg(7, false), in(7, insertMsg("3", "c")), stopMsg(), streamCommitMsg(7, 200)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d := testDecoder(t, func(u *millrace.Unit) { checkUnit(t, u) })
+		defer func() {
+			if err := d.close(); err != nil {
+				t.Error(err)
+			}
+		}()
 		for len(b) >= 2 {
 			n := min(int(binary.BigEndian.Uint16(b)), len(b)-2)
 			err := d.message(b[2 : 2+n])
