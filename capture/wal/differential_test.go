@@ -433,7 +433,7 @@ func TestDecoderAgreesOnRecorded(t *testing.T) {
 	db := pgtest.New(t)
 	streaming(db)
 	db.Exec(tableA + "create table b (id numeric, k text, v text, n int, primary key (k, id)); " +
-		"insert into b select i, 'k' || i, " + big + ", i from generate_series(1, 10) i; create publication p for table a, b")
+		"insert into b select i, 'k' || i, (select string_agg(md5(j::text || i), '') from generate_series(1, 200) j), i from generate_series(1, 10) i; create publication p for table a, b")
 	db.Exec("select pg_create_logical_replication_slot('rec1_" + db.Name[:3] + "', 'pgoutput'); select pg_create_logical_replication_slot('rec2_" + db.Name[:3] + "', 'pgoutput')")
 	r := &rig{t: t, db: db}
 	one, two := r.client(), r.client()
