@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -315,26 +316,32 @@ func TestStreamedResume(t *testing.T) {
 	r.ended()
 }
 
-// A full disk stops the stream, and nothing is lost.
+// A full disk stops the stream; the files go away with the decoder.
 func TestStreamedDiskFull(t *testing.T) {
-	r := streamedRig(t, nil, tableA, "a")
-	full := filepath.Join(r.cfg.SpoolDir, "millrace-s-1.spool")
-	if err := os.Symlink("/dev/full", full); err != nil {
+	d := testDecoder(t, nil)
+	d.open.blocks.limit = 0
+	if err := d.message(startMsg(7, true)); err != nil {
 		t.Fatal(err)
 	}
-	s := r.client()
-	s.exec("begin; " + insert(1, 20000))
-	err := r.fails(ErrSpool)
-	if !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), r.cfg.SpoolDir) || !strings.Contains(err.Error(), "mend:") {
+	path := filepath.Join(d.spool.dir, "millrace-s-1.spool")
+	if err := os.Symlink("/dev/full", path); err != nil {
+		t.Fatal(err)
+	}
+	full, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.open.current.tape.file = &spoolFile{s: d.spool, f: full}
+	err = d.message(in(7, insertMsg("1", "a")))
+	if !errors.Is(err, ErrSpool) || !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), d.spool.dir) || !strings.Contains(err.Error(), "mend:") {
 		t.Errorf("error: %v", err)
 	}
-	r.db.Exec("insert into a values (0)")
-	s.exec("commit")
-	r.restart()
-	if units := r.sync(); len(units) != 2 || len(units[1].entries) != 20000 {
-		t.Errorf("got %d units", len(units))
+	if err := d.close(); err != nil {
+		t.Error(err)
 	}
-	r.ended()
+	if left, err := os.ReadDir(d.spool.dir); err != nil || len(left) != 0 {
+		t.Errorf("files are left: %v, %v", left, err)
+	}
 }
 
 // The memory that a large transaction takes does not grow with it.
