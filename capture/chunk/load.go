@@ -235,14 +235,19 @@ func (l *Load) Row(key []byte) {
 	l.drop(key)
 }
 
-// Done notes that all rows of a chunk that were not left out have been emitted.
-func (l *Load) Done(c Chunk) {
+// Done notes that all rows of a chunk that w does not leave out have been emitted.
+func (l *Load) Done(w *Window, c Chunk) {
 	switch {
 	case c.pass != l.pass: // the pass began anew meanwhile
 	case len(c.Keys) > 0:
-		for _, key := range c.Keys { // left out: another time, behind the others
-			if _, ok := l.missing[string(key)]; ok {
-				l.enqueue(string(key))
+		for _, key := range c.Keys {
+			if _, ok := l.missing[string(key)]; !ok {
+				continue
+			}
+			if w.LeavesOut(key) {
+				l.enqueue(string(key)) // another time, behind the others
+			} else {
+				l.drop(key) // there is no such row
 			}
 		}
 	case c.To != 0:

@@ -171,7 +171,7 @@ func runModel(draw func(int) int, f flaw, steps int) (*model, error) {
 			return m, err
 		}
 		if n > 5000 {
-			return m, fmt.Errorf("the load does not end")
+			return m, fmt.Errorf("the load does not end: %+v", m.pub.load)
 		}
 	}
 	return m, nil
@@ -419,7 +419,7 @@ func (m *model) read(r *reading) error {
 			m.edge.shadow[k] = r.rows[k]
 			l.Row(key(k))
 		}
-		l.Done(r.chunk)
+		l.Done(r.window, r.chunk)
 		return nil
 	}
 	r.step++

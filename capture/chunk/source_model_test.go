@@ -328,4 +328,3 @@ func (s *source) settle() {
 		}
 	}
 }
-
