@@ -48,6 +48,6 @@
 // the source does not send a stored out-of-line value that did not change, is
 // the business of Load.
 //
-// What it leaves to others: locking, taking snapshots, reading and decoding rows,
-// and emitting entries.
+// What it leaves to others: opening connections and pinning their settings,
+// telling of every change that is emitted, emitting the entries, and pace.
 package chunk
