@@ -5,9 +5,10 @@
 // It owns three things. A Snapshot is what pg_current_snapshot() prints. A
 // Window says which rows of a chunk may be emitted at the place where the
 // stream stands by then. A Load says what to read next, and can be written down
-// and taken up by another publisher. None of them does I/O or starts a
+// and taken up by another publisher. None of these does I/O or starts a
 // goroutine, and none is safe for concurrent use: the goroutine that emits the
-// stream owns them.
+// stream owns them. A Reader does their I/O on a connection of its own, and may
+// wait there without holding up the stream.
 //
 // # The algorithm
 //

@@ -1,9 +1,11 @@
 package chunk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,6 +54,7 @@ type Reader struct {
 	columns string // SELECT list
 	byKey   string // query of rows by key
 	row     []millrace.Datum
+	key     []byte
 }
 
 // NewReader makes a Reader on a connection that nothing else uses. The
@@ -213,12 +216,12 @@ const (
 
 func (r *Reader) blocks(ctx context.Context, c *Chunk, fn func([]byte, []millrace.Datum) error) error {
 	var schema, name string
-	var size, perBlock int64
+	var size, blockSize int64
 	if err := r.conn.QueryRow(ctx, `SELECT n.nspname::text, c.relname::text, pg_relation_size(c.oid), current_setting('block_size')::bigint
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, uint32(c.Leaf)).Scan(&schema, &name, &size, &perBlock); err != nil {
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1`, uint32(c.Leaf)).Scan(&schema, &name, &size, &blockSize); err != nil {
 		return fmt.Errorf("look at heap %v: %w", c.Leaf, err)
 	}
-	c.Bound(uint32((size + perBlock - 1) / perBlock))
+	c.Bound(uint32((size + blockSize - 1) / blockSize))
 	query := fmt.Sprintf("DECLARE chunk NO SCROLL CURSOR FOR SELECT %s, t.ctid FROM ONLY %s t WHERE t.ctid >= '(%d,0)'", r.columns, quoted(schema, name), c.From)
 	if c.To != 0 {
 		query += fmt.Sprintf(" AND t.ctid < '(%d,0)'", c.To)
@@ -259,11 +262,13 @@ func (b *blockCutter) take(raw [][]byte) (bool, error) {
 	if b.full {
 		return false, nil
 	}
-	var block, item uint32
-	ctid := string(raw[len(raw)-1])
-	if _, err := fmt.Sscanf(ctid, "(%d,%d)", &block, &item); err != nil {
+	ctid := raw[len(raw)-1] // (block,item)
+	text, _, _ := bytes.Cut(bytes.TrimPrefix(ctid, []byte("(")), []byte(","))
+	n, err := strconv.ParseUint(string(text), 10, 32)
+	if err != nil {
 		return false, fmt.Errorf("parse ctid %q: %w", ctid, err)
 	}
+	block := uint32(n)
 	if block < b.last {
 		return false, fmt.Errorf("%w: block %d after block %d", ErrOrder, block, b.last)
 	}
@@ -279,9 +284,9 @@ func (b *blockCutter) take(raw [][]byte) (bool, error) {
 }
 
 func (r *Reader) keys(ctx context.Context, c *Chunk, fn func([]byte, []millrace.Datum) error) error {
-	bytes := r.cfg.Bytes
+	room := r.cfg.Bytes
 	for done := 0; done < len(c.Keys); {
-		if bytes <= 0 {
+		if room <= 0 {
 			c.Keys = c.Keys[:done]
 			return nil
 		}
@@ -303,7 +308,7 @@ func (r *Reader) keys(ctx context.Context, c *Chunk, fn func([]byte, []millrace.
 		}
 		if _, err := r.fetch(ctx, r.byKey, params, func(raw [][]byte) (bool, error) {
 			for _, text := range raw {
-				bytes -= len(text)
+				room -= len(text)
 			}
 			return true, r.give(raw, fn)
 		}); err != nil {
@@ -339,9 +344,9 @@ func (r *Reader) give(raw [][]byte, fn func([]byte, []millrace.Datum) error) err
 			r.row[i] = millrace.Datum{State: millrace.ColumnNull}
 		}
 	}
-	key, err := r.codec.AppendRowKey(nil, r.row)
-	if err != nil {
+	var err error
+	if r.key, err = r.codec.AppendRowKey(r.key[:0], r.row); err != nil {
 		return err
 	}
-	return fn(key, r.row)
+	return fn(r.key, r.row)
 }

@@ -36,9 +36,14 @@ type bench struct {
 // a type with the given OID and name), a and c, both text.
 func newBench(t testing.TB, typ uint32, typName string, cfg ReaderConfig, limits Limits, ddl string) *bench {
 	t.Helper()
+	return newBenchOn(t, pgtest.New(t), typ, typName, cfg, limits, ddl)
+}
+
+func newBenchOn(t testing.TB, db *pgtest.DB, typ uint32, typName string, cfg ReaderConfig, limits Limits, ddl string) *bench {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testLimit)
 	t.Cleanup(cancel)
-	b := &bench{t: t, ctx: ctx, db: pgtest.New(t), load: NewLoad(limits), got: make(map[string]string)}
+	b := &bench{t: t, ctx: ctx, db: db, load: NewLoad(limits), got: make(map[string]string)}
 	b.db.Exec(ddl)
 	b.schema = &millrace.Schema{
 		Version: 1, Namespace: "public", Name: "t",

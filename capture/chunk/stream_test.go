@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
 // stream is what pgoutput says of a slot, applied to an edge with a live and a
@@ -302,6 +303,63 @@ func TestLoadBesideWriters(t *testing.T) {
 	if !maps.Equal(source, s.live) {
 		t.Errorf("the source has other rows: %s", difference(source, s.live))
 	}
+}
+
+// TestSnapshotBeforeCommitIsVisible: a commit that waits for a standby is in the
+// stream and in no snapshot. The chunk waits for it in the same window.
+func TestSnapshotBeforeCommitIsVisible(t *testing.T) {
+	db := pgtest.On(t, pgtest.Cluster(t, pgtest.Options{}))
+	b := newBenchOn(t, db, 23, "int4", ReaderConfig{}, Limits{}, plainTable+"; CREATE PUBLICATION p FOR TABLE t")
+	b.db.Exec("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+	s := &stream{bench: b, sql: b.connect(), pending: b.pending(), live: make(map[string]pair)}
+	s.receive()
+	waits := b.connect()
+	b.db.Exec("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+	b.db.Exec("SELECT pg_reload_conf()")
+	done := make(chan error, 1)
+	go func() {
+		for names := ""; names == ""; { // a session learns of it in its time
+			if err := waits.QueryRow(b.ctx, "SHOW synchronous_standby_names").Scan(&names); err != nil {
+				done <- err
+				return
+			}
+		}
+		_, err := waits.Exec(b.ctx, "INSERT INTO t VALUES (1, 'a', 'c')")
+		done <- err
+	}()
+	for len(s.live) == 0 {
+		s.advance()
+	}
+	w := b.load.Open(s.pending)
+	for range 3 {
+		snapshot, _, err := b.reader.Begin(b.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w.Accept(snapshot) {
+			t.Fatalf("snapshot %v was accepted", snapshot)
+		}
+		if err := b.reader.Cancel(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Releasing it needs no commit of ours.
+	b.db.Exec("ALTER SYSTEM RESET synchronous_standby_names")
+	b.db.Exec("SELECT pg_reload_conf()")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	snapshot, _, err := b.reader.Begin(b.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !w.Accept(snapshot) {
+		t.Errorf("snapshot %v was not accepted", snapshot)
+	}
+	if err := b.reader.Cancel(b.ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.finish()
 }
 
 func difference(got, want map[string]pair) string {
