@@ -108,6 +108,19 @@ func (r *Reader) name() string { return quoted(r.cfg.Schema.Namespace, r.cfg.Sch
 
 func quoted(schema, name string) string { return pgx.Identifier{schema, name}.Sanitize() }
 
+// CurrentSnapshot lets a transaction of its own begin and end and then takes a
+// snapshot, so that everything that was given a number before the call is either
+// seen or named: what NewPending asks for. It waits for nobody.
+func CurrentSnapshot(ctx context.Context, conn *pgx.Conn) (Snapshot, error) {
+	var text string
+	for _, sql := range []string{"SELECT pg_current_xact_id()::text", "SELECT pg_current_snapshot()::text"} {
+		if err := conn.QueryRow(ctx, sql).Scan(&text); err != nil {
+			return Snapshot{}, fmt.Errorf("take snapshot: %w", err)
+		}
+	}
+	return ParseSnapshot(text)
+}
+
 // Begin locks the table, takes the chunk's snapshot and then, when nobody can
 // exchange them any more, looks at the table's heaps. After an error the
 // transaction has ended. If the window does not accept the snapshot, call Cancel

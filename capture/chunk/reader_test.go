@@ -80,8 +80,7 @@ func (b *bench) connect() *pgx.Conn {
 
 func (b *bench) pending() *Pending {
 	b.t.Helper()
-	b.db.String("SELECT pg_current_xact_id()::text")
-	s, err := ParseSnapshot(b.db.String("SELECT pg_current_snapshot()::text"))
+	s, err := CurrentSnapshot(b.ctx, b.reader.conn)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -161,6 +160,17 @@ func TestReaderEmptyTable(t *testing.T) {
 func TestReaderRanges(t *testing.T) {
 	b := newBench(t, 23, "int4", ReaderConfig{}, Limits{Blocks: 4}, plainTable+
 		"; INSERT INTO t SELECT i, CASE WHEN i % 7 > 0 THEN 'a' || i END, repeat('c', 100) FROM generate_series(1, 3000) i")
+	conn := b.connect()
+	if _, err := conn.Exec(b.ctx, "SET enable_seqscan = off"); err != nil {
+		t.Fatal(err)
+	}
+	var plan string
+	if err := conn.QueryRow(b.ctx, "EXPLAIN SELECT ctid FROM ONLY t WHERE ctid >= '(4,0)' AND ctid < '(8,0)'").Scan(&plan); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(plan, "Tid Range Scan") {
+		t.Errorf("the plan of a range is %s", plan)
+	}
 	if got := b.finish(); got < 10 {
 		t.Errorf("read %d chunks, want several", got)
 	}
