@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pglogrepl"
@@ -54,17 +55,24 @@ func (s *stream) receive() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	if err := pglogrepl.StartReplication(s.ctx, conn, "s", 0, pglogrepl.StartReplicationOptions{
 		PluginArgs: []string{"proto_version '1'", "publication_names 'p'", "messages 'true'"},
 	}); err != nil {
 		s.t.Fatal(err)
 	}
 	s.queue = make(chan pglogrepl.Message, 4096)
+	ctx, cancel := context.WithCancel(s.ctx)
+	done := make(chan struct{})
+	s.t.Cleanup(func() {
+		cancel()
+		<-done
+	})
 	go func() {
+		defer close(done)
+		defer func() { _ = conn.Close(context.Background()) }() // a cancelled connection is closed already
 		defer close(s.queue)
 		for {
-			m, err := conn.ReceiveMessage(s.ctx)
+			m, err := conn.ReceiveMessage(ctx)
 			if err != nil {
 				return
 			}
@@ -82,7 +90,7 @@ func (s *stream) receive() {
 			}
 			select {
 			case s.queue <- parsed:
-			case <-s.ctx.Done():
+			case <-ctx.Done():
 				return
 			}
 		}
@@ -316,18 +324,31 @@ func TestSnapshotBeforeCommitIsVisible(t *testing.T) {
 	waits := b.connect()
 	b.db.Exec("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
 	b.db.Exec("SELECT pg_reload_conf()")
+	// The server learns of the setting in its time; then an insert waits.
+	var inserted atomic.Int32
+	released := make(chan struct{})
 	done := make(chan error, 1)
 	go func() {
-		for names := ""; names == ""; { // a session learns of it in its time
-			if err := waits.QueryRow(b.ctx, "SHOW synchronous_standby_names").Scan(&names); err != nil {
+		for {
+			_, err := waits.Exec(b.ctx, "INSERT INTO t VALUES ($1, 'a', 'c')", inserted.Add(1))
+			select {
+			case <-released:
+				done <- err
+				return
+			default:
+			}
+			if err != nil {
 				done <- err
 				return
 			}
 		}
-		_, err := waits.Exec(b.ctx, "INSERT INTO t VALUES (1, 'a', 'c')")
-		done <- err
 	}()
-	for len(s.live) == 0 {
+	for b.db.String("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "0" {
+		if b.ctx.Err() != nil {
+			t.Fatal("no commit waits for the standby")
+		}
+	}
+	for len(s.live) < int(inserted.Load()) {
 		s.advance()
 	}
 	w := b.load.Open(s.pending)
@@ -343,7 +364,7 @@ func TestSnapshotBeforeCommitIsVisible(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Releasing it needs no commit of ours.
+	close(released)
 	b.db.Exec("ALTER SYSTEM RESET synchronous_standby_names")
 	b.db.Exec("SELECT pg_reload_conf()")
 	if err := <-done; err != nil {
