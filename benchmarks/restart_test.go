@@ -1,6 +1,8 @@
 package benchmarks
 
 import (
+	"context"
+	"net"
 	"slices"
 	"testing"
 	"time"
@@ -41,13 +43,12 @@ func restart(b *testing.B) {
 		} else {
 			e.Kill()
 		}
-		began := time.Now()
 		e.Start()
-		at, err := awaitRow(b.Context(), e, rows/2, copyLimit)
+		at, err := firstRead(b.Context(), e, rows/2)
 		if err != nil {
 			b.Fatal(err)
 		}
-		took = append(took, at.Sub(began))
+		took = append(took, at.Sub(e.Started))
 	}
 	e.Stop(stopLimit)
 	slices.Sort(took)
@@ -58,4 +59,24 @@ func restart(b *testing.B) {
 		"what": "start of the edge's process to first answered read", "rows": rows, "restarts": restarts,
 		"min_ms": milliseconds(took[0]), "p50_ms": milliseconds(quantile(took, 0.5)), "max_ms": milliseconds(took[len(took)-1]),
 	})
+}
+
+// firstRead tries to connect again and again, as a proxy in front does, and
+// reads a row over the connection.
+func firstRead(ctx context.Context, e *harness.Edge, id int) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, copyLimit)
+	defer cancel()
+	var dialer net.Dialer
+	for ctx.Err() == nil {
+		conn, err := dialer.DialContext(ctx, "tcp", e.Address)
+		if err != nil {
+			harness.Pass(ctx, 100*time.Microsecond)
+			continue
+		}
+		if err := conn.Close(); err != nil {
+			return time.Time{}, err
+		}
+		break
+	}
+	return awaitRow(ctx, e, id, copyLimit)
 }

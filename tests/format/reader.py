@@ -63,7 +63,7 @@ MESSAGES = {
     "Column": {
         1: ("name", "string"), 2: ("type", "uint32"), 3: ("typmod", "int32"),
         4: ("collation", "string"), 5: ("nondeterministic", "bool"),
-        6: ("not_null", "bool"), 7: ("key_ordinal", "uint32"),
+        6: ("not_null", "bool"), 7: ("key_ordinal", "uint32"), 8: ("number", "uint32"),
     },
     "TypeDesc": {
         1: ("oid", "uint32"), 2: ("kind", "enum"), 3: ("schema", "string"),

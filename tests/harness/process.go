@@ -22,6 +22,8 @@ const tailLines = 40
 type Process struct {
 	// Name tells processes apart in messages.
 	Name string
+	// Started is the moment before the process was made.
+	Started time.Time
 
 	t       testing.TB
 	process *child.Process
@@ -77,6 +79,7 @@ func start(t testing.TB, c Command) (*Process, error) {
 	if c.UID != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.UID, Gid: c.UID}}
 	}
+	p.Started = time.Now()
 	if p.process, err = child.Start(cmd, syscall.SIGKILL); err != nil {
 		return nil, err
 	}
