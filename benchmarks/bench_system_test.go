@@ -19,11 +19,12 @@ const (
 )
 
 // newSystem makes a stream of one table with the given number of rows, over a
-// Postgres of its own that syncs its files, and a real broker.
+// Postgres of its own that syncs its files, and a real broker. Checkpoints and
+// autovacuum stay away, so that every round finds the same server.
 func newSystem(b *testing.B, rows int) (*harness.System, *harness.Edge) {
 	b.Helper()
 	server := pgtest.Cluster(b, pgtest.Options{FSync: true, Settings: map[string]string{
-		"max_wal_size": "8GB", "checkpoint_timeout": "1h", "shared_buffers": "256MB",
+		"max_wal_size": "8GB", "checkpoint_timeout": "1h", "shared_buffers": "256MB", "autovacuum": "off",
 	}})
 	db := pgtest.On(b, server)
 	s := &harness.System{

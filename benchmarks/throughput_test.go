@@ -95,7 +95,6 @@ func recvlogical(b *testing.B, s *harness.System, slot string, size, changes int
 	s.DB.Exec(`SELECT pg_logical_emit_message(false, 'bench', '')`)
 	ctx, cancel := context.WithTimeout(b.Context(), backlogLimit)
 	defer cancel()
-	before := serverCPU(s)
 	began := time.Now()
 	cmd := exec.CommandContext(ctx, path, "-d", s.DB.URL, "--slot", slot, "--start", "--endpos", end, "-f", "/dev/null",
 		"-o", "proto_version=2", "-o", "streaming=on", "-o", "publication_names=millrace_"+s.Stream)
@@ -106,7 +105,7 @@ func recvlogical(b *testing.B, s *harness.System, slot string, size, changes int
 	rate := float64(changes) / took.Seconds()
 	record(b, map[string]any{
 		"what": "pg_recvlogical to /dev/null", "transaction_size": size, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
-		"client_cpu_seconds": (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(), "server_cpu_seconds": serverCPU(s) - before,
+		"client_cpu_seconds": (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(),
 	})
 	return rate
 }
@@ -116,7 +115,7 @@ func recvlogical(b *testing.B, s *harness.System, slot string, size, changes int
 // edge, which runs and has applied all that was before.
 func millrace(b *testing.B, s *harness.System, e *harness.Edge, last, size, changes int) float64 {
 	b.Helper()
-	edgeBefore, serverBefore, kafkaBefore := e.CPU(), serverCPU(s), harness.CPUOf(s.Kafka.PID(0))
+	edgeBefore, kafkaBefore := e.CPU(), harness.CPUOf(s.Kafka.PID(0))
 	began := time.Now()
 	t := s.StartTransfer()
 	at, err := awaitRow(b.Context(), e, last, backlogLimit)
@@ -128,7 +127,7 @@ func millrace(b *testing.B, s *harness.System, e *harness.Edge, last, size, chan
 	record(b, map[string]any{
 		"what": "backlog to edge", "transaction_size": size, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
 		"transfer_cpu_seconds": t.CPU(), "edge_cpu_seconds": e.CPU() - edgeBefore,
-		"kafka_cpu_seconds": harness.CPUOf(s.Kafka.PID(0)) - kafkaBefore, "server_cpu_seconds": serverCPU(s) - serverBefore,
+		"kafka_cpu_seconds": harness.CPUOf(s.Kafka.PID(0)) - kafkaBefore,
 		"transfer_rss_mib": t.MaxRSS() >> 20, "edge_rss_mib": e.MaxRSS() >> 20,
 	})
 	// The slot moves on before the next round: what is confirmed is not sent
@@ -142,10 +141,4 @@ func millrace(b *testing.B, s *harness.System, e *harness.Edge, last, size, chan
 	})
 	t.Stop(stopLimit)
 	return rate
-}
-
-// serverCPU is what all processes of the server have used, in seconds; ended
-// ones are in the postmaster's sum.
-func serverCPU(s *harness.System) float64 {
-	return harness.CPUOfTree(s.DB.Server.PID())
 }

@@ -3,7 +3,6 @@ package harness
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -37,33 +36,8 @@ func CPUOf(pid int) float64 {
 	return (f[11] + f[12]) / clockTicks
 }
 
-// CPUOfTree adds up a process, its running children, and those of its children
-// that have ended.
-func CPUOfTree(pid int) float64 {
-	f := statFields(pid)
-	if f == nil {
-		return 0
-	}
-	sum := (f[11] + f[12] + f[13] + f[14]) / clockTicks
-	stats, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return sum
-	}
-	for _, dir := range stats {
-		child, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil {
-			continue
-		}
-		if c := statFields(child); c != nil && int(c[1]) == pid {
-			sum += (c[11] + c[12]) / clockTicks
-		}
-	}
-	return sum
-}
-
 // statFields returns the numbers behind the command's name in a process's stat:
-// 1 is the parent, 11 and 12 its user and system time, 13 and 14 those of its
-// children that have ended.
+// 11 and 12 are its user and system time.
 func statFields(pid int) []float64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -74,7 +48,7 @@ func statFields(pid int) []float64 {
 		return nil
 	}
 	words := strings.Fields(rest)
-	if len(words) < 15 {
+	if len(words) < 13 {
 		return nil
 	}
 	fields := make([]float64, len(words))
