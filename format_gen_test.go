@@ -59,6 +59,7 @@ var genSchema = rapid.Custom(func(t *rapid.T) *Schema {
 			Collation:        rapid.String().Draw(t, "collation"),
 			Nondeterministic: rapid.Bool().Draw(t, "nondeterministic"),
 			NotNull:          rapid.Bool().Draw(t, "not null"),
+			Number:           rapid.Uint32().Draw(t, "number"),
 		}
 		if i := slices.Index(order, name); i < keys {
 			c.KeyOrdinal = uint32(i + 1)

@@ -51,8 +51,8 @@ func goldenAccountsSchema() *Schema {
 	return &Schema{
 		Version: 1, Table: goldenAccounts, Namespace: "public", Name: "accounts",
 		Columns: []Column{
-			{Name: "id", Type: 20, Typmod: -1, NotNull: true, KeyOrdinal: 1},
-			{Name: "owner", Type: 25, Typmod: -1, Collation: "default"},
+			{Name: "id", Type: 20, Typmod: -1, NotNull: true, KeyOrdinal: 1, Number: 1},
+			{Name: "owner", Type: 25, Typmod: -1, Collation: "default", Number: 3},
 			{Name: "balance", Type: 1700, Typmod: 655366},
 			{Name: "note", Type: 25, Typmod: -1, Collation: "C"},
 		},

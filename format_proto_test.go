@@ -184,7 +184,7 @@ func schemaProto(s *Schema) *millracev1.Schema {
 	for _, c := range s.Columns {
 		m.Columns = append(m.Columns, &millracev1.Column{
 			Name: c.Name, Type: c.Type, Typmod: c.Typmod, Collation: c.Collation,
-			Nondeterministic: c.Nondeterministic, NotNull: c.NotNull, KeyOrdinal: c.KeyOrdinal,
+			Nondeterministic: c.Nondeterministic, NotNull: c.NotNull, KeyOrdinal: c.KeyOrdinal, Number: c.Number,
 		})
 	}
 	for _, d := range s.Types {

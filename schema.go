@@ -71,6 +71,10 @@ type Column struct {
 	NotNull          bool
 	// KeyOrdinal is the 1-based place of the column in the key, or 0.
 	KeyOrdinal uint32
+	// Number is the one that the source's catalog gave the column. It stays with
+	// the column when that is renamed, and one that is dropped and made again
+	// under its name has another. 0 where it is not known.
+	Number uint32
 }
 
 // Schema describes one table from a point of the stream on. It is not changed
@@ -275,6 +279,7 @@ const (
 	columnNondeterministic protowire.Number = 5
 	columnNotNull          protowire.Number = 6
 	columnKeyOrdinal       protowire.Number = 7
+	columnNumber           protowire.Number = 8
 
 	typeOID        protowire.Number = 1
 	typeKind       protowire.Number = 2
@@ -304,7 +309,8 @@ func AppendSchema(dst []byte, s *Schema) []byte {
 			dst = appendStringField(dst, columnCollation, c.Collation)
 			dst = appendBoolField(dst, columnNondeterministic, c.Nondeterministic)
 			dst = appendBoolField(dst, columnNotNull, c.NotNull)
-			return appendVarintField(dst, columnKeyOrdinal, uint64(c.KeyOrdinal))
+			dst = appendVarintField(dst, columnKeyOrdinal, uint64(c.KeyOrdinal))
+			return appendVarintField(dst, columnNumber, uint64(c.Number))
 		})
 	}
 	for i := range s.Types {
@@ -388,6 +394,8 @@ func decodeColumn(f *field) (c Column, err error) {
 			return f.bool(&c.NotNull)
 		case columnKeyOrdinal:
 			return f.uint32(&c.KeyOrdinal)
+		case columnNumber:
+			return f.uint32(&c.Number)
 		}
 		return f.unknown()
 	})

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -139,6 +140,10 @@ func TestPartitionedTable(t *testing.T) {
 		create table p_low partition of p_rest for values from (minvalue) to (100);
 		create table p_high partition of p_rest for values from (100) to (maxvalue);
 		insert into p select i, (array['eu', 'us', 'asia'])[i % 3 + 1], 'v' || i from generate_series(1, 300) i`)
+	refused := mustNew(t, Config{URL: db.URL, Stream: "s", Tables: []string{"public.p"}})
+	if err := refused.Install(t.Context()); !errors.Is(err, ErrTable) || !strings.Contains(err.Error(), "name its partitions") {
+		t.Fatalf("install of a partitioned table: %v, want it refused with the mend", err)
+	}
 	r := newRig(t, db, nil, "p")
 	r.open()
 	r.copied()
@@ -264,6 +269,7 @@ func TestAlteredTables(t *testing.T) {
 		{"add identity column", "alter table a add column w int generated always as identity", true},
 		{"drop column", "alter table a drop column v", false},
 		{"column dropped and made again", "alter table a drop column e; alter table a add column e e", true},
+		{"column dropped and made again while nobody looked", "alter table a drop column e; alter table a add column e e", true},
 		{"rename column", "alter table a rename column v to w", true},
 		{"widen varchar", "alter table a alter column c type varchar(20)", false},
 		{"varchar to text", "alter table a alter column c type text", false},
@@ -290,7 +296,13 @@ func TestAlteredTables(t *testing.T) {
 			r.copied()
 			db.Exec("insert into a (id, n) values (4, 4)")
 			r.sync()
-			db.Exec(c.sql)
+			if strings.HasSuffix(c.name, "while nobody looked") {
+				r.close()
+				db.Exec(c.sql)
+				r.open()
+			} else {
+				db.Exec(c.sql)
+			}
 			db.Exec("insert into a (id, n) values (5, 5)")
 			if c.stops {
 				r.mark++

@@ -154,7 +154,7 @@ func (c *Capture) checkTables(ctx context.Context, conn *pgx.Conn) ([]*tableInfo
 		tables = append(tables, t)
 	}
 	for _, t := range tables {
-		found, err := checkTable(ctx, conn, t, tables)
+		found, err := c.checkTable(ctx, conn, t, tables)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -163,7 +163,7 @@ func (c *Capture) checkTables(ctx context.Context, conn *pgx.Conn) ([]*tableInfo
 	return tables, problems, nil
 }
 
-func checkTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, all []*tableInfo) ([]problem, error) {
+func (c *Capture) checkTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, all []*tableInfo) ([]problem, error) {
 	subject := "table " + t.name.String()
 	one := func(text, mend string) ([]problem, error) {
 		return []problem{refuse(ErrTable, subject, text, mend)}, nil
@@ -197,8 +197,10 @@ func checkTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, all []*tableI
 			return nil, err
 		}
 		problems = append(problems, found...)
-		problems = append(problems, warn(subject, "it is partitioned: ATTACH, DETACH, DROP and TRUNCATE of a single partition reach no edge, because the WAL has no row events of them",
-			"delete the rows of a partition before it goes, and insert rows in place of attaching them; TRUNCATE of the whole table is fine"))
+		if !c.roots {
+			problems = append(problems, refuse(ErrTable, subject, "it is partitioned: rows that come or go with a partition (ATTACH, DETACH, DROP, TRUNCATE of one) are in no message of the WAL, and they are not followed yet",
+				"name its partitions in its place; each is then a table of its own"))
+		}
 	}
 	if t.partition {
 		root, err := coveredBy(ctx, conn, t, all)

@@ -224,15 +224,6 @@ func (fc *firstCopy) schemas() map[millrace.TableID]*millrace.Schema {
 	return m
 }
 
-// infos returns the tables as the catalog had them when the copy began.
-func (fc *firstCopy) infos() []*tableInfo {
-	var all []*tableInfo
-	for i := range fc.tables {
-		all = append(all, fc.tables[i].info)
-	}
-	return all
-}
-
 // run reads all tables. emit gets the units: one that begins all loads, the
 // chunks, and one that ends all loads, so that all tables appear at once.
 func (fc *firstCopy) run(ctx context.Context, emit func(*millrace.Unit, int64) error, progress func(table string, rows uint64)) error {

@@ -203,6 +203,12 @@ func mustNew(t testing.TB, cfg Config) *Capture {
 	return c
 }
 
+// roots lets a capture take partitioned tables under the root's name.
+func roots(c *Capture) *Capture {
+	c.roots = true
+	return c
+}
+
 func TestServerFences(t *testing.T) {
 	t.Run("wal_level", func(t *testing.T) {
 		server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"wal_level": "replica"}})

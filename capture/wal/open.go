@@ -220,7 +220,7 @@ func (s *Source) startCopy(ctx context.Context, conn *pgx.Conn, from *millrace.C
 		if err != nil {
 			return err
 		}
-		return s.stream(ctx, conn, repl, p, fc.schemas(), fc.catalog.LastVersion, fc.infos())
+		return s.stream(ctx, conn, repl, p, fc.schemas(), fc.catalog.LastVersion)
 	})
 	return nil
 }
@@ -243,7 +243,7 @@ func (s *Source) resume(ctx context.Context, conn *pgx.Conn, from *millrace.Chec
 	s.c.log.Info("capture goes on", "position", p.LSN.String(), "timeline", p.Timeline)
 	s.start(func(ctx context.Context) error {
 		defer closeConn(conn)
-		return s.stream(ctx, conn, repl, p, schemas, version, tables)
+		return s.stream(ctx, conn, repl, p, schemas, version)
 	})
 	return nil
 }
@@ -265,9 +265,8 @@ func (s *Source) start(fn func(context.Context) error) {
 	}()
 }
 
-// stream receives from repl until ctx ends or something fails. tables are as the
-// catalog had them when the source was opened.
-func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, p millrace.Position, schemas map[millrace.TableID]*millrace.Schema, version millrace.SchemaVersion, tables []*tableInfo) error {
+// stream receives from repl until ctx ends or something fails.
+func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, p millrace.Position, schemas map[millrace.TableID]*millrace.Schema, version millrace.SchemaVersion) error {
 	st, err := s.newStream(repl, p)
 	if err != nil {
 		closeConn(repl)
@@ -292,10 +291,6 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 		open:      newOpenTransactions(s.spool, s.c.metrics, s.c.cfg.MemoryBudget/4),
 		breathe:   func() error { return st.breathe(ctx) },
 		relations: make(map[millrace.TableID]*relation),
-		numbers:   make(map[millrace.TableID]map[string]int16),
-	}
-	for _, t := range tables {
-		st.d.numbers[t.id] = t.numbers()
 	}
 	s.live.Store(st)
 	defer s.live.Store(nil)

@@ -52,6 +52,7 @@ func newRig(t testing.TB, db *pgtest.DB, change func(*Config), tables ...string)
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.roots = true
 	r := &rig{t: t, db: db, c: c, cfg: cfg, edge: newEdge()}
 	if err := c.Install(r.ctx()); err != nil {
 		t.Fatal(err)

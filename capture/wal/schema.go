@@ -106,7 +106,7 @@ func (t *tableInfo) schema() (*millrace.Schema, error) {
 		}
 		s.Columns = append(s.Columns, millrace.Column{
 			Name: c.name, Type: c.typ, Typmod: c.typmod, Collation: c.collation, Nondeterministic: c.loose, NotNull: c.notNull,
-			KeyOrdinal: uint32(slices.Index(key, c.number) + 1),
+			KeyOrdinal: uint32(slices.Index(key, c.number) + 1), Number: uint32(c.number),
 		})
 	}
 	return s, t.describe(s)
@@ -247,7 +247,7 @@ func fromMessage(m *relationMessage, info *tableInfo, before *millrace.Schema) (
 		c := millrace.Column{Name: d.name, Type: d.typ, Typmod: d.typmod}
 		for _, now := range info.columns {
 			if now.name == d.name && now.typ == d.typ {
-				c.Collation, c.Nondeterministic, c.NotNull = now.collation, now.loose, now.notNull
+				c.Collation, c.Nondeterministic, c.NotNull, c.Number = now.collation, now.loose, now.notNull, uint32(now.number)
 			}
 		}
 		s.Columns = append(s.Columns, c)

@@ -101,6 +101,8 @@ type Capture struct {
 	// Set by New; tests shorten the times, and measure without gathering.
 	statusInterval, confirmDelay, watchInterval time.Duration
 	gather                                      func(net.Conn, time.Duration, int)
+	// roots lets tests capture partitioned tables under the root's name.
+	roots bool
 }
 
 // tableName is a table as the configuration names it.

@@ -854,7 +854,10 @@ type Column struct {
 	Nondeterministic bool `protobuf:"varint,5,opt,name=nondeterministic,proto3" json:"nondeterministic,omitempty"`
 	NotNull          bool `protobuf:"varint,6,opt,name=not_null,json=notNull,proto3" json:"not_null,omitempty"`
 	// 1-based place in the key; absent for other columns.
-	KeyOrdinal    uint32 `protobuf:"varint,7,opt,name=key_ordinal,json=keyOrdinal,proto3" json:"key_ordinal,omitempty"`
+	KeyOrdinal uint32 `protobuf:"varint,7,opt,name=key_ordinal,json=keyOrdinal,proto3" json:"key_ordinal,omitempty"`
+	// The number of the column in the source's catalog: kept by a rename, another
+	// one after DROP and ADD of the same name; absent where it is not known.
+	Number        uint32 `protobuf:"varint,8,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -934,6 +937,13 @@ func (x *Column) GetNotNull() bool {
 func (x *Column) GetKeyOrdinal() uint32 {
 	if x != nil {
 		return x.KeyOrdinal
+	}
+	return 0
+}
+
+func (x *Column) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
 	}
 	return 0
 }
@@ -1572,7 +1582,7 @@ const file_millrace_v1_millrace_proto_rawDesc = "" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12-\n" +
 	"\acolumns\x18\x05 \x03(\v2\x13.millrace.v1.ColumnR\acolumns\x12+\n" +
-	"\x05types\x18\x06 \x03(\v2\x15.millrace.v1.TypeDescR\x05types\"\xce\x01\n" +
+	"\x05types\x18\x06 \x03(\v2\x15.millrace.v1.TypeDescR\x05types\"\xe6\x01\n" +
 	"\x06Column\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\x12\x16\n" +
@@ -1581,7 +1591,8 @@ const file_millrace_v1_millrace_proto_rawDesc = "" +
 	"\x10nondeterministic\x18\x05 \x01(\bR\x10nondeterministic\x12\x19\n" +
 	"\bnot_null\x18\x06 \x01(\bR\anotNull\x12\x1f\n" +
 	"\vkey_ordinal\x18\a \x01(\rR\n" +
-	"keyOrdinal\"\xed\x01\n" +
+	"keyOrdinal\x12\x16\n" +
+	"\x06number\x18\b \x01(\rR\x06number\"\xed\x01\n" +
 	"\bTypeDesc\x12\x10\n" +
 	"\x03oid\x18\x01 \x01(\rR\x03oid\x12)\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x15.millrace.v1.TypeKindR\x04kind\x12\x16\n" +
