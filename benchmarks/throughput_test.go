@@ -128,7 +128,7 @@ func millrace(b *testing.B, s *harness.System, e *harness.Edge, last, size, chan
 		"what": "backlog to edge", "transaction_size": size, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
 		"transfer_cpu_seconds": t.CPU(), "edge_cpu_seconds": e.CPU() - edgeBefore,
 		"kafka_cpu_seconds": harness.CPUOf(s.Kafka.PID(0)) - kafkaBefore,
-		"transfer_rss_mib": t.MaxRSS() >> 20, "edge_rss_mib": e.MaxRSS() >> 20,
+		"transfer_rss_mib":  t.MaxRSS() >> 20, "edge_rss_mib": e.MaxRSS() >> 20,
 	})
 	// The slot moves on before the next round: what is confirmed is not sent
 	// again.
