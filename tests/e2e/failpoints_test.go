@@ -30,14 +30,6 @@ func failpoint(r *run, s step) string {
 	return fmt.Sprintf("MILLRACE_FAILPOINT=%s:%d", s.name, 1+r.rng.IntN(s.most))
 }
 
-// trials is how often each step is tried.
-func trials(ci, full int) int {
-	if harness.Full() {
-		return full
-	}
-	return ci
-}
-
 func faultySize() size {
 	return size{scale: 1, rate: 200, journal: 10 * time.Millisecond, bulk: 2 * time.Second, settle: 2 * time.Minute}
 }
@@ -49,7 +41,7 @@ func TestKillAtEveryStep(t *testing.T) {
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startCopied()
 	var kills []func()
-	for range trials(3, 500) {
+	for range harness.Trials(3, 500) {
 		for _, s := range transferSteps {
 			kills = append(kills, func() { r.killTransferAt(s) })
 		}
@@ -94,7 +86,7 @@ func TestKillInFirstCopy(t *testing.T) {
 	rng, seed := harness.Rand(t)
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startLoad()
-	for range trials(3, 100) {
+	for range harness.Trials(3, 100) {
 		arm := failpoint(r, step{[]string{"captured", "sequenced", "mid-produce", "acknowledged", "folded"}[rng.IntN(5)], 8})
 		r.transfer = r.s.StartTransfer(arm)
 		r.edge.Start(failpoint(r, step{"edge_before_put", 1000}))
@@ -114,7 +106,7 @@ func TestZombieAtEveryStep(t *testing.T) {
 	rng, seed := harness.Rand(t)
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startCopied()
-	for range trials(1, 200) {
+	for range harness.Trials(1, 200) {
 		for _, s := range []step{{"sequenced", 20}, {"before-produce", 20}, {"mid-produce", 20}, {"acknowledged", 20}, {"folded", 20}} {
 			r.zombieAt(s)
 		}

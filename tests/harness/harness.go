@@ -29,6 +29,7 @@ import (
 var (
 	seedFlag = flag.Uint64("seed", 0, "seed of randomised runs; 0 chooses one and prints it")
 	fullFlag = flag.Bool("full", false, "run the end-to-end tests at their full size, not at that of CI")
+	trials   = flag.Int("trials", 0, "how often each step is tried; 0 means a few in CI and the size of a release with -full")
 )
 
 // pollInterval is how often a condition is looked at. It bounds no result: a
@@ -44,6 +45,18 @@ func Main(m *testing.M) {
 
 // Full reports whether the tests run at their full size (-full).
 func Full() bool { return *fullFlag }
+
+// Trials is how often each step of a fault test is tried: what -trials says, or
+// ci, or full with -full.
+func Trials(ci, full int) int {
+	switch {
+	case *trials > 0:
+		return *trials
+	case Full():
+		return full
+	}
+	return ci
+}
 
 // Rand returns the source of randomness of a run and its seed. The seed is
 // printed where the run fails or is verbose; -seed takes it back.
