@@ -2,12 +2,11 @@ package badinput
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"strconv"
 	"testing"
-
-	"encoding/binary"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/kafkatest"

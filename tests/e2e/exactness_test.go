@@ -88,13 +88,16 @@ func (r *run) faults() {
 	r.awaitProgress()
 }
 
-// killBroker kills one broker, leaves it dead for a moment, and starts it again.
+// killBroker kills one broker, and the edge, which must answer all the same, and
+// starts the broker again.
 func (r *run) killBroker() {
 	r.keepUp()
 	node := r.rng.IntN(len(r.kafka.Brokers()))
 	if err := r.kafka.Kill(node); err != nil {
 		r.t.Fatal(err)
 	}
+	r.killEdge("while a broker is dead")
+	r.edge.AwaitRow(serveLimit, "public.pgbench_branches", "1")
 	harness.Pass(r.t.Context(), harness.Between(r.rng, 0, 2*time.Second))
 	if err := r.kafka.Restart(node); err != nil {
 		r.t.Fatal(err)

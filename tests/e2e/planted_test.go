@@ -62,8 +62,14 @@ func TestConfirmBeforeAcceptanceIsCaught(t *testing.T) {
 	if err := kafka.Kill(0); err != nil {
 		t.Fatal(err)
 	}
+	dead := r.s.DB.String("SELECT pg_current_wal_insert_lsn()")
 	r.journal.AwaitMore(t, 50, progressLimit)
-	harness.Pass(t.Context(), 2*time.Second) // the slot is told on a timer
+	harness.Until(t, progressLimit, "the source is told that commits are done which no broker can have", func(context.Context) error {
+		if r.s.DB.String("SELECT bool_or(confirmed_flush_lsn > $1::text::pg_lsn) FROM pg_replication_slots WHERE database = current_database()", dead) != "t" {
+			return harness.NotYet("nothing after %s is confirmed", dead)
+		}
+		return nil
+	})
 	r.transfer.Kill()
 	if err := kafka.Restart(0); err != nil {
 		t.Fatal(err)

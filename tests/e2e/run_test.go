@@ -19,6 +19,9 @@ const (
 	stopLimit = 30 * time.Second
 	// progressLimit is how long the edge may take to move on after a fault.
 	progressLimit = time.Minute
+	// serveLimit is how long an edge may take from its start to an answer,
+	// whatever it is cut off from.
+	serveLimit = 10 * time.Second
 	// copyLimit is how long the first copy may take.
 	copyLimit = 3 * time.Minute
 	// bulkRows make a unit of about 3 MiB, which is three batches.
@@ -217,7 +220,7 @@ func (r *run) awaitProgress() {
 // lastAudit waits until the reader of the store has audited the end.
 func (r *run) lastAudit() {
 	r.t.Helper()
-	end, err := r.edge.Client.Status(r.t.Context())
+	end, err := r.edge.Status(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 // requestLimit bounds one request to an edge or transfer.
 const requestLimit = 10 * time.Second
 
-// ErrNotFound: the edge answers that it has no such row or table.
+// ErrNotFound says that the edge has no such row or table.
 var ErrNotFound = errors.New("404 from the edge")
 
 // Status is what `millrace status --json` and an edge say of a stream.

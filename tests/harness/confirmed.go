@@ -29,11 +29,8 @@ type ConfirmWatch struct {
 // that the topic does not have.
 func (c *ConfirmWatch) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		err := c.look(ctx)
-		if ctx.Err() != nil {
-			return nil // cut off in the middle of a look
-		}
-		if err != nil {
+		// What ends with ctx was cut off in the middle of a look.
+		if err := c.look(ctx); err != nil && ctx.Err() == nil {
 			return err
 		}
 		Pass(ctx, lookInterval)

@@ -221,7 +221,7 @@ func (e *Edge) AwaitIndex(index uint64, limit time.Duration) Status {
 	e.s.T.Helper()
 	var status Status
 	Until(e.s.T, limit, fmt.Sprintf("%s has applied index %d", e.ID, index), func(ctx context.Context) (err error) {
-		if status, err = e.Client.Status(ctx); err != nil {
+		if status, err = e.Status(ctx); err != nil {
 			return err
 		}
 		if status.Index < index {

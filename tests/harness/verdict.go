@@ -100,7 +100,7 @@ func (s *System) Rest(ctx context.Context, e *Edge, limit time.Duration) error {
 	}
 	target := uint64(w.Index)
 	err = Wait(ctx, limit, func(ctx context.Context) error {
-		status, err := e.Client.Status(ctx)
+		status, err := e.Status(ctx)
 		if err == nil && status.Index < target {
 			err = NotYet("it is at index %d, the topic ends at %d", status.Index, target)
 		}
@@ -196,7 +196,7 @@ func (v *Verdict) judgeJournal(j *Journal, source, edge Rows) error {
 // judgeStatus holds what transfer and edge say against the topic. Heartbeats go
 // on, so the topic may have come further since.
 func (s *System) judgeStatus(ctx context.Context, v *Verdict, e *Edge, w *Witness, statusConfig string) error {
-	atEdge, err := e.Client.Status(ctx)
+	atEdge, err := e.Status(ctx)
 	if err != nil {
 		return fmt.Errorf("ask the edge: %w", err)
 	}
