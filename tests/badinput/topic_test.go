@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"hash/crc32"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/internal/loopback"
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
@@ -65,6 +67,48 @@ func TestTopicGotSecondPartition(t *testing.T) {
 	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "2 partitions")
 	r.edge.Start()
 	harness.WantRefusal(t, r.edge.Process, harness.ExitOperator, r.Topic, "2 partitions")
+}
+
+// TestTopicMadeAgain deletes the topic and makes one of the same name and with
+// the right settings, empty.
+func TestTopicMadeAgain(t *testing.T) {
+	r := start(t, newSystem(t))
+	r.stop()
+	r.DeleteTopic()
+	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic)
+	r.edge.Start()
+	if answer := r.edge.AwaitRow(applyLimit, "public.items", "1"); len(answer.Body) == 0 {
+		t.Error("the edge does not answer without its topic")
+	}
+	r.CreateTopic(1, map[string]string{"retention.ms": "-1", "max.message.bytes": "20971520"})
+	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "made again")
+	harness.WantRefusal(t, r.edge.Process, harness.ExitOperator, r.Topic, "made again")
+}
+
+// TestWrongBrokers names brokers that are none.
+func TestWrongBrokers(t *testing.T) {
+	s := newSystem(t)
+	port, err := loopback.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := fmt.Sprintf("127.0.0.1:%d", port)
+	s.Brokers = []string{nobody}
+	config, _ := s.TransferConfig()
+	p := s.Run(config, "init")
+	if p.ExitCode() == 0 {
+		t.Error("init succeeds")
+	}
+	harness.WantRefusal(t, p, p.ExitCode(), nobody, "brokers")
+	// check lists all that it finds, and a stream before init has more.
+	if p = s.Run(config, "check"); p.ExitCode() == 0 || !strings.Contains(p.Stdout(), nobody) {
+		t.Errorf("check ends with exit code %d and does not name %s: %s", p.ExitCode(), nobody, p.Stdout())
+	}
+	if got := s.DB.String(`SELECT count(*) FROM pg_publication`); got != "0" {
+		t.Errorf("init left %s publications behind", got)
+	}
+	s.Brokers = nil
+	s.Init()
 }
 
 // TestTopicOfAnotherStream points each command at a topic that has records of

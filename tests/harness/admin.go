@@ -47,6 +47,36 @@ func (s *System) CreateTopic(partitions int32, settings map[string]string) {
 	})
 }
 
+// DeleteTopic deletes the system's topic and returns when it is gone.
+func (s *System) DeleteTopic() {
+	s.T.Helper()
+	s.withAdmin("delete topic "+s.Topic, func(ctx context.Context, client *kgo.Client) error {
+		topic := kmsg.NewDeleteTopicsRequestTopic()
+		topic.Topic = kmsg.StringPtr(s.Topic)
+		req := kmsg.NewPtrDeleteTopicsRequest()
+		req.Topics, req.TopicNames = append(req.Topics, topic), []string{s.Topic}
+		req.TimeoutMillis = int32(adminLimit.Milliseconds())
+		resp, err := req.RequestWith(ctx, client)
+		if err != nil {
+			return err
+		}
+		if err := kerr.ErrorForCode(resp.Topics[0].ErrorCode); err != nil {
+			return err
+		}
+		return Wait(ctx, adminLimit, func(ctx context.Context) error {
+			ask := kmsg.NewPtrMetadataRequest()
+			one := kmsg.NewMetadataRequestTopic()
+			one.Topic = kmsg.StringPtr(s.Topic)
+			ask.Topics = append(ask.Topics, one)
+			resp, err := ask.RequestWith(ctx, client)
+			if err == nil && resp.Topics[0].ErrorCode != kerr.UnknownTopicOrPartition.Code {
+				err = NotYet("the broker still shows it")
+			}
+			return err
+		})
+	})
+}
+
 // AddPartitions makes the system's topic one of n partitions.
 func (s *System) AddPartitions(n int32) {
 	s.T.Helper()

@@ -39,6 +39,8 @@ type System struct {
 	Tables []string
 	// SourceURL is that of DB unless a test puts another in its place.
 	SourceURL string
+	// Brokers stand in configurations in the place of Kafka's where they are set.
+	Brokers []string
 	// Variant of the program that Start… run.
 	Variant Variant
 	// Lease is how long a publisher may show no life; 0 means millrace's own.
@@ -68,7 +70,11 @@ func (s *System) stream(source bool) string {
 			s.SourceURL, strings.Join(s.Tables, ", "), filepath.Join(s.Dir, fmt.Sprintf("spool-%d", s.transfers)))
 	}
 	brokers := make([]string, 0, 3)
-	for _, address := range s.Kafka.Brokers() {
+	addresses := s.Kafka.Brokers()
+	if s.Brokers != nil {
+		addresses = s.Brokers
+	}
+	for _, address := range addresses {
 		brokers = append(brokers, fmt.Sprintf("%q", address))
 	}
 	fmt.Fprintf(&b, "    kafka: {brokers: [%s], topic: %q}\n", strings.Join(brokers, ", "), s.Topic)
