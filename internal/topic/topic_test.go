@@ -175,9 +175,15 @@ func TestCheckForeignTopics(t *testing.T) {
 		t.Fatal(err)
 	}
 	topic := openConfig(t, Config{Brokers: brokers, Topic: name})
-	found, err := topic.Check(testContext(t))
-	if err != nil {
-		t.Fatal(err)
+	ctx := testContext(t)
+	found, err := topic.Check(ctx)
+	for err != nil { // the brokers agree on leaders only after the request
+		select {
+		case <-ctx.Done():
+			t.Fatal(err)
+		case <-time.After(leaderPoll):
+			found, err = topic.Check(ctx)
+		}
 	}
 	text := fmt.Sprint(finding.Error(found))
 	for _, want := range []string{"2 partitions", "compact", "retention.ms", "max.message.bytes"} {
