@@ -70,7 +70,11 @@ func build(v Variant) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), buildLimit)
 	defer cancel()
 	path := filepath.Join(built.dir, fmt.Sprintf("millrace-%d", v))
-	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-tags", v.tags(), "-o", path, "./cmd/millrace")
+	args := []string{"build", "-buildvcs=false", "-tags", v.tags(), "-o", path}
+	if raceDetector {
+		args = append(args, "-race")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/millrace")...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: %s", err, out)

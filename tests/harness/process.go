@@ -103,6 +103,9 @@ func (p *Process) finish() {
 	if err := p.process.Kill(); err != nil {
 		p.t.Error(err)
 	}
+	if raceDetector && strings.Contains(p.Stderr(), "DATA RACE") {
+		p.t.Errorf("%s has a data race: %s", p.Name, p.Stderr())
+	}
 	if p.t.Failed() {
 		p.t.Logf("--- %s (pid %d, %v), end of its log:\n%s", p.Name, p.process.PID(), p.process.Err(), lastLines(p.Stderr(), tailLines))
 	}
