@@ -124,10 +124,17 @@ func Open(ctx context.Context, config Config) (*Topic, error) {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	t := &Topic{config: config}
-	if _, err := t.info(ctx); err != nil && !errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
+	if _, err := t.info(ctx); err != nil && !answered(err) {
 		return nil, fmt.Errorf("connect to Kafka at %v: %w", config.Brokers, err)
 	}
 	return t, nil
+}
+
+// answered reports whether an error came from a broker that merely has no topic
+// to speak of, or none with a leader yet.
+func answered(err error) bool {
+	return errors.Is(err, sarama.ErrUnknownTopicOrPartition) || errors.Is(err, sarama.ErrLeaderNotAvailable) ||
+		errors.Is(err, sarama.ErrNotLeaderForPartition)
 }
 
 // Name returns the topic's name.
