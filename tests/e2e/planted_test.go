@@ -50,16 +50,19 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 }
 
 // TestConfirmBeforeAcceptanceIsCaught plants a transfer that confirms what it
-// has captured, with the broker dead, so that nothing is accepted.
+// has captured, with the broker stopped, so that nothing is accepted, and then
+// dead, so that nothing that is on its way arrives.
 func TestConfirmBeforeAcceptanceIsCaught(t *testing.T) {
 	rng, _ := harness.Rand(t)
 	kafka := kafkatest.Start(t, 1)
-	r := newRun(t, rng, kafka, faultySize(), harness.Faulty)
+	size := faultySize()
+	size.bulk = time.Hour // a large unit fills the queue, and the mistake stands behind the queue
+	r := newRun(t, rng, kafka, size, harness.Faulty)
 	r.startCopied()
 	r.transfer.Stop(stopLimit)
 	r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin, "MILLRACE_PLANT=confirm_unfolded:1")
 	r.awaitProgress()
-	if err := kafka.Kill(0); err != nil {
+	if err := kafka.Pause(0); err != nil {
 		t.Fatal(err)
 	}
 	dead := r.s.DB.String("SELECT pg_current_wal_insert_lsn()")
@@ -71,6 +74,9 @@ func TestConfirmBeforeAcceptanceIsCaught(t *testing.T) {
 		return nil
 	})
 	r.transfer.Kill()
+	if err := kafka.Kill(0); err != nil {
+		t.Fatal(err)
+	}
 	if err := kafka.Restart(0); err != nil {
 		t.Fatal(err)
 	}
