@@ -31,7 +31,7 @@ run again, for instance after a table was added. The replication slot is made by
 			}
 			log := a.logger(c)
 			for _, name := range names {
-				u := &setup{stream: c.Stream(name), log: log.With("stream", name), out: a.stdout, dry: dry}
+				u := &setup{stream: c.Stream(name), log: log, out: a.stdout, dry: dry}
 				if _, err := u.run(cmd.Context()); err != nil {
 					return err
 				}

@@ -152,7 +152,7 @@ func (u *setup) lookAtTopic(ctx context.Context, t *topic.Topic, registered cont
 		return info, false, &operatorError{err}
 	}
 	for _, f := range found {
-		u.log.Warn("the topic is less safe than it could be", "topic", t.Name(), "found", f.Text, "mend", f.Mend)
+		u.log.Warn("the topic is less safe than it could be", "stream", u.stream.Name, "topic", t.Name(), "found", f.Text, "mend", f.Mend)
 	}
 	return info, false, nil
 }

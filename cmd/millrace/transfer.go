@@ -105,8 +105,8 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 	if err := sameStream(s, registered); err != nil {
 		return nil, err
 	}
-	// Capture names the stream in its metrics itself.
-	capture, err := newCapture(s, registered, p.log.With("stream", s.Name), p.registry)
+	// Capture names the stream in its metrics and log lines itself.
+	capture, err := newCapture(s, registered, p.log, p.registry)
 	if err != nil {
 		return nil, err
 	}
