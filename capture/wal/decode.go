@@ -249,13 +249,20 @@ func (d *decoder) close() error {
 	return err
 }
 
-func (d *decoder) insert(b []byte) error {
+// change begins to read a row's change: the table, which is described by then.
+// What is left of the message are rows.
+func (d *decoder) change(b []byte) (message, *relation, error) {
 	m := message{b: b}
 	id := millrace.TableID(m.uint32())
 	if m.err != nil {
-		return m.err
+		return m, nil, m.err
 	}
 	r, err := d.use(id)
+	return m, r, err
+}
+
+func (d *decoder) insert(b []byte) error {
+	m, r, err := d.change(b)
 	if err != nil {
 		return err
 	}
@@ -266,12 +273,12 @@ func (d *decoder) insert(b []byte) error {
 	if err := m.end(); err != nil {
 		return r.wrap(err)
 	}
-	return d.put(id, r, nil)
+	return d.put(r, nil)
 }
 
 // put writes the row in r.new. old is the row that it was before, if the source
 // sent it.
-func (d *decoder) put(id millrace.TableID, r *relation, old []millrace.Datum) (err error) {
+func (d *decoder) put(r *relation, old []millrace.Datum) (err error) {
 	if d.key, err = r.codec.AppendRowKey(d.key[:0], r.new); err != nil {
 		return r.wrap(err)
 	}
@@ -284,29 +291,24 @@ func (d *decoder) put(id millrace.TableID, r *relation, old []millrace.Datum) (e
 		moved = !bytes.Equal(d.key, d.from)
 	}
 	if !moved {
-		if err := d.w.Put(id, d.key, nil, d.row, 0); err != nil {
+		if err := d.w.Put(r.id, d.key, nil, d.row, 0); err != nil {
 			return r.wrap(err)
 		}
 		return d.wrote()
 	}
 	// Columns that were not sent come from the row of the old key, so that one
 	// goes after.
-	if err := d.w.Put(id, d.key, d.from, d.row, 0); err != nil {
+	if err := d.w.Put(r.id, d.key, d.from, d.row, 0); err != nil {
 		return r.wrap(err)
 	}
-	if err := d.w.Delete(id, d.from); err != nil {
+	if err := d.w.Delete(r.id, d.from); err != nil {
 		return r.wrap(err)
 	}
 	return d.wrote()
 }
 
 func (d *decoder) update(b []byte) error {
-	m := message{b: b}
-	id := millrace.TableID(m.uint32())
-	if m.err != nil {
-		return m.err
-	}
-	r, err := d.use(id)
+	m, r, err := d.change(b)
 	if err != nil {
 		return err
 	}
@@ -331,16 +333,11 @@ func (d *decoder) update(b []byte) error {
 			r.new[i] = old[i]
 		}
 	}
-	return d.put(id, r, old)
+	return d.put(r, old)
 }
 
 func (d *decoder) delete(b []byte) error {
-	m := message{b: b}
-	id := millrace.TableID(m.uint32())
-	if m.err != nil {
-		return m.err
-	}
-	r, err := d.use(id)
+	m, r, err := d.change(b)
 	if err != nil {
 		return err
 	}
@@ -354,7 +351,7 @@ func (d *decoder) delete(b []byte) error {
 	if d.key, err = r.codec.AppendRowKey(d.key[:0], r.old); err != nil {
 		return r.wrap(err)
 	}
-	if err := d.w.Delete(id, d.key); err != nil {
+	if err := d.w.Delete(r.id, d.key); err != nil {
 		return r.wrap(err)
 	}
 	return d.wrote()
