@@ -15,15 +15,8 @@ in Kafka, and the stream's entry in the registry. What is there and fits is left
 run again, for instance after a table was added. The replication slot is made by the first transfer.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load()
+			c, names, err := a.published(stream)
 			if err != nil {
-				return err
-			}
-			names, err := selected(c, stream, c.Transfer.Streams)
-			if err != nil {
-				return err
-			}
-			if err := c.NeedSource(names); err != nil {
 				return err
 			}
 			if err := c.NeedKafka(names); err != nil {

@@ -125,6 +125,20 @@ func newLogger(w io.Writer, c config.Log) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
+// published loads the configuration for a command on the publishing side, and
+// returns it with the streams that the command is about, which have sources.
+func (a *app) published(stream string) (*config.Config, []string, error) {
+	c, err := a.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	names, err := selected(c, stream, c.Transfer.Streams)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, names, c.NeedSource(names)
+}
+
 // selected returns the streams that the command is about: the one that --stream
 // names, or all of candidates.
 func selected(c *config.Config, name string, candidates []string) ([]string, error) {

@@ -33,15 +33,8 @@ told to end (SIGTERM, Ctrl-C), is fenced by another publisher (exit code 3), or 
 act (exit code 4).`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load()
+			c, names, err := a.published(stream)
 			if err != nil {
-				return err
-			}
-			names, err := selected(c, stream, c.Transfer.Streams)
-			if err != nil {
-				return err
-			}
-			if err := c.NeedSource(names); err != nil {
 				return err
 			}
 			if err := c.NeedKafka(names); err != nil {

@@ -22,15 +22,8 @@ stream's rows in the control schema; with the last stream the control schema its
 edges are left: delete them by hand when nothing needs them any more.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.load()
+			c, names, err := a.published(stream)
 			if err != nil {
-				return err
-			}
-			names, err := selected(c, stream, c.Transfer.Streams)
-			if err != nil {
-				return err
-			}
-			if err := c.NeedSource(names); err != nil {
 				return err
 			}
 			if !yes {
