@@ -222,22 +222,6 @@ func (e *Edge) command(env []string) Command {
 	return Command{Name: e.ID, Binary: Binary(e.s.T, e.s.Variant), Args: []string{"edge", "-c", e.Config}, Env: env, Dir: e.s.Dir}
 }
 
-// AwaitIndex waits until the edge has applied at least index.
-func (e *Edge) AwaitIndex(index uint64, limit time.Duration) Status {
-	e.s.T.Helper()
-	var status Status
-	Until(e.s.T, limit, fmt.Sprintf("%s has applied index %d", e.ID, index), func(ctx context.Context) (err error) {
-		if status, err = e.Status(ctx); err != nil {
-			return err
-		}
-		if status.Index < index {
-			return NotYet("it is at %d", status.Index)
-		}
-		return nil
-	})
-	return status
-}
-
 // AwaitRow waits until the row of table with the given key is at the edge and
 // returns it.
 func (e *Edge) AwaitRow(limit time.Duration, table string, key ...string) Answer {
