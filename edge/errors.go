@@ -136,7 +136,7 @@ func (s *Store) fail(verb string, err error) error {
 		return s.corrupt("%s: an earlier write of the environment failed (%v); restart the edge, and look at the disk, before you take the rows for lost", verb, err)
 	case is(lmdb.BadTxn):
 		return s.corrupt("%s: an earlier step of the transaction met damage (%v)", verb, err)
-	case is(lmdb.Corrupted, lmdb.PageNotFound, lmdb.Invalid, lmdb.Incompatible):
+	case is(lmdb.Corrupted, lmdb.PageNotFound, lmdb.Invalid, lmdb.Incompatible, lmdb.CursorFull, lmdb.PageFull, lmdb.BadValSize):
 		return s.corrupt("%s: %v", verb, err)
 	}
 	return fmt.Errorf("%s: %w", verb, err)

@@ -193,7 +193,9 @@ func (s *Store) openMeta() error {
 		return fmt.Errorf("open store %s: it holds %d databases, the limit is %d; mend: raise the limit", s.dir, len(names)-1, s.opts.MaxDBs)
 	}
 	for _, name := range names {
-		if s.handles[name], err = txn.OpenDBI(name, 0); err != nil {
+		if s.handles[name], err = txn.OpenDBI(name, 0); lmdb.IsNotFound(err) {
+			return s.corrupt("database %s is listed and cannot be found", name)
+		} else if err != nil {
 			return s.fail("open database "+name, err)
 		}
 	}
@@ -268,6 +270,9 @@ func (s *Store) load() error {
 				s.dir, format[0], formatVersion)
 		}
 		if err := s.loadStream(txn); err != nil {
+			return err
+		}
+		if err := s.findMap(txn); err != nil {
 			return err
 		}
 		h := new(head)

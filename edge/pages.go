@@ -212,41 +212,28 @@ func (c *pageChecker) node(page uint64, depth int, low, high []byte) error {
 	if err != nil {
 		return err
 	}
-	kind := order.Uint16(b[10:]) & pageKinds
 	want := uint16(pageBranch)
 	if depth == 1 {
 		want = pageLeaf
 	}
-	lower, upper := int(order.Uint16(b[12:])), int(order.Uint16(b[14:]))
-	switch {
-	case order.Uint64(b) != page:
-		return badPage(page, "says that it is page %d", order.Uint64(b))
-	case kind != want:
-		return badPage(page, "is of kind %#x, want %#x", kind, want)
-	case lower < pageHeader || upper < lower || upper > c.size || lower%2 != 0:
-		return badPage(page, "has room from %d to %d", lower, upper)
+	if got := order.Uint64(b); got != page {
+		return badPage(page, "says that it is page %d", got)
 	}
-	n := (lower - pageHeader) / 2
-	if n == 0 || kind == pageBranch && n < 2 {
-		return badPage(page, "has %d items", n)
+	n, err := checkItems(b, want, c.compare)
+	if err != nil {
+		return badPage(page, "%v", err)
 	}
 	items := make([]item, n)
 	for i := range items {
-		if err := items[i].decode(b, i, upper, c.size, kind == pageLeaf); err != nil {
-			return badPage(page, "item %d %v", i, err)
-		}
-		if kind == pageBranch && i == 0 {
-			continue // its key is not used
-		}
-		first := i == 0 || kind == pageBranch && i == 1
-		switch {
-		case !first && c.compare(items[i-1].key, items[i].key) >= 0:
-			return badPage(page, "item %d is out of order", i)
-		case low != nil && c.compare(items[i].key, low) < 0, high != nil && c.compare(items[i].key, high) >= 0:
+		it := &items[i]
+		it.at(b, i)
+		if want == pageBranch && i == 0 {
+			it.key = nil // not used
+		} else if low != nil && c.compare(it.key, low) < 0 || high != nil && c.compare(it.key, high) >= 0 {
 			return badPage(page, "item %d has a key of another page", i)
 		}
 	}
-	if kind == pageLeaf {
+	if want == pageLeaf {
 		c.inTree.leaves++
 		return c.leaf(page, items)
 	}
@@ -256,7 +243,7 @@ func (c *pageChecker) node(page uint64, depth int, low, high []byte) error {
 		if i > 0 {
 			from = items[i].key
 		}
-		if i+1 < n {
+		if i+1 < len(items) {
 			to = items[i+1].key
 		}
 		if err := c.node(items[i].child, depth-1, from, to); err != nil {
@@ -349,6 +336,42 @@ func (c *pageChecker) compare(a, b []byte) int {
 	return bytes.Compare(a, b)
 }
 
+// checkItems looks at a branch or leaf page: that its items lie within it, ascend
+// and fill the room that it has given away. The last is what shows that one is
+// missing: items lie close together, so none is left out of their sum. The key
+// of a branch page's first item is not used.
+func checkItems(b []byte, want uint16, compare func(a, b []byte) int) (n int, err error) {
+	kind := order.Uint16(b[10:]) & pageKinds
+	lower, upper := int(order.Uint16(b[12:])), int(order.Uint16(b[14:]))
+	n = (lower - pageHeader) / 2
+	switch {
+	case kind != want:
+		return 0, fmt.Errorf("is of kind %#x, want %#x", kind, want)
+	case lower < pageHeader || upper < lower || upper > len(b) || lower%2 != 0:
+		return 0, fmt.Errorf("has room from %d to %d", lower, upper)
+	case n == 0 || kind == pageBranch && n < 2:
+		return 0, fmt.Errorf("has %d items", n)
+	}
+	var it item
+	var last []byte
+	room := len(b) - upper
+	for i := range n {
+		if err := it.decode(b, i, upper, len(b), kind == pageLeaf); err != nil {
+			return 0, fmt.Errorf("item %d %w", i, err)
+		}
+		first := i == 0 || kind == pageBranch && i == 1
+		if !first && compare(last, it.key) >= 0 {
+			return 0, fmt.Errorf("item %d is out of order", i)
+		}
+		room -= (nodeHeader + len(it.key) + len(it.value) + 1) &^ 1
+		last = it.key
+	}
+	if room != 0 {
+		return 0, fmt.Errorf("has %d bytes that its %d items do not use", room, n)
+	}
+	return n, nil
+}
+
 // item is one entry of a page.
 type item struct {
 	key   []byte
@@ -373,6 +396,7 @@ func (it *item) decode(page []byte, i, upper, size int, leaf bool) error {
 		return fmt.Errorf("has a key of %d bytes", n)
 	}
 	it.key = b[:n]
+	it.value, it.flags, it.size = nil, 0, 0
 	if !leaf {
 		it.child = lo | hi<<16 | uint64(flags)<<32
 		return nil
@@ -391,4 +415,10 @@ func (it *item) decode(page []byte, i, upper, size int, leaf bool) error {
 	}
 	it.value = b[n : n+int(have)]
 	return nil
+}
+
+// at reads an item of a page that checkItems has looked at.
+func (it *item) at(page []byte, i int) {
+	leaf := order.Uint16(page[10:])&pageLeaf != 0
+	_ = it.decode(page, i, int(order.Uint16(page[14:])), len(page), leaf)
 }

@@ -99,6 +99,8 @@ type Store struct {
 	env   *lmdb.Env
 	root  lmdb.DBI
 	meta  lmdb.DBI
+	// pages are those of the memory map, for reading what LMDB does not check.
+	pages memoryMap
 
 	// handleMu keeps transactions from beginning while handles are being made
 	// known: held for reading to begin one, for writing to commit or open

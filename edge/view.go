@@ -236,7 +236,7 @@ func (t *Table) Get(key []byte, row *Row) error {
 	value, err := t.v.txn.Get(t.t.live.dbi, stored)
 	if err != nil {
 		if lmdb.IsNotFound(err) {
-			return t.miss(stored, key)
+			return t.absent(stored, key)
 		}
 		return t.v.s.fail("get row of "+t.t.name(), err)
 	}
@@ -253,113 +253,83 @@ func (t *Table) Get(key []byte, row *Row) error {
 	return nil
 }
 
-// miss returns ErrNotFound if nothing speaks against it.
-func (t *Table) miss(stored, key []byte) error {
-	cur, err := t.v.txn.OpenCursor(t.t.live.dbi)
-	if err != nil {
-		return t.v.s.fail("get row of "+t.t.name(), err)
+// absent returns ErrNotFound if the pages say so too.
+func (t *Table) absent(stored, key []byte) error {
+	var w walk
+	found, err := t.seek(&w, stored)
+	if err == nil && found && bytes.Equal(w.item.key, stored) {
+		err = errDisorder
 	}
-	defer cur.Close()
-	if err := t.bracket(cur, stored, key, false); err != nil {
-		return err
+	if err != nil {
+		return t.v.s.corruptRow(t.t, key, err)
 	}
 	return ErrNotFound
 }
 
-// bracket checks the rows before and behind the place of a store key: damage to
-// a key, or to the pages that lead to it, can make a search come out at the
-// wrong place, and then its neighbours are not whole or do not fit. present
-// tells that there may be a row of just that key.
-func (t *Table) bracket(cur *lmdb.Cursor, stored, key []byte, present bool) error {
-	next, value, err := cur.Get(stored, nil, lmdb.SetRange)
-	back := uint(lmdb.Prev)
-	if lmdb.IsNotFound(err) {
-		back = lmdb.Last
-	} else if err != nil {
-		return t.v.s.fail("search "+t.t.name(), err)
-	} else {
-		order := bytes.Compare(next, stored)
-		if err := t.neighbour(next, value, order > 0 || present && order == 0); err != nil {
-			return t.v.s.corruptRow(t.t, key, err)
+// seek begins a walk at a store key. The rows on either side must be whole: they
+// show that the pages are those of this table.
+func (t *Table) seek(w *walk, stored []byte) (bool, error) {
+	record, err := t.v.tree(t.t.live)
+	if err != nil {
+		return false, err
+	}
+	*w = t.v.s.newWalk(record)
+	found, err := w.seek(stored)
+	if err != nil {
+		return false, err
+	}
+	if found {
+		if _, _, err := openValue(t.t.seed, w.item.key, w.item.value); err != nil {
+			return false, fmt.Errorf("the row at its place: %w", err)
 		}
 	}
-	prev, value, err := cur.Get(nil, nil, back)
-	if lmdb.IsNotFound(err) {
-		return nil
-	}
+	// Where the place is the first of its page, a damaged key above may have led
+	// past the end of the page before.
+	before := *w
+	ok, err := before.previous()
 	if err != nil {
-		return t.v.s.fail("search "+t.t.name(), err)
+		return false, err
 	}
-	if err := t.neighbour(prev, value, bytes.Compare(prev, stored) < 0); err != nil {
-		return t.v.s.corruptRow(t.t, key, err)
+	if ok {
+		if _, _, err := openValue(t.t.seed, before.item.key, before.item.value); err != nil {
+			return false, fmt.Errorf("the row next to it: %w", err)
+		}
 	}
-	return nil
+	return found, nil
 }
 
 var errDisorder = errors.New("the rows next to it are out of order")
-
-func (t *Table) neighbour(stored, value []byte, inOrder bool) error {
-	if !inOrder {
-		return errDisorder
-	}
-	if _, _, err := openValue(t.t.seed, stored, value); err != nil {
-		return fmt.Errorf("the row next to it: %w", err)
-	}
-	return nil
-}
 
 // Scan calls fn with the rows whose encoded key begins with prefix, in the order
 // of the keys, starting behind the key after where that is not empty, until
 // limit rows have been given (no limit if it is 0 or less) or fn returns an
 // error, which Scan returns. key and row are valid until fn returns.
 //
-// After an ErrCorrupt the rows that were given are not to be trusted either: that
-// a page is out of its place shows only at the page after it.
-//
 // Keys of more than 472 bytes that are equal in their first 440 come in a fixed
 // order, but not in theirs.
 func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *Row) error) error {
-	cur, err := t.v.txn.OpenCursor(t.t.live.dbi)
-	if err != nil {
-		return t.v.s.fail("scan "+t.t.name(), err)
+	if err := t.v.usable(); err != nil {
+		return err
 	}
-	defer cur.Close()
 	start := scanStart(prefix, after)
-	op := uint(lmdb.SetRange)
-	if len(start) == 0 {
-		op = lmdb.First
-	}
-	if len(start) > 0 {
-		if err := t.bracket(cur, start, start, true); err != nil {
-			return err
-		}
+	var w walk
+	more, err := t.seek(&w, start)
+	if err != nil {
+		return t.v.s.corruptRow(t.t, start, err)
 	}
 	var row Row
-	var last []byte
-	for n := 0; limit <= 0 || n < limit; {
+	for n := 0; more && (limit <= 0 || n < limit); more, err = w.next() {
 		if err := t.v.usable(); err != nil {
 			return err
 		}
-		stored, value, err := cur.Get(start, nil, op)
-		if lmdb.IsNotFound(err) {
-			return nil
-		}
-		if err != nil {
-			return t.v.s.fail("scan "+t.t.name(), err)
-		}
-		if op == lmdb.SetRange && len(after) > 0 && bytes.Equal(stored, start) {
-			start, op = nil, lmdb.Next
+		stored := w.item.key
+		if len(after) > 0 && bytes.Equal(stored, start) {
 			continue
 		}
-		start, op = nil, lmdb.Next
-		key, body, err := openValue(t.t.seed, stored, value)
-		if err == nil && bytes.Compare(last, stored) >= 0 {
-			err = errDisorder
-		}
+		key, body, err := openValue(t.t.seed, stored, w.item.value)
 		if err != nil {
 			return t.v.s.corruptRow(t.t, stored, err)
 		}
-		last = append(last[:0], stored...)
 		if !bytes.HasPrefix(key, prefix) {
 			if passed(stored, prefix) {
 				return nil
@@ -373,6 +343,9 @@ func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *R
 			return err
 		}
 		n++
+	}
+	if err != nil {
+		return t.v.s.corruptRow(t.t, w.item.key, err)
 	}
 	return nil
 }
