@@ -35,12 +35,17 @@ const (
 	KindMessage Kind = 9
 	// KindQuarantine stands in the place of an entry that was kept back.
 	KindQuarantine Kind = 10
+	// KindLoadProgress says how far Load has come.
+	KindLoadProgress Kind = 11
+	// KindDrop takes Table out of the stream, with its rows and schemas.
+	KindDrop Kind = 12
 )
 
 var kindNames = [...]string{
 	KindPut: "put", KindDelete: "delete", KindTruncate: "truncate", KindSchema: "schema",
 	KindLoadBegin: "load_begin", KindLoadEnd: "load_end", KindVerify: "verify",
 	KindHeartbeat: "heartbeat", KindMessage: "message", KindQuarantine: "quarantine",
+	KindLoadProgress: "load_progress", KindDrop: "drop",
 }
 
 // NumKinds is one more than the highest kind: the size of an array by kind.
@@ -57,6 +62,9 @@ func (k Kind) String() string {
 // MaxEntry is the largest encoded entry in bytes. A row that needs more stops
 // the stream.
 const MaxEntry = 16 << 20
+
+// MaxProgress is the largest note of a load's progress in bytes.
+const MaxProgress = 1 << 20
 
 // UnitEnd stands on the last entry of a unit and flags it.
 type UnitEnd struct {
@@ -76,11 +84,11 @@ type Entry struct {
 	// Ordinal is the 0-based place of the entry in its unit.
 	Ordinal uint64
 	// Key and From are encoded keys (key.go), Row an encoded row (row.go).
-	// After decoding they alias the payload, as the byte strings in Verify and
-	// Message do.
+	// After decoding they alias the payload, as the byte strings in LoadInfo,
+	// Verify and Message do.
 	Key, From, Row []byte
-	// Load is the load that a Put, LoadBegin, LoadEnd belongs to; 0 for live
-	// changes.
+	// Load is the load that a Put, LoadBegin, LoadProgress, LoadEnd belongs to;
+	// 0 for live changes.
 	Load       LoadID
 	LoadInfo   *LoadInfo
 	Schema     *Schema
@@ -92,12 +100,20 @@ type Entry struct {
 	End  UnitEnd
 }
 
-// LoadInfo accompanies a LoadBegin or LoadEnd.
+// LoadInfo accompanies a LoadBegin, LoadProgress or LoadEnd; a LoadProgress has
+// always one.
 type LoadInfo struct {
 	// Reason says why the load was begun, for people.
 	Reason string
 	// Rows is the number of rows that the source gave (LoadEnd).
 	Rows uint64
+	// Progress is capture's note of how far the load has come, at most
+	// MaxProgress bytes. In a LoadBegin it is the load's first note; in a
+	// LoadProgress it takes the place of the one before.
+	Progress []byte
+	// Added is appended to the note before (LoadProgress). A LoadProgress with
+	// neither says that the load begins anew, without a note.
+	Added []byte
 }
 
 // VerifyRange states what the source has in a range of keys of one table, in
@@ -149,8 +165,10 @@ const (
 	endToken protowire.Number = 2
 	endXID   protowire.Number = 3
 
-	loadInfoReason protowire.Number = 1
-	loadInfoRows   protowire.Number = 2
+	loadInfoReason   protowire.Number = 1
+	loadInfoRows     protowire.Number = 2
+	loadInfoProgress protowire.Number = 3
+	loadInfoAdded    protowire.Number = 4
 
 	verifyID       protowire.Number = 1
 	verifyLow      protowire.Number = 2
@@ -185,7 +203,9 @@ func AppendEntry(dst []byte, e *Entry) []byte {
 	if e.LoadInfo != nil {
 		dst = appendMessageField(dst, entryLoadInfo, func(dst []byte) []byte {
 			dst = appendStringField(dst, loadInfoReason, e.LoadInfo.Reason)
-			return appendVarintField(dst, loadInfoRows, e.LoadInfo.Rows)
+			dst = appendVarintField(dst, loadInfoRows, e.LoadInfo.Rows)
+			dst = appendBytesField(dst, loadInfoProgress, e.LoadInfo.Progress)
+			return appendBytesField(dst, loadInfoAdded, e.LoadInfo.Added)
 		})
 	}
 	if e.Schema != nil {
@@ -299,6 +319,10 @@ func (e *Entry) setRare(f *field) error {
 				return f.string(&e.LoadInfo.Reason)
 			case loadInfoRows:
 				return f.varint(&e.LoadInfo.Rows)
+			case loadInfoProgress:
+				return f.bytes(&e.LoadInfo.Progress)
+			case loadInfoAdded:
+				return f.bytes(&e.LoadInfo.Added)
 			}
 			return f.unknown()
 		})
@@ -403,7 +427,7 @@ func (e *Entry) Validate() error {
 		return fmt.Errorf("%w: unknown entry type %d: written by a newer version of millrace; upgrade this process", ErrMalformed, e.Kind)
 	}
 	ofTable := e.Kind != KindHeartbeat && e.Kind != KindMessage
-	ofLoad := e.Kind == KindLoadBegin || e.Kind == KindLoadEnd
+	ofLoad := e.Kind == KindLoadBegin || e.Kind == KindLoadProgress || e.Kind == KindLoadEnd
 	switch {
 	case ofTable != (e.Table != 0):
 		return bad("table ID missing or not wanted")
@@ -419,8 +443,10 @@ func (e *Entry) Validate() error {
 		return bad("load ID missing")
 	case e.Load != 0 && !ofLoad && e.Kind != KindPut:
 		return bad("load ID not wanted")
-	case e.LoadInfo != nil && !ofLoad:
-		return bad("load info not wanted")
+	case e.LoadInfo != nil && !ofLoad, e.LoadInfo == nil && e.Kind == KindLoadProgress:
+		return bad("load info missing or not wanted")
+	case e.LoadInfo != nil && !e.LoadInfo.fits(e.Kind):
+		return bad("note of progress not wanted or too long")
 	case (e.Kind == KindSchema) != (e.Schema != nil):
 		return bad("schema missing or not wanted")
 	case e.Schema != nil && e.Schema.Table != e.Table:
@@ -437,6 +463,17 @@ func (e *Entry) Validate() error {
 		return bad("a text is not UTF-8")
 	}
 	return nil
+}
+
+// fits reports whether the notes are those that an entry of the kind has.
+func (i *LoadInfo) fits(kind Kind) bool {
+	switch {
+	case len(i.Progress) > MaxProgress || len(i.Added) > MaxProgress:
+		return false
+	case kind == KindLoadProgress:
+		return len(i.Progress) == 0 || len(i.Added) == 0
+	}
+	return len(i.Added) == 0 && (len(i.Progress) == 0 || kind == KindLoadBegin)
 }
 
 // textsValid reports whether the texts are UTF-8, which decoders insist on; the

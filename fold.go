@@ -1,6 +1,7 @@
 package millrace
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"time"
@@ -68,7 +69,7 @@ type Fold struct {
 	// next is the index to come: index + 1 + the open unit's entries.
 	next Index
 	unit UnitHash
-	// pending are the schema and load entries of the open unit.
+	// pending are the schema, load and drop entries of the open unit.
 	pending []Entry
 	recent  []Recent
 	err     error
@@ -219,12 +220,16 @@ func (f *Fold) entries(r *Record) error {
 			return bad(i, "ordinal %d, want %d", h.Ordinal, want)
 		}
 		run.Extend(&f.unit, &h)
-		if h.Kind == KindSchema || h.Kind == KindLoadBegin || h.Kind == KindLoadEnd {
+		if h.Kind.changesCatalog() {
 			var e Entry
 			if err := DecodeEntry(h.Body, &e); err != nil {
 				return fmt.Errorf("batch %v to %v: entry %v: %w", r.First, r.Last(), i, err)
 			}
+			// They may wait for the end of their unit longer than the record.
 			e.Key, e.From, e.Row = nil, nil, nil
+			if e.LoadInfo != nil {
+				e.LoadInfo.Progress, e.LoadInfo.Added = bytes.Clone(e.LoadInfo.Progress), bytes.Clone(e.LoadInfo.Added)
+			}
 			f.pending = append(f.pending, e)
 		}
 		if h.Last {

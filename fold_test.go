@@ -1,8 +1,10 @@
 package millrace
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -336,6 +338,83 @@ func TestFoldCatalog(t *testing.T) {
 	// A load ends once.
 	if _, err := f.Step(b.batch(end(Entry{Kind: KindLoadEnd, Table: 9, Load: 2}))); !errors.Is(err, ErrMalformed) {
 		t.Fatalf("ending a load twice: %v", err)
+	}
+}
+
+// TestFoldProgress: notes of a load add up, and nobody who has a catalog sees
+// them change.
+func TestFoldProgress(t *testing.T) {
+	a := newScribe(t, 1, 'a')
+	f := NewFold(a.stream, 1)
+	try := func(r *Record) error { _, err := f.Step(r); return err }
+	step := func(e Entry) {
+		t.Helper()
+		if err := try(a.batch(end(e))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	progress := func(info LoadInfo) Entry { return Entry{Kind: KindLoadProgress, Table: 9, Load: 1, LoadInfo: &info} }
+	if err := try(a.reign()); err != nil {
+		t.Fatal(err)
+	}
+	step(Entry{Kind: KindSchema, Table: 9, Schema: &Schema{
+		Version: 1, Table: 9, Namespace: "public", Name: "t",
+		Columns: []Column{{Name: "id", Type: 20, Typmod: -1, NotNull: true, KeyOrdinal: 1}},
+		Types:   []TypeDesc{{OID: 20, Kind: TypeBase, Schema: "pg_catalog", Name: "int8"}},
+	}})
+	step(Entry{Kind: KindLoadBegin, Table: 9, Load: 1, LoadInfo: &LoadInfo{Progress: []byte("ab")}})
+	kept := f.Catalog().Clone()
+	for _, tt := range []struct {
+		info LoadInfo
+		want string
+	}{
+		{LoadInfo{Added: []byte("c")}, "abc"},
+		{LoadInfo{Added: []byte("d")}, "abcd"},
+		{LoadInfo{Progress: []byte("x")}, "x"},
+		{LoadInfo{Reason: "anew"}, ""},
+		{LoadInfo{Added: bytes.Repeat([]byte("y"), MaxProgress-1)}, strings.Repeat("y", MaxProgress-1)},
+		{LoadInfo{Added: []byte("z")}, strings.Repeat("y", MaxProgress-1) + "z"},
+	} {
+		before := f.Catalog().Clone()
+		was := string(before.Loads[0].Progress)
+		r := a.batch(end(progress(tt.info)))
+		if err := try(r); err != nil {
+			t.Fatal(err)
+		}
+		clear(r.Payload) // the record is not kept
+		if got := string(f.Catalog().Loads[0].Progress); got != tt.want {
+			t.Errorf("progress is %.20q (%d bytes), want %.20q", got, len(got), tt.want)
+		}
+		if got := string(before.Loads[0].Progress); got != was {
+			t.Errorf("a catalog that was kept went from %.20q to %.20q", was, got)
+		}
+	}
+	if got := string(kept.Loads[0].Progress); got != "ab" {
+		t.Errorf("the first catalog has come to %q", got)
+	}
+	// A reader may begin at the largest note.
+	h, payload := f.StateRecord()
+	g, err := FoldFromState(a.record(h, payload))
+	if err != nil || !reflect.DeepEqual(g.Catalog(), f.Catalog()) {
+		t.Errorf("from the state record: %v", err)
+	}
+	// None of these belongs to the history.
+	for name, e := range map[string]Entry{
+		"note above the limit": progress(LoadInfo{Added: []byte("z")}),
+		"another load":         {Kind: KindLoadProgress, Table: 9, Load: 2, LoadInfo: &LoadInfo{}},
+		"another table":        {Kind: KindLoadProgress, Table: 8, Load: 1, LoadInfo: &LoadInfo{}},
+		"drop of another":      {Kind: KindDrop, Table: 8},
+	} {
+		c := f.Checkpoint()
+		b := *a
+		if _, err := FoldFrom(&c).Step(b.batch(end(e))); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: got %v, want ErrMalformed", name, err)
+		}
+	}
+	// With the table its load goes; its versions stay used.
+	step(Entry{Kind: KindDrop, Table: 9})
+	if c := f.Catalog(); c.Schema(9) != nil || len(c.Loads) != 0 || c.LastVersion != 1 || c.LastLoad != 1 {
+		t.Errorf("after the drop: %+v", c)
 	}
 }
 

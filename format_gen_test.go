@@ -184,10 +184,16 @@ var genEntry = rapid.Custom(func(t *rapid.T) *Entry {
 	case KindSchema:
 		e.Schema = genSchema.Draw(t, "schema")
 		e.Table = e.Schema.Table
-	case KindLoadBegin, KindLoadEnd:
+	case KindLoadBegin, KindLoadEnd, KindLoadProgress:
 		e.Load = LoadID(rapid.Uint64Min(1).Draw(t, "load"))
-		if rapid.Bool().Draw(t, "info") {
+		if e.Kind == KindLoadProgress || rapid.Bool().Draw(t, "info") {
 			e.LoadInfo = &LoadInfo{Reason: rapid.String().Draw(t, "reason"), Rows: rapid.Uint64().Draw(t, "rows")}
+		}
+		if e.LoadInfo != nil && e.Kind != KindLoadEnd {
+			e.LoadInfo.Progress = genBytes(t, "progress", 0)
+		}
+		if e.Kind == KindLoadProgress && e.LoadInfo.Progress == nil {
+			e.LoadInfo.Added = genBytes(t, "added", 0)
 		}
 	case KindVerify:
 		e.Verify = genVerify(t)

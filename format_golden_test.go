@@ -301,7 +301,21 @@ func goldenFiles(t testing.TB) []golden {
 			&Entry{Kind: KindLoadBegin, Table: a, Load: 3, LoadInfo: &LoadInfo{Reason: "rows were kept back"}}),
 	)
 	g.state("state-signed")
-	return append(g.files, goldenValues(t, g)...)
+	values := goldenValues(t, g)
+
+	// A load comes on, in each of the ways; then the table leaves the stream.
+	progress := func(info LoadInfo) []byte {
+		return g.unit(0, &Entry{Kind: KindLoadProgress, Table: a, Load: 3, LoadInfo: &info})
+	}
+	g.batch("batch-progress",
+		progress(LoadInfo{Progress: []byte{1, 2, 3}}), progress(LoadInfo{Added: []byte{4}}),
+		progress(LoadInfo{Reason: "the table was rewritten"}),
+		g.unit(0, &Entry{Kind: KindLoadBegin, Table: e, Load: 4, LoadInfo: &LoadInfo{Reason: "asked for", Progress: []byte{5, 6}}}),
+		progress(LoadInfo{Added: []byte{7, 8, 9}}))
+	g.state("state-progress")
+	g.batch("batch-drop", g.unit(0, &Entry{Kind: KindDrop, Table: a}))
+	g.state("state-drop")
+	return append(g.files, values...)
 }
 
 // goldenValues are those that do not stand in the topic by themselves.

@@ -156,7 +156,7 @@ func entryProto(e *Entry) *millracev1.Entry {
 		Key: e.Key, From: e.From, Row: e.Row, Load: uint64(e.Load),
 	}
 	if e.LoadInfo != nil {
-		m.LoadInfo = &millracev1.LoadInfo{Reason: e.LoadInfo.Reason, Rows: e.LoadInfo.Rows}
+		m.LoadInfo = &millracev1.LoadInfo{Reason: e.LoadInfo.Reason, Rows: e.LoadInfo.Rows, Progress: e.LoadInfo.Progress, Added: e.LoadInfo.Added}
 	}
 	if e.Schema != nil {
 		m.Schema = schemaProto(e.Schema)

@@ -1,6 +1,7 @@
 package millrace
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"slices"
@@ -22,7 +23,8 @@ type Recent struct {
 type Load struct {
 	ID    LoadID
 	Table TableID
-	// Progress is capture's own note of how far the load has come.
+	// Progress is capture's own note of how far the load has come, at most
+	// MaxProgress bytes. Nobody changes the bytes.
 	Progress []byte
 }
 
@@ -47,7 +49,8 @@ func (c *Catalog) Schema(table TableID) *Schema {
 	return c.Schemas[i]
 }
 
-// Clone returns a copy that shares the schemas, which nobody changes.
+// Clone returns a copy that shares the schemas and notes of progress, which
+// nobody changes.
 func (c *Catalog) Clone() Catalog {
 	d := *c
 	d.Schemas = slices.Clone(c.Schemas)
@@ -55,7 +58,17 @@ func (c *Catalog) Clone() Catalog {
 	return d
 }
 
-// apply enters a schema or load entry.
+// changesCatalog reports whether entries of the kind are for Catalog.apply.
+func (k Kind) changesCatalog() bool {
+	switch k {
+	case KindSchema, KindLoadBegin, KindLoadProgress, KindLoadEnd, KindDrop:
+		return true
+	}
+	return false
+}
+
+// apply enters an entry that changesCatalog. It keeps nothing of e but its
+// schema.
 func (c *Catalog) apply(e *Entry) error {
 	switch e.Kind {
 	case KindSchema:
@@ -67,15 +80,65 @@ func (c *Catalog) apply(e *Entry) error {
 		c.LastLoad = e.Load
 		// A table has one load at a time: a new one takes the place of one that
 		// was cut off.
-		c.Loads = slices.DeleteFunc(c.Loads, func(l Load) bool { return l.Table == e.Table })
-		c.Loads = append(c.Loads, Load{ID: e.Load, Table: e.Table})
+		c.forgetLoad(e.Table)
+		l := Load{ID: e.Load, Table: e.Table}
+		if e.LoadInfo != nil {
+			l.Progress = bytes.Clone(e.LoadInfo.Progress)
+		}
+		c.Loads = append(c.Loads, l)
+	case KindLoadProgress:
+		i, err := c.load(e, "comes on")
+		if err != nil {
+			return err
+		}
+		return c.Loads[i].note(e.LoadInfo)
 	case KindLoadEnd:
-		i := slices.IndexFunc(c.Loads, func(l Load) bool { return l.ID == e.Load && l.Table == e.Table })
-		if i < 0 {
-			return fmt.Errorf("%w: load %v of table %v ends but was not under way", ErrMalformed, e.Load, e.Table)
+		i, err := c.load(e, "ends")
+		if err != nil {
+			return err
 		}
 		c.Loads = slices.Delete(c.Loads, i, i+1)
+	case KindDrop:
+		return c.drop(e.Table)
 	}
+	return nil
+}
+
+// load finds the load that an entry is of.
+func (c *Catalog) load(e *Entry, doing string) (int, error) {
+	i := slices.IndexFunc(c.Loads, func(l Load) bool { return l.ID == e.Load && l.Table == e.Table })
+	if i < 0 {
+		return 0, fmt.Errorf("%w: load %v of table %v %s but was not under way", ErrMalformed, e.Load, e.Table, doing)
+	}
+	return i, nil
+}
+
+func (c *Catalog) forgetLoad(table TableID) {
+	c.Loads = slices.DeleteFunc(c.Loads, func(l Load) bool { return l.Table == table })
+}
+
+// note takes over what a LoadProgress says. Other catalogs may share the bytes
+// before, so they are never appended to in place.
+func (l *Load) note(info *LoadInfo) error {
+	if len(info.Added) == 0 {
+		l.Progress = bytes.Clone(info.Progress)
+		return nil
+	}
+	if n := len(l.Progress) + len(info.Added); n > MaxProgress {
+		return fmt.Errorf("%w: note of progress of load %v of table %v would have %d bytes, the limit is %d", ErrMalformed, l.ID, l.Table, n, MaxProgress)
+	}
+	l.Progress = slices.Concat(l.Progress, info.Added)
+	return nil
+}
+
+// drop takes a table out. Its versions stay used.
+func (c *Catalog) drop(table TableID) error {
+	i, ok := slices.BinarySearchFunc(c.Schemas, table, func(s *Schema, t TableID) int { return cmp.Compare(s.Table, t) })
+	if !ok {
+		return fmt.Errorf("%w: table %v is dropped, which the stream does not have", ErrMalformed, table)
+	}
+	c.Schemas = slices.Delete(c.Schemas, i, i+1)
+	c.forgetLoad(table)
 	return nil
 }
 
@@ -204,6 +267,9 @@ func (s *State) validate() error {
 		}
 		if l.ID > s.Catalog.LastLoad {
 			return bad("a load has an ID after the last")
+		}
+		if len(l.Progress) > MaxProgress {
+			return bad("a load's note of progress is too long")
 		}
 	}
 	if len(s.Recent) > KeepRecent {

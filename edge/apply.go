@@ -16,7 +16,7 @@ import (
 //
 // Live changes go into the live generation of the table and, while a load is
 // under way, into its shadow as well; rows of a load go into the shadow only.
-// Verify, Heartbeat and Message entries change no rows.
+// LoadProgress, Verify, Heartbeat and Message entries change no rows.
 func (w *Writer) Apply(e *millrace.Entry, mode millrace.Mode) error {
 	if w.txn == nil {
 		return errors.New("apply entry: no transaction is open")
@@ -37,7 +37,9 @@ func (w *Writer) Apply(e *millrace.Entry, mode millrace.Mode) error {
 		return w.loadEnd(e.Table, e.Load)
 	case millrace.KindQuarantine:
 		return w.quarantine(e)
-	case millrace.KindVerify, millrace.KindHeartbeat, millrace.KindMessage:
+	case millrace.KindDrop:
+		return w.dropTable(e.Table)
+	case millrace.KindLoadProgress, millrace.KindVerify, millrace.KindHeartbeat, millrace.KindMessage:
 		return nil
 	}
 	return fmt.Errorf("apply entry: %w: unknown %v; mend: upgrade this edge", millrace.ErrMalformed, e.Kind)
@@ -179,6 +181,36 @@ func (w *Writer) schema(schema *millrace.Schema) error {
 	key := schemaKey(schema.Table, schema.Version)
 	return w.s.fail("write schema of "+schema.QualifiedName(),
 		w.txn.Put(w.s.meta, key, seal(key, millrace.AppendSchema(nil, schema)), 0))
+}
+
+// dropTable takes a table out of the store. Its databases are emptied later and
+// used again, as those of any generation that is gone.
+func (w *Writer) dropTable(id millrace.TableID) error {
+	if t := w.cat.tables[id]; t == nil || t.schema == nil {
+		return w.inconsistent("table %v is dropped, of which no schema has come", id)
+	}
+	c := w.catalog()
+	t := c.tables[id]
+	for _, g := range []*generation{t.live, t.shadow} {
+		if err := w.discard(g); err != nil {
+			return err
+		}
+	}
+	keys := [][]byte{}
+	for version := range t.schemas {
+		keys = append(keys, schemaKey(id, version))
+	}
+	if t.diverged != "" {
+		keys = append(keys, divergedKey(id))
+	}
+	for _, key := range keys {
+		if err := w.txn.Del(w.s.meta, key, nil); err != nil {
+			return w.s.fail("drop table "+t.name(), err)
+		}
+	}
+	delete(c.tables, id)
+	c.index()
+	return nil
 }
 
 // loadBegin begins a shadow generation. One that is under way was cut off.

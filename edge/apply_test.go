@@ -115,6 +115,62 @@ func TestQuarantineAndRename(t *testing.T) {
 	}
 }
 
+// A table that leaves the stream is gone with all that belongs to it, and may
+// come back under its ID.
+func TestDrop(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	f := newFeed(t, s)
+	tf, other := f.loaded(testSchema(1, 1, "t", oidInt8, "note", "big")), f.loaded(testSchema(2, 2, "other", oidInt8, "note"))
+	f.must(tf.put("1", "a", "b"), other.put("7", "kept"))
+	tf.schema = testSchema(1, 3, "t", oidInt8, "note", "big")
+	f.must(tf.describe(), tf.control(millrace.KindLoadBegin, 9), &millrace.Entry{Kind: millrace.KindLoadProgress, Table: 1, Load: 9, LoadInfo: &millrace.LoadInfo{Added: []byte("x")}},
+		tf.put("1", "lacks", unchanged), &millrace.Entry{Kind: millrace.KindQuarantine, Table: 1, Quarantine: &millrace.Quarantined{Kind: millrace.KindPut, Reason: "too large"}})
+	index := f.index
+	// Given up, it leaves nothing behind.
+	if err := f.apply(tf.put("3", "x", "y"), tf.control(millrace.KindDrop, 0)); err != nil {
+		t.Fatal(err)
+	}
+	f.w.Abort()
+	f.index, f.loads[1] = index, 9
+	f.must(tf.put("3", "x", "y"))
+	if got := dump(t, s, "public.t"); got != "1=lacks,b 3=x,y" {
+		t.Fatalf("rows are %q", got)
+	}
+	f.must(tf.put("4", "x", "y"), tf.control(millrace.KindDrop, 0), other.put("8", "kept"))
+	err := s.View(context.Background(), func(v *View) error { _, err := v.Table("public.t"); return err })
+	if !errors.Is(err, ErrNoTable) {
+		t.Errorf("after the drop: %v, want ErrNoTable", err)
+	}
+	if got := dump(t, s, "public.other"); got != "7=kept 8=kept" {
+		t.Errorf("rows of the other table are %q", got)
+	}
+	for _, e := range []*millrace.Entry{tf.control(millrace.KindDrop, 0), tf.put("5", "x", "y"), tf.control(millrace.KindTruncate, 0), tf.control(millrace.KindLoadBegin, 10)} {
+		if err := f.unit(e); !errors.Is(err, ErrInconsistent) {
+			t.Errorf("%v entry of a table that is gone: %v, want ErrInconsistent", e.Kind, err)
+		}
+		f.index = s.Index()
+	}
+	f.w.Close()
+	closeStore(t, s)
+	s = openStore(t, dir)
+	f = newFeed(t, s)
+	var c *millrace.Checkpoint
+	err = s.View(context.Background(), func(v *View) (err error) { c, err = v.Checkpoint(); return err })
+	if err != nil || len(c.Catalog.Schemas) != 1 || c.Catalog.Schemas[0].Table != 2 {
+		t.Errorf("checkpoint has schemas %v, %v", c.Catalog.Schemas, err)
+	}
+	tf = f.loaded(testSchema(1, 11, "t", oidInt8, "note"))
+	f.must(tf.put("1", "back"))
+	if got := dump(t, s, "public.t"); got != "1=back" {
+		t.Errorf("rows of the table that came back are %q", got)
+	}
+	f.sweep()
+	if f.w.HasGarbage() {
+		t.Error("garbage is left after a sweep")
+	}
+}
+
 // Databases are used again, so loads and truncates do not use up the limit; what
 // is over the limit is refused by name, and the store goes on.
 func TestDatabaseLimit(t *testing.T) {

@@ -21,6 +21,7 @@ type modelTable struct {
 	live   map[string][2]string // nil before the first LoadEnd
 	shadow map[string][2]string // nil without a load
 	load   millrace.LoadID
+	gone   bool // out of the stream, until it is described again
 }
 
 func (m *modelTable) clone() *modelTable {
@@ -81,7 +82,11 @@ func TestModel(t *testing.T) {
 
 		step := func(m *modelTable) *millrace.Entry {
 			visible := slices.Sorted(maps.Keys(m.live))
-			switch rapid.IntRange(0, 13).Draw(rt, "step") {
+			what := rapid.IntRange(0, 14).Draw(rt, "step")
+			if m.gone {
+				what = 6
+			}
+			switch what {
 			case 0:
 				load++
 				m.load, m.shadow = load, make(map[string][2]string)
@@ -114,8 +119,15 @@ func TestModel(t *testing.T) {
 				return m.feed.control(millrace.KindTruncate, 0)
 			case 6:
 				version++
+				m.gone = false
 				m.feed.schema = testSchema(m.feed.schema.Table, version, m.feed.schema.Name, oidInt8, "note", "big")
 				return m.feed.describe()
+			case 14:
+				if rapid.IntRange(0, 3).Draw(rt, "drop") > 0 {
+					return nil
+				}
+				m.live, m.shadow, m.gone = nil, nil, true
+				return m.feed.control(millrace.KindDrop, 0)
 			case 7, 8:
 				if len(visible) == 0 {
 					return nil

@@ -142,7 +142,7 @@ func (f *feed) apply(entries ...*millrace.Entry) error {
 		switch e.Kind {
 		case millrace.KindLoadBegin:
 			f.loads[e.Table] = e.Load
-		case millrace.KindLoadEnd:
+		case millrace.KindLoadEnd, millrace.KindDrop:
 			delete(f.loads, e.Table)
 		}
 	}

@@ -340,6 +340,13 @@ func (e *edge) entry(entry *millrace.Entry) error {
 			return fmt.Errorf("load %v ends with %d rows, %d came", entry.Load, entry.LoadInfo.Rows, n)
 		}
 		e.tables[entry.Table] = table
+	case millrace.KindDrop:
+		if cat.Schema(entry.Table) == nil {
+			return fmt.Errorf("drop of table %v, of which there is no schema", entry.Table)
+		}
+		cat.Schemas = slices.DeleteFunc(cat.Schemas, func(o *millrace.Schema) bool { return o.Table == entry.Table })
+		cat.Loads = slices.DeleteFunc(cat.Loads, func(l millrace.Load) bool { return l.Table == entry.Table })
+		delete(e.tables, entry.Table)
 	case millrace.KindPut:
 		return e.put(entry, table)
 	case millrace.KindDelete:

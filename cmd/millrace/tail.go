@@ -158,9 +158,12 @@ type tailLine struct {
 	Offset    millrace.Offset `json:"offset"`
 }
 
+// loadLine has the notes of a load's progress by their sizes in bytes.
 type loadLine struct {
-	Reason string `json:"reason,omitempty"`
-	Rows   uint64 `json:"rows"`
+	Reason   string `json:"reason,omitempty"`
+	Rows     uint64 `json:"rows"`
+	Progress int    `json:"progress_bytes,omitempty"`
+	Added    int    `json:"added_bytes,omitempty"`
 }
 
 type schemaLine struct {
@@ -267,6 +270,7 @@ func (p *tailPrinter) batch(r *millrace.Record, offset millrace.Offset) error {
 			}
 		}
 		if i < p.from {
+			p.forget(&e)
 			continue
 		}
 		line := tailLine{Index: i, Kind: e.Kind.String(), Offset: offset, Provisional: i > p.fold.Index()}
@@ -279,8 +283,16 @@ func (p *tailPrinter) batch(r *millrace.Record, offset millrace.Offset) error {
 		if err := p.print(&line); err != nil {
 			return err
 		}
+		p.forget(&e)
 	}
 	return nil
+}
+
+// forget lets go of a table that e takes out of the stream.
+func (p *tailPrinter) forget(e *millrace.Entry) {
+	if e.Kind == millrace.KindDrop {
+		delete(p.tables, e.Table)
+	}
 }
 
 func (p *tailPrinter) learn(schema *millrace.Schema) error {
@@ -319,7 +331,7 @@ func (p *tailPrinter) entry(line *tailLine, e *millrace.Entry) (err error) {
 	}
 	line.Load = uint64(e.Load)
 	if e.LoadInfo != nil {
-		line.LoadInfo = &loadLine{e.LoadInfo.Reason, e.LoadInfo.Rows}
+		line.LoadInfo = &loadLine{e.LoadInfo.Reason, e.LoadInfo.Rows, len(e.LoadInfo.Progress), len(e.LoadInfo.Added)}
 	}
 	if e.Schema != nil {
 		line.Schema = &schemaLine{Version: uint64(e.Schema.Version)}

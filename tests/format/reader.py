@@ -48,7 +48,7 @@ MESSAGES = {
         12: ("quarantine", "Quarantined"), 15: ("end", "UnitEnd"),
     },
     "UnitEnd": {1: ("time_us", "int64"), 2: ("token", "uint64"), 3: ("xid", "uint32")},
-    "LoadInfo": {1: ("reason", "string"), 2: ("rows", "uint64")},
+    "LoadInfo": {1: ("reason", "string"), 2: ("rows", "uint64"), 3: ("progress", "bytes"), 4: ("added", "bytes")},
     "VerifyRange": {
         1: ("id", "uint64"), 2: ("low", "bytes"), 3: ("high", "bytes"),
         4: ("buckets", "uint32"), 5: ("bucket", "uint32"), 6: ("rows", "uint64"),
@@ -274,9 +274,16 @@ class Topic:
 
     def entry(self, e):
         """Takes key and row of an entry apart."""
-        need(1 <= e.get("kind", 0) <= 10, "unknown entry type %d" % e.get("kind", 0))
+        kind, info = e.get("kind", 0), e.get("load_info", {})
+        need(1 <= kind <= 12, "unknown entry type %d" % kind)
+        need(kind != 11 or "load_info" in e, "progress without load info")
+        need("progress" not in info or kind in (5, 11) and "added" not in info, "note of progress not wanted")
+        need("added" not in info or kind == 11, "note of progress not wanted")
+        need(max(len(info.get(name, b"")) for name in ("progress", "added")) <= 1 << 20, "note of progress too long")
         if "schema" in e:
             self.schemas[e["table"]] = e["schema"]
+        if kind == 12:
+            del self.schemas[e["table"]]
         for name in ("key", "from"):
             if name in e:
                 e[name] = keys.decode(keys.columns(self.schemas[e["table"]]), e[name])

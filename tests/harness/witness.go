@@ -329,7 +329,16 @@ func (w *Witness) apply(e *millrace.Entry) error {
 	}
 	t := w.byID[e.Table]
 	switch e.Kind {
-	case millrace.KindHeartbeat, millrace.KindMessage, millrace.KindVerify, millrace.KindQuarantine:
+	case millrace.KindHeartbeat, millrace.KindMessage, millrace.KindVerify, millrace.KindQuarantine, millrace.KindLoadProgress:
+		return nil
+	case millrace.KindDrop:
+		if t == nil {
+			return fmt.Errorf("%v of table %v that has no schema", e.Kind, e.Table)
+		}
+		delete(w.byID, e.Table)
+		if name := t.Schema.QualifiedName(); w.Tables[name] == t {
+			delete(w.Tables, name)
+		}
 		return nil
 	}
 	if t == nil {

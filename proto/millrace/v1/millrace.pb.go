@@ -33,17 +33,19 @@ const (
 type Kind int32
 
 const (
-	Kind_KIND_UNSPECIFIED Kind = 0  // never written
-	Kind_KIND_PUT         Kind = 1  // set the row of key
-	Kind_KIND_DELETE      Kind = 2  // remove the row of key
-	Kind_KIND_TRUNCATE    Kind = 3  // remove all rows of table
-	Kind_KIND_SCHEMA      Kind = 4  // describe table from here on
-	Kind_KIND_LOAD_BEGIN  Kind = 5  // begin a shadow generation of table
-	Kind_KIND_LOAD_END    Kind = 6  // make the shadow generation the table
-	Kind_KIND_VERIFY      Kind = 7  // what the source has in a range of table
-	Kind_KIND_HEARTBEAT   Kind = 8  // source and capture are alive
-	Kind_KIND_MESSAGE     Kind = 9  // an application's message
-	Kind_KIND_QUARANTINE  Kind = 10 // stands in the place of an entry that was kept back
+	Kind_KIND_UNSPECIFIED   Kind = 0  // never written
+	Kind_KIND_PUT           Kind = 1  // set the row of key
+	Kind_KIND_DELETE        Kind = 2  // remove the row of key
+	Kind_KIND_TRUNCATE      Kind = 3  // remove all rows of table
+	Kind_KIND_SCHEMA        Kind = 4  // describe table from here on
+	Kind_KIND_LOAD_BEGIN    Kind = 5  // begin a shadow generation of table
+	Kind_KIND_LOAD_END      Kind = 6  // make the shadow generation the table
+	Kind_KIND_VERIFY        Kind = 7  // what the source has in a range of table
+	Kind_KIND_HEARTBEAT     Kind = 8  // source and capture are alive
+	Kind_KIND_MESSAGE       Kind = 9  // an application's message
+	Kind_KIND_QUARANTINE    Kind = 10 // stands in the place of an entry that was kept back
+	Kind_KIND_LOAD_PROGRESS Kind = 11 // how far a load has come
+	Kind_KIND_DROP          Kind = 12 // the table leaves the stream
 )
 
 // Enum value maps for Kind.
@@ -60,19 +62,23 @@ var (
 		8:  "KIND_HEARTBEAT",
 		9:  "KIND_MESSAGE",
 		10: "KIND_QUARANTINE",
+		11: "KIND_LOAD_PROGRESS",
+		12: "KIND_DROP",
 	}
 	Kind_value = map[string]int32{
-		"KIND_UNSPECIFIED": 0,
-		"KIND_PUT":         1,
-		"KIND_DELETE":      2,
-		"KIND_TRUNCATE":    3,
-		"KIND_SCHEMA":      4,
-		"KIND_LOAD_BEGIN":  5,
-		"KIND_LOAD_END":    6,
-		"KIND_VERIFY":      7,
-		"KIND_HEARTBEAT":   8,
-		"KIND_MESSAGE":     9,
-		"KIND_QUARANTINE":  10,
+		"KIND_UNSPECIFIED":   0,
+		"KIND_PUT":           1,
+		"KIND_DELETE":        2,
+		"KIND_TRUNCATE":      3,
+		"KIND_SCHEMA":        4,
+		"KIND_LOAD_BEGIN":    5,
+		"KIND_LOAD_END":      6,
+		"KIND_VERIFY":        7,
+		"KIND_HEARTBEAT":     8,
+		"KIND_MESSAGE":       9,
+		"KIND_QUARANTINE":    10,
+		"KIND_LOAD_PROGRESS": 11,
+		"KIND_DROP":          12,
 	}
 )
 
@@ -278,10 +284,10 @@ type Entry struct {
 	From []byte `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
 	// Put: encoded row.
 	Row []byte `protobuf:"bytes,6,opt,name=row,proto3" json:"row,omitempty"`
-	// Load that a put, load begin or load end belongs to; absent for live
-	// changes.
+	// Load that a put, load begin, load progress or load end belongs to; absent
+	// for live changes.
 	Load uint64 `protobuf:"varint,7,opt,name=load,proto3" json:"load,omitempty"`
-	// Load begin and load end, may be absent.
+	// Load begin and load end, may be absent; load progress, always there.
 	LoadInfo   *LoadInfo       `protobuf:"bytes,8,opt,name=load_info,json=loadInfo,proto3" json:"load_info,omitempty"`
 	Schema     *Schema         `protobuf:"bytes,9,opt,name=schema,proto3" json:"schema,omitempty"`
 	Verify     *VerifyRange    `protobuf:"bytes,10,opt,name=verify,proto3" json:"verify,omitempty"`
@@ -484,7 +490,13 @@ type LoadInfo struct {
 	// Why the load was begun, for people.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Load end: number of rows that the source gave.
-	Rows          uint64 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	Rows uint64 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	// Capture's note of how far the load has come. Load begin: the first one. Load
+	// progress: it takes the place of the one before.
+	Progress []byte `protobuf:"bytes,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Load progress: appended to the note before. Absent like progress: the load
+	// begins anew, without a note.
+	Added         []byte `protobuf:"bytes,4,opt,name=added,proto3" json:"added,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -531,6 +543,20 @@ func (x *LoadInfo) GetRows() uint64 {
 		return x.Rows
 	}
 	return 0
+}
+
+func (x *LoadInfo) GetProgress() []byte {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *LoadInfo) GetAdded() []byte {
+	if x != nil {
+		return x.Added
+	}
+	return nil
 }
 
 // VerifyRange states what the source has in a range of keys.
@@ -1556,10 +1582,12 @@ const file_millrace_v1_millrace_proto_rawDesc = "" +
 	"\aUnitEnd\x12\x17\n" +
 	"\atime_us\x18\x01 \x01(\x03R\x06timeUs\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\x12\x10\n" +
-	"\x03xid\x18\x03 \x01(\rR\x03xid\"6\n" +
+	"\x03xid\x18\x03 \x01(\rR\x03xid\"h\n" +
 	"\bLoadInfo\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n" +
-	"\x04rows\x18\x02 \x01(\x04R\x04rows\"\xd4\x01\n" +
+	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x1a\n" +
+	"\bprogress\x18\x03 \x01(\fR\bprogress\x12\x14\n" +
+	"\x05added\x18\x04 \x01(\fR\x05added\"\xd4\x01\n" +
 	"\vVerifyRange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
 	"\x03low\x18\x02 \x01(\fR\x03low\x12\x12\n" +
@@ -1642,7 +1670,7 @@ const file_millrace_v1_millrace_proto_rawDesc = "" +
 	"\bposition\x18\t \x01(\v2\x15.millrace.v1.PositionR\bposition\x12\x17\n" +
 	"\atime_us\x18\n" +
 	" \x01(\x03R\x06timeUs\x12(\n" +
-	"\x05state\x18\v \x01(\v2\x12.millrace.v1.StateR\x05state*\xd3\x01\n" +
+	"\x05state\x18\v \x01(\v2\x12.millrace.v1.StateR\x05state*\xfa\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bKIND_PUT\x10\x01\x12\x0f\n" +
@@ -1655,7 +1683,9 @@ const file_millrace_v1_millrace_proto_rawDesc = "" +
 	"\x0eKIND_HEARTBEAT\x10\b\x12\x10\n" +
 	"\fKIND_MESSAGE\x10\t\x12\x13\n" +
 	"\x0fKIND_QUARANTINE\x10\n" +
-	"*\xc0\x01\n" +
+	"\x12\x16\n" +
+	"\x12KIND_LOAD_PROGRESS\x10\v\x12\r\n" +
+	"\tKIND_DROP\x10\f*\xc0\x01\n" +
 	"\bTypeKind\x12\x19\n" +
 	"\x15TYPE_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eTYPE_KIND_BASE\x10\x01\x12\x13\n" +
