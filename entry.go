@@ -126,7 +126,7 @@ type VerifyRange struct {
 	// Buckets is 0 when it is not.
 	Buckets, Bucket uint32
 	Rows            uint64
-	// Hash is the XXH3-128 over the canonical rows in key order.
+	// Hash is that of the rows; see VerifySum.
 	Hash [16]byte
 	// LeftOut are keys in the range that took no part.
 	LeftOut [][]byte

@@ -571,7 +571,7 @@ type VerifyRange struct {
 	Buckets uint32 `protobuf:"varint,4,opt,name=buckets,proto3" json:"buckets,omitempty"`
 	Bucket  uint32 `protobuf:"varint,5,opt,name=bucket,proto3" json:"bucket,omitempty"`
 	Rows    uint64 `protobuf:"varint,6,opt,name=rows,proto3" json:"rows,omitempty"`
-	// XXH3-128 over the canonical rows in key order, 16 bytes; always written.
+	// Sum of the rows' XXH3-128, 16 bytes; always written.
 	Hash []byte `protobuf:"bytes,7,opt,name=hash,proto3" json:"hash,omitempty"`
 	// Keys in the range that took no part.
 	LeftOut [][]byte `protobuf:"bytes,8,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
