@@ -85,8 +85,8 @@ func (l Limits) withDefaults() Limits {
 // however busy the table is.
 //
 // A Load changes only with what is emitted, and with Match: a successor that
-// decodes the Progress of a place in the stream and is told the changes that
-// were emitted since comes to the same.
+// decodes the Progress of a place in the stream, and what Added gave since, comes
+// to the same; but that it may read a few keys more.
 type Load struct {
 	limits   Limits
 	leaves   []Leaf
@@ -102,6 +102,14 @@ type Load struct {
 	queue   []place
 	next    uint64
 	size    int
+
+	// added holds, in the form of Progress, the keys that came into missing
+	// since the newest Progress was asked for and were not given out by Added;
+	// told counts those since that Progress, in bytes. Beyond the limit void is
+	// set; untold, once Added has said so, until the next Progress.
+	added        []byte
+	told         int
+	void, untold bool
 }
 
 type place struct {
@@ -111,7 +119,7 @@ type place struct {
 
 // NewLoad makes the Load of a table whose LoadBegin is being emitted.
 func NewLoad(limits Limits) *Load {
-	return &Load{limits: limits.withDefaults(), missing: make(map[string]uint64)}
+	return &Load{limits: limits.withDefaults(), missing: make(map[string]uint64), untold: true}
 }
 
 // Rows returns how many rows the load has emitted since it last began anew.
@@ -162,6 +170,10 @@ func (l *Load) Match(w *Window, leaves []Leaf) bool {
 	}
 	return false
 }
+
+// Known returns the heaps that the pass is about, or nil before the first Match.
+// It is not to be changed.
+func (l *Load) Known() []Leaf { return l.leaves }
 
 // Next returns what to read in w, after Match. It must not be called when the
 // load is finished.
@@ -267,12 +279,14 @@ func (l *Load) add(key []byte) {
 		// must read: its snapshots see what was emitted until now.
 		l.Restart()
 		l.forget()
+		l.added, l.void = nil, !l.untold
 		if l.size = len(key) + entryCost; l.size > l.limits.Missing {
 			l.size = 0
 			return // changed before the new pass began, which will read it
 		}
 	}
 	l.enqueue(string(key))
+	l.tell(string(key))
 }
 
 func (l *Load) drop(key []byte) {

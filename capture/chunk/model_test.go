@@ -38,7 +38,8 @@ const (
 	flawNoMissing       flaw = "collect no keys of rows that lack columns"
 	flawMissingLate     flaw = "take rows of blocks not read yet for loaded"
 	flawForgetMissing   flaw = "forget keys that lack columns when the files differ"
-	flawNoReplay        flaw = "resume without the changes since the state record"
+	flawNotAdded        flaw = "do not tell of keys that lack columns since the newest progress"
+	flawNotVoid         flaw = "do not tell that the newest progress is void"
 	flawNoSuspects      flaw = "resume without what runs then"
 	flawSuspectsEarly   flaw = "resume with a snapshot that does not name all that runs"
 	flawXmin            flaw = "forget all below the xmax of a snapshot"
@@ -48,7 +49,7 @@ const (
 var flaws = []flaw{
 	flawEmitAtOnce, flawMessageEarly, flawLeaveOutNothing, flawNotAccepted, flawWindowLate, flawNoTruncate,
 	flawOldKey, flawNoFile, flawSnapshotFirst, flawEmpty, flawBounded, flawNoMissing, flawMissingLate, flawForgetMissing,
-	flawNoReplay, flawNoSuspects, flawSuspectsEarly, flawXmin, flawOverflow,
+	flawNotAdded, flawNotVoid, flawNoSuspects, flawSuspectsEarly, flawXmin, flawOverflow,
 }
 
 var (
@@ -112,12 +113,9 @@ type model struct {
 	crashes int
 
 	pub *publisher
-	// The newest state record: how much of the WAL was emitted, and the load.
-	state struct {
-		emitted, load int
-		progress      []byte
-	}
-	begun int // emitted at the LoadBegin of the load under way, or -1
+	// progress is what the emitted stream tells of the load under way.
+	progress []byte
+	begun    int // emitted at the LoadBegin of the load under way, or -1
 	// planned is the table's length at the LoadBegin; only flaws look at it.
 	planned int
 }
@@ -184,13 +182,6 @@ func (m *model) step() error {
 	case n == 18 && m.draw(4) == 0:
 		m.start()
 		m.crashes++
-	case n == 19:
-		m.state.emitted = m.emitted
-		m.state.progress, m.state.load = nil, -1
-		if m.pub.load != nil {
-			m.state.load = m.loads
-			m.state.progress = m.pub.load.Progress()
-		}
 	case n == 20:
 		m.pub.pending.Show(m.src.snapshot())
 	default:
@@ -215,25 +206,13 @@ func (m *model) start() {
 	if m.begun < 0 {
 		return
 	}
-	from, progress := m.begun, []byte(nil)
-	if m.state.load == m.loads && m.state.emitted >= m.begun {
-		from, progress = m.state.emitted, m.state.progress
-	}
-	l, err := Resume(progress, limits(m.draw))
+	l, err := Resume(m.progress, limits(m.draw))
 	if err != nil {
 		panic(err)
 	}
-	m.pub.load = l
-	switch {
-	case m.flaw == flawNoReplay:
-	case m.draw(4) == 0:
+	if m.pub.load = l; m.draw(8) == 0 {
 		l.Restart()
-	default:
-		for _, t := range m.src.wal[from:m.emitted] {
-			for _, c := range t.changes {
-				m.note(nil, 0, c)
-			}
-		}
+		m.progress = l.Progress()
 	}
 }
 
@@ -289,6 +268,15 @@ func (m *model) emit() error {
 			m.note(w, x, c)
 		}
 	}
+	if l := m.pub.load; l != nil {
+		more, void := l.Added()
+		if m.flaw != flawNotAdded {
+			m.progress = append(slices.Clip(m.progress), more...)
+		}
+		if void && m.flaw != flawNotVoid {
+			m.progress = nil
+		}
+	}
 	m.emitted++
 	return m.check("live", m.edge.live)
 }
@@ -311,7 +299,7 @@ func (m *model) publish() error {
 		if m.loads < 3 || m.begun >= 0 {
 			m.edge.shadow = make(map[int]row)
 			p.load = NewLoad(limits(m.draw))
-			m.begun = m.emitted
+			m.begun, m.progress = m.emitted, nil
 			m.planned = m.src.blocks()
 		}
 		return nil
@@ -420,6 +408,7 @@ func (m *model) read(r *reading) error {
 			l.Row(key(k))
 		}
 		l.Done(r.window, r.chunk)
+		m.progress = l.Progress()
 		return nil
 	}
 	r.step++

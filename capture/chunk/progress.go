@@ -13,11 +13,16 @@ const progressVersion = 1
 // Progress returns what a successor needs to go on from this place of the
 // stream: for millrace.Load.Progress. Integers are varints: version, pass
 // complete (0 or 1), rows, heap, block, number of heaps, of each its OID and
-// relfilenode, number of keys that may lack columns, of each its length and
-// bytes.
+// relfilenode; then to the end, of each key that may lack columns its length and
+// bytes, which is what Added appends to.
+//
+// It returns nil, as if the load had just begun, where the successor has to read
+// everything.
 func (l *Load) Progress() []byte {
+	l.added, l.told, l.void, l.untold = nil, 0, false, false
 	if l.leaves == nil || l.size > l.limits.Progress {
-		return nil // as if it had just begun: the successor reads everything
+		l.untold = true // what is added to nothing says nothing
+		return nil
 	}
 	b := []byte{progressVersion, 0}
 	if l.complete {
@@ -32,20 +37,46 @@ func (l *Load) Progress() []byte {
 		put(uint64(f.ID))
 		put(uint64(f.File))
 	}
-	put(uint64(len(l.missing)))
 	for _, p := range l.queue {
 		if l.missing[p.key] == p.n {
-			put(uint64(len(p.key)))
-			b = append(b, p.key...)
+			b = appendKey(b, p.key)
 		}
 	}
 	return b
 }
 
-// Resume makes the Load that wrote progress. A load that has none has just begun.
-// The changes that were emitted after the place that progress is of must then be
-// told with Emitted, before anything else; who cannot tell them calls Restart.
-// Rows of chunks emitted since need not be told: they are read again.
+func appendKey(b []byte, key string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(key))), key...)
+}
+
+// Added returns what to append to the newest Progress because of the changes that
+// were emitted since, or since the last call; nil for nothing. void says that the
+// newest Progress does not hold any more and none takes its place yet: too much
+// came together.
+func (l *Load) Added() (more []byte, void bool) {
+	more, l.added = l.added, nil
+	if l.void {
+		l.void, l.untold = false, true
+		return nil, true
+	}
+	return more, false
+}
+
+// tell notes a key for Added.
+func (l *Load) tell(key string) {
+	if l.untold || l.void {
+		return
+	}
+	if l.told += len(key) + entryCost; l.told > l.limits.Progress {
+		l.added, l.void = nil, true
+		return
+	}
+	l.added = appendKey(l.added, key)
+}
+
+// Resume makes the Load that wrote progress, with all that was added to it. A
+// load that has none has just begun. Rows of chunks emitted since need not be
+// told: they are read again.
 func Resume(progress []byte, limits Limits) (*Load, error) {
 	l := NewLoad(limits)
 	if len(progress) == 0 {
@@ -64,13 +95,16 @@ func Resume(progress []byte, limits Limits) (*Load, error) {
 	for range n {
 		l.leaves = append(l.leaves, Leaf{ID: millrace.TableID(r.uint(1<<32 - 1)), File: uint32(r.uint(1<<32 - 1))})
 	}
+	whole := !r.bad && l.leaf <= max(1, len(l.leaves)) && l.complete == (l.leaf >= max(1, len(l.leaves)))
 	// More of them than now are allowed make the pass begin anew.
-	for n := r.uint(uint64(len(progress))); n > 0 && !r.bad; n-- {
+	for len(r.b) > 0 {
 		l.add(r.take(r.uint(uint64(len(r.b)))))
 	}
-	if r.bad || len(r.b) > 0 || l.leaf > max(1, len(l.leaves)) || l.complete != (l.leaf >= max(1, len(l.leaves))) {
+	if r.bad || !whole {
 		return nil, fmt.Errorf("resume load: %w: progress", millrace.ErrMalformed)
 	}
+	// What was told is the same as what was read, unless that was too much.
+	l.added, l.told, l.untold, l.void = nil, l.size, false, l.pass > 0
 	return l, nil
 }
 

@@ -24,6 +24,10 @@ var ErrBusy = errors.New("table is locked")
 // that of their blocks. It has to be reported.
 var ErrOrder = errors.New("rows came out of the order of their blocks")
 
+// ErrReshaped occurs when the table's columns are not those of the schema that it
+// is read with. Look the table up again, and let the stream have its schema.
+var ErrReshaped = errors.New("table was altered")
+
 // MessagePrefix is the prefix of the logical message that Reader.End writes.
 const MessagePrefix = "millrace.chunk"
 
@@ -31,6 +35,11 @@ const MessagePrefix = "millrace.chunk"
 type ReaderConfig struct {
 	// Schema is that of the table, with the table's OID.
 	Schema *millrace.Schema
+	// Listed says that the schema has some of the table's columns only.
+	Listed bool
+	// Where is an SQL expression over the table's columns; only rows for which
+	// it is true are read. Empty: all.
+	Where string
 	// LockTimeout is how long a chunk waits for its lock; writers queue behind
 	// it no longer than that. Default 200 ms.
 	LockTimeout time.Duration
@@ -53,6 +62,7 @@ type Reader struct {
 	codec   *millrace.KeyCodec
 	columns string // SELECT list
 	byKey   string // query of rows by key
+	shape   string // what the catalog has to say of the columns
 	row     []millrace.Datum
 	key     []byte
 }
@@ -99,10 +109,33 @@ func (r *Reader) prepare(ctx context.Context) error {
 		names = append(names, fmt.Sprintf("k%d", i))
 		joins = append(joins, fmt.Sprintf("t.%s = w.k%d::%s", pgx.Identifier{name}.Sanitize(), i, typ))
 	}
+	from := r.name()
+	if r.cfg.Where != "" {
+		from = fmt.Sprintf("(SELECT * FROM %s WHERE (%s))", from, r.cfg.Where)
+	}
 	r.byKey = fmt.Sprintf("SELECT %s FROM unnest(%s) w (%s) JOIN %s t ON %s",
-		r.columns, strings.Join(arrays, ", "), strings.Join(names, ", "), r.name(), strings.Join(joins, " AND "))
+		r.columns, strings.Join(arrays, ", "), strings.Join(names, ", "), from, strings.Join(joins, " AND "))
+	r.shape = shapeOf(r.cfg.Schema)
 	return nil
 }
+
+// shapeOf writes a schema's columns as shapeQuery does the catalog's.
+func shapeOf(s *millrace.Schema) string {
+	var b strings.Builder
+	for i := range s.Columns {
+		c := &s.Columns[i]
+		notNull := 0
+		if c.NotNull {
+			notNull = 1
+		}
+		fmt.Fprintf(&b, "%d %d %d %d %s\n", c.Number, c.Type, c.Typmod, notNull, c.Name)
+	}
+	return b.String()
+}
+
+// shapeQuery takes the table, and its chosen columns or NULL for all.
+const shapeQuery = `SELECT coalesce(string_agg(concat_ws(' ', attnum, atttypid, atttypmod, attnotnull::int, attname) || E'\n', '' ORDER BY attnum), '')
+	FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped AND attgenerated = '' AND ($2::text[] IS NULL OR attname = ANY ($2::text[]))`
 
 func (r *Reader) name() string { return quoted(r.cfg.Schema.Namespace, r.cfg.Schema.Name) }
 
@@ -122,9 +155,9 @@ func CurrentSnapshot(ctx context.Context, conn *pgx.Conn) (Snapshot, error) {
 }
 
 // Begin locks the table, takes the chunk's snapshot and then, when nobody can
-// exchange them any more, looks at the table's heaps. After an error the
-// transaction has ended. If the window does not accept the snapshot, call Cancel
-// and Begin again.
+// exchange or alter them any more, looks at the table's heaps and columns. After
+// an error the transaction has ended: ErrBusy, ErrReshaped. If the window does not
+// accept the snapshot, call Cancel and Begin again.
 func (r *Reader) Begin(ctx context.Context) (Snapshot, []Leaf, error) {
 	s, leaves, err := r.begin(ctx)
 	if err != nil {
@@ -150,12 +183,21 @@ func (r *Reader) begin(ctx context.Context) (s Snapshot, leaves []Leaf, err erro
 		}
 		return s, nil, err
 	}
-	var text string
-	if err := r.conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text").Scan(&text); err != nil {
+	var listed []string
+	if r.cfg.Listed {
+		for i := range r.cfg.Schema.Columns {
+			listed = append(listed, r.cfg.Schema.Columns[i].Name)
+		}
+	}
+	var text, shape string
+	if err := r.conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text, ("+shapeQuery+")", uint32(r.cfg.Schema.Table), listed).Scan(&text, &shape); err != nil {
 		return s, nil, err
 	}
 	if s, err = ParseSnapshot(text); err != nil {
 		return s, nil, err
+	}
+	if shape != r.shape {
+		return s, nil, ErrReshaped
 	}
 	rows, err := r.conn.Query(ctx, `
 		WITH RECURSIVE tree (oid) AS (
@@ -238,6 +280,9 @@ func (r *Reader) blocks(ctx context.Context, c *Chunk, fn func([]byte, []millrac
 	query := fmt.Sprintf("DECLARE chunk NO SCROLL CURSOR FOR SELECT %s, t.ctid FROM ONLY %s t WHERE t.ctid >= '(%d,0)'", r.columns, quoted(schema, name), c.From)
 	if c.To != 0 {
 		query += fmt.Sprintf(" AND t.ctid < '(%d,0)'", c.To)
+	}
+	if r.cfg.Where != "" {
+		query += " AND (" + r.cfg.Where + ")"
 	}
 	if _, err := r.conn.Exec(ctx, query); err != nil {
 		return err

@@ -48,8 +48,8 @@ func newBenchOn(t testing.TB, db *pgtest.DB, typ uint32, typName string, cfg Rea
 	b.schema = &millrace.Schema{
 		Version: 1, Namespace: "public", Name: "t",
 		Columns: []millrace.Column{
-			{Name: "id", Type: typ, Typmod: -1, NotNull: true, KeyOrdinal: 1},
-			{Name: "a", Type: 25, Typmod: -1}, {Name: "c", Type: 25, Typmod: -1},
+			{Number: 1, Name: "id", Type: typ, Typmod: -1, NotNull: true, KeyOrdinal: 1},
+			{Number: 2, Name: "a", Type: 25, Typmod: -1}, {Number: 3, Name: "c", Type: 25, Typmod: -1},
 		},
 		Types: []millrace.TypeDesc{
 			{OID: typ, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: typName},
@@ -324,4 +324,21 @@ func TestReaderSnapshotAfterLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.finish()
+}
+
+// TestReaderReshaped: a table whose columns are not those of the schema any more
+// is not read.
+func TestReaderReshaped(t *testing.T) {
+	db := pgtest.New(t)
+	for _, sql := range []string{
+		"alter table t add d text", "alter table t drop c", "alter table t rename c to d",
+		"alter table t alter a type varchar(9)", "alter table t alter a set not null",
+	} {
+		db.Exec("drop table if exists t")
+		b := newBenchOn(t, db, 20, "int8", ReaderConfig{}, Limits{}, "create table t (id bigint primary key, a text, c text)")
+		db.Exec(sql)
+		if _, _, err := b.reader.Begin(b.ctx); !errors.Is(err, ErrReshaped) {
+			t.Errorf("%s: got %v, want ErrReshaped", sql, err)
+		}
+	}
 }
