@@ -113,6 +113,19 @@ func (s *Schema) ColumnIndex(name string) int {
 	return slices.IndexFunc(s.Columns, func(c Column) bool { return c.Name == name })
 }
 
+// Counterpart returns the place of the column that c, of another version of the
+// table, is by now or was before, or -1. A column is known by its number, or by
+// its name where one of the two has none: a rename keeps the number, and a column
+// that was made again under the name of one that was dropped has another.
+func (s *Schema) Counterpart(c *Column) int {
+	return slices.IndexFunc(s.Columns, func(o Column) bool {
+		if c.Number != 0 && o.Number != 0 {
+			return c.Number == o.Number
+		}
+		return c.Name == o.Name
+	})
+}
+
 // Type returns the descriptor with the OID, or nil.
 func (s *Schema) Type(oid uint32) *TypeDesc {
 	i, ok := slices.BinarySearchFunc(s.Types, oid, func(t TypeDesc, oid uint32) int { return cmp.Compare(t.OID, oid) })

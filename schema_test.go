@@ -133,6 +133,27 @@ func TestSchemaKeyColumns(t *testing.T) {
 	}
 }
 
+func TestSchemaCounterpart(t *testing.T) {
+	s := &Schema{Columns: []Column{{Name: "id", Number: 1}, {Name: "b", Number: 3}, {Name: "old"}}}
+	for _, c := range []struct {
+		name   string
+		column Column
+		want   int
+	}{
+		{"the same", Column{Name: "id", Number: 1}, 0},
+		{"renamed", Column{Name: "was_b", Number: 3}, 1},
+		{"made again under the name", Column{Name: "b", Number: 4}, -1},
+		{"renamed to the name of another", Column{Name: "id", Number: 3}, 1},
+		{"number not known here", Column{Name: "b"}, 1},
+		{"number not known there", Column{Name: "old", Number: 7}, 2},
+		{"other", Column{Name: "x"}, -1},
+	} {
+		if got := s.Counterpart(&c.column); got != c.want {
+			t.Errorf("%s: got %d, want %d", c.name, got, c.want)
+		}
+	}
+}
+
 func TestSchemaSameAs(t *testing.T) {
 	s := sampleSchema()
 	later := sampleSchema()

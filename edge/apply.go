@@ -70,7 +70,7 @@ func (w *Writer) put(e *millrace.Entry) error {
 	if err := w.decodeRow(t, e.Row, &w.row); err != nil {
 		return fmt.Errorf("put into table %s, key %s: %w", t.name(), t.describe(e.Key), err)
 	}
-	ch := change{key: e.Key, row: e.Row}
+	ch := change{key: e.Key, row: e.Row, tolerant: t.inTransition()}
 	for i := range w.row.Columns {
 		switch w.row.Columns[i].State {
 		case millrace.ColumnUnchanged:
@@ -119,10 +119,12 @@ func (w *Writer) putMoved(t *table, e *millrace.Entry, ch change) error {
 			return err
 		}
 		moved := ch
-		if moved.row, moved.lacks, err = w.completeRow(t, g, e.From, e.Row, base); err != nil {
+		if moved.row, moved.lacks, err = w.completeRow(t, g, &ch, e.From, base); err != nil {
 			return err
 		}
-		w.add(t, g, moved)
+		if moved.row != nil {
+			w.add(t, g, moved)
+		}
 	}
 	return nil
 }
@@ -135,7 +137,7 @@ func (w *Writer) delete(e *millrace.Entry, mode millrace.Mode) error {
 	// A window of trigger mode deletes a key that was inserted and deleted
 	// within it. In WAL mode every row that is deleted was inserted before, so
 	// one that is not here has been lost.
-	ch := change{key: e.Key, tolerant: mode == millrace.ModeTrigger}
+	ch := change{key: e.Key, tolerant: mode == millrace.ModeTrigger || t.inTransition()}
 	if t.live != nil {
 		w.add(t, t.live, ch)
 	}
@@ -213,7 +215,8 @@ func (w *Writer) dropTable(id millrace.TableID) error {
 	return nil
 }
 
-// loadBegin begins a shadow generation. One that is under way was cut off.
+// loadBegin begins a shadow generation, and with it a time in which the live one
+// need not be whole: changes keep what held when they came. One that is under way was cut off.
 func (w *Writer) loadBegin(id millrace.TableID, load millrace.LoadID) error {
 	if t := w.cat.tables[id]; t == nil || t.schema == nil {
 		return w.inconsistent("load %v begins for table %v, of which no schema has come", load, id)
@@ -294,14 +297,21 @@ func (w *Writer) decodeRow(t *table, b []byte, row *millrace.Row) error {
 }
 
 // completeRow replaces the unchanged columns of a row by those of base, an
-// encoded row or nil. Columns are found by name where the two were written with
-// different schemas. What base does not have is marked as missing in a shadow,
-// and an error in the live generation. The result lies in the arena.
-func (w *Writer) completeRow(t *table, g *generation, key, encoded, base []byte) (completed []byte, lacks bool, err error) {
-	if err := w.decodeRow(t, encoded, &w.row); err != nil {
+// encoded row or nil, which key is of. What base does not have is marked as
+// missing in a shadow, and an error in the live generation. The result lies in
+// the arena.
+//
+// In transition the live generation goes on showing what it showed. A row that it
+// does not have stays away: the result is nil. A column that the base does not
+// have is null, as readers have seen it since the column came.
+func (w *Writer) completeRow(t *table, g *generation, ch *change, key, base []byte) (completed []byte, lacks bool, err error) {
+	if err := w.decodeRow(t, ch.row, &w.row); err != nil {
 		return nil, false, err
 	}
 	if base == nil && g.usage == live {
+		if ch.tolerant {
+			return nil, false, nil
+		}
 		return nil, false, w.absent(t, key, "a change leaves columns of it unchanged")
 	}
 	if base != nil {
@@ -319,11 +329,14 @@ func (w *Writer) completeRow(t *table, g *generation, key, encoded, base []byte)
 		if base != nil {
 			at := i
 			if w.base.Version != w.row.Version {
-				at = t.schemas[w.base.Version].ColumnIndex(schema.Columns[i].Name)
+				at = t.schemas[w.base.Version].Counterpart(&schema.Columns[i])
 			}
 			if at >= 0 {
 				d = w.base.Columns[at]
 			}
+		}
+		if d.State == millrace.ColumnMissing && g.usage == live && ch.tolerant {
+			d.State = millrace.ColumnNull
 		}
 		if d.State == millrace.ColumnMissing {
 			if g.usage == live {

@@ -115,6 +115,58 @@ func TestQuarantineAndRename(t *testing.T) {
 	}
 }
 
+// While a table is loaded again, rows that the live generation does not have as
+// the source has them are no fault: it goes on showing what it showed.
+func TestTransition(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	schema := func(version millrace.SchemaVersion, columns ...string) *millrace.Schema {
+		s := testSchema(1, version, "t", oidInt8, columns...)
+		s.Columns[0].Number = 1
+		return s
+	}
+	numbered := func(s *millrace.Schema, numbers ...uint32) *millrace.Schema {
+		for i, n := range numbers {
+			s.Columns[i+1].Number = n
+		}
+		return s
+	}
+	tf := f.loaded(numbered(schema(1, "note", "big"), 2, 3))
+	f.must(tf.put("1", "a", "b"), tf.put("2", "c", "d"))
+	// Renamed, and without a load: completed by number.
+	tf.schema = numbered(schema(2, "note", "large"), 2, 3)
+	f.must(tf.describe(), tf.put("1", "a2", unchanged))
+	// A column came with values that were never sent.
+	tf.schema = numbered(schema(3, "note", "large", "filled"), 2, 3, 4)
+	strict := []*millrace.Entry{tf.put("2", "x", unchanged, unchanged)}
+	index := f.index
+	if err := f.unit(append([]*millrace.Entry{tf.describe()}, strict...)...); !errors.Is(err, ErrInconsistent) {
+		t.Fatalf("before a load began: %v, want ErrInconsistent", err)
+	}
+	f.index = index
+	f.must(tf.describe(), tf.put("1", "a3", unchanged, "new"), tf.control(millrace.KindLoadBegin, 9),
+		tf.put("2", "c2", unchanged, unchanged), // null, as readers have seen it
+		tf.put("7", "z", unchanged, "n"),        // of a row that was never sent
+		tf.delete("8"), tf.move("9", "10", "z", unchanged, "n"), tf.delete("9"),
+		tf.delete("7"), tf.put("7", "y", unchanged, "n"), tf.put("11", "new", "row", "v"), tf.put("11", "newer", unchanged, "v"))
+	if got, want := dump(t, s, "public.t"), "1=a3,b,new 2=c2,d,NULL 11=newer,row,v"; got != want {
+		t.Errorf("rows are %q, want %q", got, want)
+	}
+	if err := f.unit(tf.control(millrace.KindLoadEnd, 9)); !errors.Is(err, ErrInconsistent) {
+		t.Errorf("end of the load while rows lack columns: %v", err)
+	}
+	f.index, f.loads[1] = s.Index(), 9
+	f.must(tf.load(9, "1", "a3", "b", "new"), tf.load(9, "2", "c2", "d", "filled"), tf.load(9, "7", "y", "Z", "n"), tf.load(9, "10", "z", "Z", "n"))
+	// What came before the load's end is judged as it was when it came.
+	f.must(tf.delete("8"), tf.control(millrace.KindLoadEnd, 9))
+	if got, want := dump(t, s, "public.t"), "1=a3,b,new 2=c2,d,filled 7=y,Z,n 10=z,Z,n 11=newer,row,v"; got != want {
+		t.Errorf("rows are %q, want %q", got, want)
+	}
+	if err := f.unit(tf.delete("8")); !errors.Is(err, ErrInconsistent) {
+		t.Errorf("delete of an absent row after the load: %v", err)
+	}
+}
+
 // A table that leaves the stream is gone with all that belongs to it, and may
 // come back under its ID.
 func TestDrop(t *testing.T) {

@@ -102,6 +102,11 @@ func (t *table) addSchema(s *millrace.Schema) error {
 	return nil
 }
 
+// inTransition reports whether the live generation may differ from the source's
+// rows until a load ends: rows were changed there without being sent, which is
+// why the table is loaded again.
+func (t *table) inTransition() bool { return t.live != nil && t.shadow != nil }
+
 // name is for messages.
 func (t *table) name() string {
 	if t.schema == nil {

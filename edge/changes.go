@@ -23,7 +23,9 @@ type change struct {
 	unchanged bool
 	// lacks tells that the row has missing columns.
 	lacks bool
-	// tolerant tells that a deletion may find nothing.
+	// tolerant tells that the row before may not be here, or not have all
+	// columns: a deletion may find nothing, a row whose unchanged columns have
+	// nothing to come from is left out.
 	tolerant bool
 }
 
@@ -193,11 +195,17 @@ func (w *Writer) settle(c *changes, cur *lmdb.Cursor, list []change) error {
 				}
 			}
 			var err error
-			if ch.row, lacks, err = w.completeRow(c.t, c.g, ch.key, ch.row, base); err != nil {
+			if ch.row, lacks, err = w.completeRow(c.t, c.g, ch, ch.key, base); err != nil {
 				return err
+			}
+			if ch.row == nil {
+				continue // it stays away, as it was
 			}
 		}
 		state, row = present, ch.row
+	}
+	if state == asStored {
+		return nil
 	}
 	last := &list[len(list)-1]
 	if c.g.missing > 0 || lacks {

@@ -171,7 +171,7 @@ func (c *comparison) same(row []millrace.Datum) bool {
 	if c.places == nil || c.version != c.row.Version {
 		c.version, c.places = c.row.Version, make([]int, len(c.schema.Columns))
 		for i := range c.schema.Columns {
-			c.places[i] = c.row.Schema.ColumnIndex(c.schema.Columns[i].Name)
+			c.places[i] = c.row.Schema.Counterpart(&c.schema.Columns[i])
 		}
 	}
 	for i := range row {

@@ -43,8 +43,9 @@ func New(s *millrace.Schema) (*Encoder, error) { return NewAs(s, s) }
 
 // NewAs returns an encoder for rows that were written under the schema row, to
 // be shown as rows of the later schema as of the same table: with the columns of
-// as, in their order. A column that the row does not have is null, as it is at
-// the source after ALTER TABLE … ADD COLUMN without a default.
+// as, in their order. A column that was renamed is found under its new name; one
+// that the row does not have is null, as it is at the source after ALTER TABLE …
+// ADD COLUMN without a default.
 func NewAs(row, as *millrace.Schema) (*Encoder, error) {
 	types := builder{schema: row, done: make(map[uint32]*encoder)}
 	e := &Encoder{row: row, columns: make([]column, len(as.Columns))}
@@ -62,7 +63,7 @@ func NewAs(row, as *millrace.Schema) (*Encoder, error) {
 		}
 		c.lead = string(append(lead, ':'))
 		if c.at = i; row != as {
-			c.at = row.ColumnIndex(c.name)
+			c.at = row.Counterpart(&as.Columns[i])
 		}
 		if c.at < 0 {
 			continue

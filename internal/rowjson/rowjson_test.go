@@ -167,6 +167,26 @@ func TestNewAs(t *testing.T) {
 	}
 }
 
+// A column is itself under another name, and another one under its name.
+func TestNewAsGoesByNumber(t *testing.T) {
+	row, as := testSchema(23, 25, 16), testSchema(23, 16, 25)
+	as.Version = 2
+	for i, n := range []uint32{1, 2, 3} {
+		row.Columns[i].Number = n
+	}
+	for i, n := range []uint32{1, 3, 4} {
+		as.Columns[i].Number = n
+	}
+	e, err := rowjson.NewAs(row, as)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := e.AppendRow(nil, &millrace.Row{Version: 1, Columns: []millrace.Datum{value("1"), value("x"), value("t")}})
+	if want := `{"a":1,"b":true,"c":null}`; err != nil || string(got) != want {
+		t.Errorf("got %s, %v, want %s", got, err, want)
+	}
+}
+
 func TestRefusesTypesBuiltOfThemselves(t *testing.T) {
 	s := testSchema(70000)
 	s.Types = []millrace.TypeDesc{{OID: 70000, Kind: millrace.TypeDomain, Name: "knot", Elem: 70000}}
