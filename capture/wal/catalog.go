@@ -101,10 +101,12 @@ func (t *tableInfo) readColumns(ctx context.Context, conn *pgx.Conn) error {
 	rows, err := conn.Query(ctx, `
 SELECT a.attnum, a.attname::text, a.atttypid::bigint, a.atttypmod, a.attnotnull, a.attgenerated <> '',
        -- A value that is stored, or that a rewrite has put into old rows.
-       a.atthasmissing OR a.atthasdef,
+       -- So may the default of a domain.
+       a.atthasmissing OR a.atthasdef OR t.typdefault IS NOT NULL,
        coalesce(CASE WHEN n.nspname = 'pg_catalog' THEN l.collname::text ELSE n.nspname || '.' || l.collname END, ''),
        coalesce(NOT l.collisdeterministic, false)
 FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_collation l ON l.oid = a.attcollation
 LEFT JOIN pg_namespace n ON n.oid = l.collnamespace
 WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped

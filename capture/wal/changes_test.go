@@ -262,35 +262,44 @@ func TestAlteredTables(t *testing.T) {
 	db := pgtest.New(t)
 	for _, c := range []struct {
 		name, sql string
-		stops     bool
+		loads     string // part of the reason; empty where the rows stay right
+		stops     error
 	}{
-		{"add column", "alter table a add column w text", false},
-		{"add column with default", "alter table a add column w text default 'x'", true},
-		{"add identity column", "alter table a add column w int generated always as identity", true},
-		{"drop column", "alter table a drop column v", false},
-		{"column dropped and made again", "alter table a drop column e; alter table a add column e e", true},
-		{"column dropped and made again while nobody looked", "alter table a drop column e; alter table a add column e e", true},
-		{"rename column", "alter table a rename column v to w", true},
-		{"widen varchar", "alter table a alter column c type varchar(20)", false},
-		{"varchar to text", "alter table a alter column c type text", false},
-		{"int to bigint", "alter table a alter column n type bigint", true},
-		{"numeric scale", "alter table a alter column q type numeric(10, 4)", true},
-		{"other key", "alter table a drop constraint a_pkey, add primary key (n)", true},
-		{"not null", "alter table a alter column n set not null", false},
-		{"enum label added", "alter type e add value 'c'", false},
-		{"enum label renamed", "alter type e rename value 'a' to 'z'; alter table a alter column n set not null", true},
-		{"renamed", "alter table a rename to a2; alter table a2 rename to a", false},
+		{"add column", "alter table a add column w text", "", nil},
+		{"add column with default", "alter table a add column w text default 'x'", "came with a value", nil},
+		{"add column with the default of a domain", "create domain dd as int default 5 check (value > 0); alter table a add column w dd", "came with a value", nil},
+		{"add identity column", "alter table a add column w int generated always as identity", "came with a value", nil},
+		{"drop column", "alter table a drop column v", "v was dropped", nil},
+		{"column dropped and made again", "alter table a drop column e; alter table a add column e e", "dropped and made again", nil},
+		{"column dropped and made again while nobody looked", "alter table a drop column e; alter table a add column e e", "dropped and made again", nil},
+		{"rename column", "alter table a rename column v to w", "v was renamed to w", nil},
+		{"rename key column", "alter table a rename column id to ident; alter table a add column id int", "id was renamed to ident", nil},
+		{"columns swap their names", "alter table a rename column v to t; alter table a rename column c to v; alter table a rename column t to c", "renamed", nil},
+		{"widen varchar", "alter table a alter column c type varchar(20)", "", nil},
+		{"varchar to text", "alter table a alter column c type text", "", nil},
+		{"int to bigint", "alter table a alter column n type bigint", "n has another type", nil},
+		{"enum to text, and its type dropped", "alter table a alter column e type text; drop type e; create type e as enum ('y')", "e has another type", nil},
+		{"numeric scale", "alter table a alter column q type numeric(10, 4)", "q has another type", nil},
+		{"other key", "alter table a drop constraint a_pkey, add primary key (n)", "", ErrKeyChanged},
+		{"other type of the key", "alter table a alter column id type bigint", "", ErrKeyChanged},
+		{"no key", "alter table a drop constraint a_pkey; alter table a replica identity full", "", ErrKeyChanged},
+		{"not null", "alter table a alter column n set not null", "", nil},
+		{"enum label added", "alter type e add value 'c'", "", nil},
+		{"enum label renamed", "alter type e rename value 'a' to 'z'; alter table a alter column n set not null", "enum e was renamed", nil},
+		{"attribute of a composite renamed", "alter type p rename attribute x to xx cascade; alter table a alter column n set not null", "type p was altered", nil},
+		{"attribute added to a composite", "alter type p add attribute z int cascade; alter table a alter column n set not null", "type p was altered", nil},
+		{"renamed", "alter table a rename to a2; alter table a2 rename to a", "", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			db.Exec("create type e as enum ('a', 'b'); create table a (id int primary key, v text, c varchar(10), n int not null default 1, q numeric(10, 2), e e)")
-			db.Exec("insert into a select i, 'v', 'c', i, 1.5, 'a' from generate_series(1, 3) i; alter table a alter column n drop not null; alter table a alter column n drop default")
+			db.Exec("create type e as enum ('a', 'b'); create type p as (x int, y text); create table a (id int primary key, v text, c varchar(10), n int not null default 1, q numeric(10, 2), e e, p p)")
+			db.Exec("insert into a select i, 'v', 'c', i, 1.5, 'a', row(i, 'y')::p from generate_series(1, 3) i; alter table a alter column n drop not null; alter table a alter column n drop default")
 			r := newRig(t, db, nil, "a")
 			defer func() {
 				r.close()
 				if err := r.c.Uninstall(r.ctx()); err != nil {
 					t.Error(err)
 				}
-				db.Exec("drop table a; drop type e")
+				db.Exec("drop table a; drop type e; drop type p; drop domain if exists dd")
 			}()
 			r.open()
 			r.copied()
@@ -303,24 +312,37 @@ func TestAlteredTables(t *testing.T) {
 			} else {
 				db.Exec(c.sql)
 			}
-			db.Exec("insert into a (id, n) values (5, 5)")
-			if c.stops {
+			id := "id"
+			if c.name == "rename key column" {
+				id = "ident"
+			}
+			db.Exec("insert into a (" + id + ", n) values (5, 5)")
+			if c.stops != nil {
 				r.mark++
-				err := r.fails(ErrTableChanged)
-				if !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), "public.a") {
+				err := r.fails(c.stops)
+				if !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), "public.a") || !strings.Contains(err.Error(), "mend: ") {
 					t.Errorf("error: %v", err)
 				}
 				return
 			}
 			units := r.sync()
-			t.Logf("units: %d, last: %s", len(units), units[len(units)-1].kinds())
+			if got := units[len(units)-1].kinds(); c.loads != "" && got != "schema load_begin put" {
+				t.Errorf("got %s, want the schema, then the load's begin, then the change", got)
+			}
+			reasons := r.load()
+			if (len(reasons) == 1) != (c.loads != "") || c.loads != "" && !strings.Contains(reasons[0], c.loads) {
+				t.Errorf("loads were begun because of %q, want %q", reasons, c.loads)
+			}
 			r.equal()
 			r.restart()
-			db.Exec("insert into a (id, n) values (6, 6)")
+			db.Exec("insert into a (" + id + ", n) values (6, 6)")
 			units = r.sync()
 			// A new label of an enum reaches us with the next description only.
 			if got, want := units[0].has(millrace.KindSchema), c.name == "enum label added"; got != want {
 				t.Errorf("schema with the first change after a restart: %v, want %v", got, want)
+			}
+			if reasons := r.load(); len(reasons) > 0 {
+				t.Errorf("after a restart, loads were begun because of %q", reasons)
 			}
 			r.equal()
 		})

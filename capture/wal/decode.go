@@ -27,6 +27,14 @@ type decoder struct {
 	// schemas are the newest that the stream has; version is the highest used.
 	schemas map[millrace.TableID]*millrace.Schema
 	version millrace.SchemaVersion
+	// turn grows with each schema, and whenever the decoder is told that a table
+	// was altered; told counts the latter by table.
+	turn uint64
+	told map[millrace.TableID]uint64
+	// reload begins loads, and loaded are the tables of which the unit under way
+	// has begun one.
+	reload reloader
+	loaded map[millrace.TableID]bool
 	// lookUp asks the source's catalogs.
 	lookUp func(id millrace.TableID, types []uint32) (*tableInfo, error)
 	// emit takes a finished unit and its size in bytes.
@@ -193,6 +201,7 @@ func (d *decoder) finish(c commitMessage) error {
 		return fmt.Errorf("%w: commit ends at %v, the one before at %v", ErrProtocol, c.end, d.position.LSN)
 	}
 	d.begun = false
+	clear(d.loaded)
 	entries := d.w.Len()
 	if entries == 0 {
 		return nil

@@ -109,6 +109,8 @@ func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
 		spool:     files,
 		budget:    1 << 20,
 		relations: make(map[millrace.TableID]*relation),
+		told:      make(map[millrace.TableID]uint64),
+		loaded:    make(map[millrace.TableID]bool),
 	}
 }
 

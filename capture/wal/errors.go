@@ -65,9 +65,14 @@ var (
 	// type of table or column that is not carried.
 	ErrTable = stop("table cannot be captured")
 
-	// ErrTableChanged occurs when a table was altered in a way that changes its
-	// stored rows without sending them. Mend: a new epoch.
+	// ErrTableChanged occurs when a table was altered in a way that cannot be
+	// followed: its changes cannot be described any more. Mend: copy the table
+	// again, or a new epoch.
 	ErrTableChanged = stop("table was altered")
+
+	// ErrKeyChanged occurs when changes of a table come under another key than
+	// its rows have at the edges. Mend: copy the table again, or a new epoch.
+	ErrKeyChanged = stop("key of a table was changed")
 
 	// ErrProtocol occurs when the source sends what this version cannot decode.
 	ErrProtocol = stop("replication message cannot be decoded")

@@ -19,7 +19,13 @@ import (
 )
 
 // newEpoch is the mend for all that only a fresh copy can cure.
-const newEpoch = "begin a new epoch of the stream, which copies its tables anew"
+//
+// copyAgain is the mend where one table is at fault: while it is out of the
+// stream its changes are left out, however they look.
+const (
+	newEpoch  = "begin a new epoch of the stream, which copies its tables anew"
+	copyAgain = "take the table out of source.tables, run millrace init and start transfer again, then put it back in the same way, which copies it again"
+)
 
 // system is what IDENTIFY_SYSTEM says.
 type system struct {

@@ -291,6 +291,11 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 		open:      newOpenTransactions(s.spool, s.c.metrics, s.c.cfg.MemoryBudget/4),
 		breathe:   func() error { return st.breathe(ctx) },
 		relations: make(map[millrace.TableID]*relation),
+		told:      make(map[millrace.TableID]uint64),
+		loaded:    make(map[millrace.TableID]bool),
+	}
+	if s.c.reloads != nil {
+		st.d.reload = s.c.reloads(st.d)
 	}
 	s.live.Store(st)
 	defer s.live.Store(nil)

@@ -13,9 +13,11 @@ type relation struct {
 	// place is that of the message among those of the connection.
 	place uint64
 	// schema is nil until the first change. It was the newest that the stream
-	// had of the table when the decoder's version was checked.
+	// had of the table, and told was the number of what was told of the table,
+	// when the decoder's turn was checked.
 	schema   *millrace.Schema
-	checked  millrace.SchemaVersion
+	told     uint64
+	checked  uint64
 	codec    *millrace.KeyCodec
 	new, old []millrace.Datum
 }
@@ -41,16 +43,17 @@ func (d *decoder) use(id millrace.TableID) (*relation, error) {
 	if r == nil {
 		return nil, fmt.Errorf("%w: a change of table %v, which was not described", ErrProtocol, id)
 	}
-	if r.checked == d.version && r.schema != nil {
+	if r.checked == d.turn && r.schema != nil {
 		return r, nil
 	}
-	// The stream has got a schema since; of this table?
-	if r.schema == nil || r.schema != d.schemas[id] {
+	// The stream has got a schema since, or was told of an altered table; is it
+	// this one?
+	if r.schema == nil || r.schema != d.schemas[id] || r.told != d.told[id] {
 		if err := d.describe(r); err != nil {
 			return nil, err
 		}
 	}
-	r.checked = d.version
+	r.checked, r.told = d.turn, d.told[id]
 	return r, nil
 }
 
@@ -67,29 +70,15 @@ func (d *decoder) describe(r *relation) error {
 		return err
 	}
 	before := d.schemas[r.id]
-	if name := remade(before, info); name != "" {
-		return fmt.Errorf("%w: %v: column %s was dropped and made again, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, r.name, name)
+	if before == nil {
+		return fmt.Errorf("%w: %v was never copied; mend: begin a new epoch", ErrTables, r.name)
 	}
 	s, err := schemaOf(r.relationMessage, info, before)
 	if err != nil {
 		return err
 	}
-	switch {
-	case before == nil:
-		return fmt.Errorf("%w: %v was never copied; mend: begin a new epoch", ErrTables, r.name)
-	case before.SameAs(withVersion(s, before.Version)):
-		s = before
-	default:
-		var missing func(string) bool
-		if info != nil {
-			missing = info.hasMissing
-		}
-		if what := reshaped(before, s, missing); what != "" {
-			return fmt.Errorf("%w: %v: %s, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, r.name, what)
-		}
-		if s, err = d.introduce(s); err != nil {
-			return err
-		}
+	if s, err = d.adopt(before, s, info); err != nil {
+		return err
 	}
 	if r.codec, err = millrace.NewKeyCodec(s); err != nil {
 		return fmt.Errorf("%w: %v: %w", ErrTable, r.name, err)
@@ -100,21 +89,38 @@ func (d *decoder) describe(r *relation) error {
 	return nil
 }
 
-// remade names a column of the schema before that is another one by now although
-// it has the same name, or is empty. The messages do not tell the two apart.
-func remade(before *millrace.Schema, info *tableInfo) string {
-	if before == nil || info == nil {
-		return ""
+// adopt makes s the newest schema of a table that the stream has, and begins a
+// load where rows that are stored have changed on the way without being sent. It
+// returns the schema before if that is the same. info is what the catalogs say,
+// or nil.
+func (d *decoder) adopt(before, s *millrace.Schema, info *tableInfo) (*millrace.Schema, error) {
+	if before.SameAs(withVersion(s, before.Version)) {
+		return before, nil
 	}
-	for i := range before.Columns {
-		was := &before.Columns[i]
-		for j := range info.columns {
-			if now := &info.columns[j]; now.name == was.Name && was.Number != 0 && uint32(now.number) != was.Number {
-				return was.Name
-			}
-		}
+	step := reshaped(before, s, info.missing())
+	if step.key != "" {
+		return nil, fmt.Errorf("%w: %s: %s; mend: %s, or begin a new epoch", ErrKeyChanged, s.QualifiedName(), step.key, copyAgain)
 	}
-	return ""
+	s, err := d.introduce(s)
+	if err == nil && step.rows != "" {
+		err = d.load(s.Table, step.rows)
+	}
+	return s, err
+}
+
+// load begins a load of a table where the unit under way stands, because rows
+// have changed at the source without being sent: reason says why, for people. A
+// unit begins one load of a table at most, since none of its rows can be loaded
+// before the unit has ended.
+func (d *decoder) load(id millrace.TableID, reason string) error {
+	if d.reload == nil {
+		return fmt.Errorf("%w: %s: %s, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, d.schemas[id].QualifiedName(), reason)
+	}
+	if d.loaded[id] {
+		return nil
+	}
+	d.loaded[id] = true
+	return d.reload(id, reason)
 }
 
 // introduce gives s the next version and puts it into the stream.
@@ -128,6 +134,7 @@ func (d *decoder) introduce(s *millrace.Schema) (*millrace.Schema, error) {
 	}
 	d.version = s.Version
 	d.schemas[s.Table] = s
+	d.turn++
 	return s, nil
 }
 
@@ -137,15 +144,21 @@ func withVersion(s *millrace.Schema, v millrace.SchemaVersion) *millrace.Schema 
 	return &c
 }
 
-// hasMissing reports whether the rows that were there before the column may have
-// a value for it. A column that is gone again may have had anything.
-func (t *tableInfo) hasMissing(column string) bool {
-	for _, c := range t.columns {
-		if c.name == column {
-			return c.hasMissing
-		}
+// missing tells of a column whether the rows that were there before it may have
+// a value for it; nil if that is not known of any. A column that is gone again
+// may have had anything.
+func (t *tableInfo) missing() func(*millrace.Column) bool {
+	if t == nil {
+		return nil
 	}
-	return true
+	return func(column *millrace.Column) bool {
+		for _, c := range t.columns {
+			if c.name == column.Name && (column.Number == 0 || uint32(c.number) == column.Number) {
+				return c.hasMissing
+			}
+		}
+		return true
+	}
 }
 
 // wrap says which table an error is of.

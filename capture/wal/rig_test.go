@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +33,42 @@ type rig struct {
 	src  *Source
 	edge *edge
 	mark int
+	// loads are those that the decoder asked for.
+	loads fakeLoads
+}
+
+// fakeLoads stands for what loads tables beside the stream: it begins loads, and
+// rig.load does the rest.
+type fakeLoads struct {
+	mu      sync.Mutex
+	last    millrace.LoadID
+	reasons []string // as "table: reason"
+}
+
+func (f *fakeLoads) reloader(d *decoder) reloader {
+	return func(id millrace.TableID, reason string) error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.last++
+		f.reasons = append(f.reasons, d.schemas[id].Name+": "+reason)
+		return d.w.Append(&millrace.Entry{Kind: millrace.KindLoadBegin, Table: id, Load: f.last, LoadInfo: &millrace.LoadInfo{Reason: reason}})
+	}
+}
+
+// begin sets the number of the last load.
+func (f *fakeLoads) begin(last millrace.LoadID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = last
+}
+
+// asked returns the reasons since the last call.
+func (f *fakeLoads) asked() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := f.reasons
+	f.reasons = nil
+	return all
 }
 
 // newRig installs a capture of tables, which must exist. Names are of schema
@@ -54,6 +91,7 @@ func newRig(t testing.TB, db *pgtest.DB, change func(*Config), tables ...string)
 	}
 	c.roots = true
 	r := &rig{t: t, db: db, c: c, cfg: cfg, edge: newEdge()}
+	c.reloads = r.loads.reloader
 	if err := c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +108,7 @@ func (r *rig) ctx() context.Context {
 // open opens a source after what the edge has.
 func (r *rig) open() {
 	r.t.Helper()
+	r.loads.begin(r.edge.at.Catalog.LastLoad)
 	src, err := r.c.Open(r.ctx(), &r.edge.at)
 	if err != nil {
 		r.t.Fatalf("open: %v", err)
@@ -148,6 +187,7 @@ func (r *rig) copied() []*applied {
 		a := r.next()
 		all = append(all, a)
 		if a.has(millrace.KindLoadEnd) {
+			r.loads.begin(r.edge.at.Catalog.LastLoad)
 			return all
 		}
 	}
@@ -187,10 +227,36 @@ func (r *rig) equal() {
 	}
 	defer closeConn(conn)
 	for _, name := range r.c.tables {
-		if err := r.edge.equalTable(r.ctx(), conn, name); err != nil {
+		if err := r.edge.equalTable(r.ctx(), conn, name, ""); err != nil {
 			r.t.Error(err)
 		}
 	}
+}
+
+// load ends the loads under way: the rows are the source's, as of now, when
+// nothing else is on its way. It returns why they were begun.
+func (r *rig) load() []string {
+	r.t.Helper()
+	conn, err := r.c.connect(r.ctx(), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer closeConn(conn)
+	for _, l := range r.edge.at.Catalog.Loads {
+		s := r.edge.at.Catalog.Schema(l.Table)
+		rows, err := sourceRows(r.ctx(), conn, s, "")
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		table := make(map[string]storedRow)
+		for key, row := range rows {
+			table[key] = storedRow{s.Version, row}
+		}
+		r.edge.tables[l.Table] = table
+		delete(r.edge.shadows, l.ID)
+	}
+	r.edge.at.Catalog.Loads = nil
+	return r.loads.asked()
 }
 
 // slotLSN is where the slot says that we are done.
@@ -387,7 +453,7 @@ func (e *edge) put(entry *millrace.Entry, table map[string]storedRow) error {
 
 // equalTable compares one table with the source. Rows of older versions are
 // mapped by column name.
-func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName) error {
+func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName, where string) error {
 	info, err := tableByName(ctx, conn, name)
 	if err != nil || info == nil {
 		return fmt.Errorf("look up %v: %w", name, err)
@@ -396,36 +462,13 @@ func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName) e
 	if s == nil {
 		return fmt.Errorf("%v: the edge has no schema", name)
 	}
-	codec, err := millrace.NewKeyCodec(s)
+	of, err := sourceRows(ctx, conn, s, where)
 	if err != nil {
 		return err
-	}
-	var columns []string
-	for _, c := range s.Columns {
-		columns = append(columns, quote(c.Name))
 	}
 	want := make(map[string]string)
-	rows, err := conn.Query(ctx, "select "+strings.Join(columns, ", ")+" from "+name.quoted(), pgx.QueryResultFormats{pgx.TextFormatCode})
-	if err != nil {
-		return err
-	}
-	for rows.Next() {
-		var row []millrace.Datum
-		for _, v := range rows.RawValues() {
-			d := millrace.Datum{State: millrace.ColumnNull}
-			if v != nil {
-				d = millrace.Datum{Text: bytes.Clone(v)}
-			}
-			row = append(row, d)
-		}
-		key, err := codec.AppendRowKey(nil, row)
-		if err != nil {
-			return err
-		}
-		want[string(key)] = rowText(s, row)
-	}
-	if rows.Err() != nil {
-		return rows.Err()
+	for key, row := range of {
+		want[key] = rowText(s, row)
 	}
 	got := make(map[string]string)
 	for key, row := range e.tables[info.id] {
@@ -433,7 +476,7 @@ func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName) e
 		old := e.schemas[row.version]
 		for i, c := range s.Columns {
 			mapped[i] = millrace.Datum{State: millrace.ColumnNull}
-			if j := old.ColumnIndex(c.Name); j >= 0 {
+			if j := old.Counterpart(&c); j >= 0 {
 				mapped[i] = row.columns[j]
 			}
 		}
@@ -457,6 +500,43 @@ func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName) e
 		}
 	}
 	return fmt.Errorf("%v: edge has %d rows, source %d, %d differ: %s", name, len(got), len(want), differing, example)
+}
+
+// sourceRows reads the rows of a table, by key. where may be empty.
+func sourceRows(ctx context.Context, conn *pgx.Conn, s *millrace.Schema, where string) (map[string][]millrace.Datum, error) {
+	codec, err := millrace.NewKeyCodec(s)
+	if err != nil {
+		return nil, err
+	}
+	var columns []string
+	for _, c := range s.Columns {
+		columns = append(columns, quote(c.Name))
+	}
+	query := "select " + strings.Join(columns, ", ") + " from " + tableName{s.Namespace, s.Name}.quoted()
+	if where != "" {
+		query += " where " + where
+	}
+	rows, err := conn.Query(ctx, query, pgx.QueryResultFormats{pgx.TextFormatCode})
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string][]millrace.Datum)
+	for rows.Next() {
+		var row []millrace.Datum
+		for _, v := range rows.RawValues() {
+			d := millrace.Datum{State: millrace.ColumnNull}
+			if v != nil {
+				d = millrace.Datum{Text: bytes.Clone(v)}
+			}
+			row = append(row, d)
+		}
+		key, err := codec.AppendRowKey(nil, row)
+		if err != nil {
+			return nil, err
+		}
+		all[string(key)] = row
+	}
+	return all, rows.Err()
 }
 
 func rowText(s *millrace.Schema, row []millrace.Datum) string {

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -109,13 +110,23 @@ func (t *tableInfo) schema() (*millrace.Schema, error) {
 			KeyOrdinal: uint32(slices.Index(key, c.number) + 1), Number: uint32(c.number),
 		})
 	}
-	return s, t.describe(s)
+	return s, t.describe(s, nil)
 }
 
 // describe puts the descriptors of the types that s uses into it, and refuses
-// types that are not carried.
-func (t *tableInfo) describe(s *millrace.Schema) error {
+// types that are not carried. Types that were dropped since are described as
+// they were in the schema before, which may be nil.
+func (t *tableInfo) describe(s, before *millrace.Schema) error {
 	all := millrace.Schema{Types: t.types}
+	if before != nil {
+		all.Types = slices.Clone(t.types)
+		for i := range before.Types {
+			if (&millrace.Schema{Types: t.types}).Type(before.Types[i].OID) == nil {
+				all.Types = append(all.Types, before.Types[i])
+			}
+		}
+		slices.SortFunc(all.Types, func(a, b millrace.TypeDesc) int { return cmp.Compare(a.OID, b.OID) })
+	}
 	used := make(map[uint32]bool)
 	var use func(oid uint32, column string) error
 	use = func(oid uint32, column string) error {
@@ -125,8 +136,8 @@ func (t *tableInfo) describe(s *millrace.Schema) error {
 		used[oid] = true
 		d := all.Type(oid)
 		if d == nil {
-			return fmt.Errorf("%w: %v: type %d of column %s is not in the catalog any more, so its values cannot be described; mend: begin a new epoch",
-				ErrTableChanged, t.name, oid, column)
+			return fmt.Errorf("%w: %v: type %d of column %s is not in the catalog any more, so its values cannot be described; mend: %s, or begin a new epoch",
+				ErrTableChanged, t.name, oid, column, copyAgain)
 		}
 		if why := refusedType(d); why != "" {
 			return fmt.Errorf("%w: %v: column %s has type %s: %s; mend: ALTER TABLE %s ALTER COLUMN %s TYPE text",
@@ -150,9 +161,9 @@ func (t *tableInfo) describe(s *millrace.Schema) error {
 		}
 	}
 	s.Types = nil
-	for i := range t.types {
-		if used[t.types[i].OID] {
-			s.Types = append(s.Types, t.types[i])
+	for i := range all.Types {
+		if used[all.Types[i].OID] {
+			s.Types = append(s.Types, all.Types[i])
 		}
 	}
 	return nil
@@ -223,7 +234,7 @@ func schemaOf(m *relationMessage, info *tableInfo, before *millrace.Schema) (*mi
 		if before != nil && m.describes(before) {
 			return before, nil
 		}
-		return nil, fmt.Errorf("%w: %v was dropped at the source before its last changes could be described; mend: begin a new epoch", ErrTableChanged, m.name)
+		return nil, fmt.Errorf("%w: %v was dropped at the source before its last changes could be described; mend: %s, or begin a new epoch", ErrTableChanged, m.name, copyAgain)
 	}
 	s, err := info.schema()
 	if err == nil && m.describes(s) {
@@ -240,11 +251,19 @@ func schemaOf(m *relationMessage, info *tableInfo, before *millrace.Schema) (*mi
 // the columns.
 func fromMessage(m *relationMessage, info *tableInfo, before *millrace.Schema) (*millrace.Schema, error) {
 	if m.identity == 'n' {
-		return nil, fmt.Errorf("%w: %v: it has REPLICA IDENTITY NOTHING; mend: ALTER TABLE %s REPLICA IDENTITY DEFAULT, then begin a new epoch", ErrTable, m.name, m.name.quoted())
+		return nil, fmt.Errorf("%w: %v: it has REPLICA IDENTITY NOTHING; mend: ALTER TABLE %s REPLICA IDENTITY DEFAULT, then %s; or begin a new epoch", ErrTable, m.name, m.name.quoted(), copyAgain)
 	}
 	s := &millrace.Schema{Table: m.id, Namespace: m.name.schema, Name: m.name.name}
 	for _, d := range m.columns {
 		c := millrace.Column{Name: d.name, Type: d.typ, Typmod: d.typmod}
+		// A column that the stream has under the same name and type, and the
+		// catalog under none or another name, is most likely still that one.
+		if before != nil {
+			if i := before.ColumnIndex(d.name); i >= 0 && before.Columns[i].Type == d.typ {
+				was := before.Columns[i]
+				c.Collation, c.Nondeterministic, c.NotNull, c.Number = was.Collation, was.Nondeterministic, was.NotNull, was.Number
+			}
+		}
 		for _, now := range info.columns {
 			if now.name == d.name && now.typ == d.typ {
 				c.Collation, c.Nondeterministic, c.NotNull, c.Number = now.collation, now.loose, now.notNull, uint32(now.number)
@@ -255,7 +274,7 @@ func fromMessage(m *relationMessage, info *tableInfo, before *millrace.Schema) (
 	if err := m.setKey(s, info, before); err != nil {
 		return nil, err
 	}
-	return s, info.describe(s)
+	return s, info.describe(s, before)
 }
 
 // setKey numbers the key columns of s. The message tells which they are, but
@@ -269,12 +288,15 @@ func (m *relationMessage) setKey(s *millrace.Schema, info *tableInfo, before *mi
 		}
 	}
 	var orders [][]string
-	if numbers, problem, _ := info.key(); problem == "" {
+	if numbers, problem, mend := info.key(); problem == "" {
 		var names []string
 		for _, n := range numbers {
 			names = append(names, info.column(n).name)
 		}
 		orders = append(orders, names)
+	} else if m.identity == 'f' {
+		// Such a message does not tell whether any columns are unique.
+		return fmt.Errorf("%w: %v: %s; mend: %s, then %s; or begin a new epoch", ErrKeyChanged, m.name, problem, mend, copyAgain)
 	}
 	if before != nil {
 		var names []string
@@ -303,7 +325,7 @@ func (m *relationMessage) setKey(s *millrace.Schema, info *tableInfo, before *mi
 		}
 		return nil
 	}
-	return fmt.Errorf("%w: %v: its changes carry no key any more; mend: give it a primary key, then begin a new epoch", ErrTable, m.name)
+	return fmt.Errorf("%w: %v: its changes carry no key any more; mend: give it a primary key, then %s; or begin a new epoch", ErrKeyChanged, m.name, copyAgain)
 }
 
 func sameNames(a, b []string) bool {
@@ -311,44 +333,74 @@ func sameNames(a, b []string) bool {
 	return slices.Equal(a, b)
 }
 
-// reshaped says in which way the step from one schema of a table to the next
-// leaves stored rows other than the source has them, without any change that
-// tells; or "". missing names the columns for which old rows have a value that
-// was never sent, or is nil if that is not known.
-func reshaped(before, after *millrace.Schema, missing func(column string) bool) string {
+// step is what the step from one schema of a table to the next does beside
+// describing it.
+type step struct {
+	// key says how the key changed, or is empty.
+	key string
+	// rows says why rows that are stored differ from the source's by now without
+	// any change that tells, or is empty.
+	rows string
+}
+
+// reshaped judges the step from one schema of a table to the next. missing tells
+// of which columns old rows have a value that was never sent, or is nil if that
+// is not known.
+func reshaped(before, after *millrace.Schema, missing func(*millrace.Column) bool) step {
+	var st step
 	var gone, came []string
+	rows := func(format string, args ...any) {
+		if st.rows == "" {
+			st.rows = fmt.Sprintf(format, args...)
+		}
+	}
 	for i := range before.Columns {
 		b := &before.Columns[i]
-		j := after.ColumnIndex(b.Name)
+		j := after.Counterpart(b)
 		if j < 0 {
 			gone = append(gone, b.Name)
+			if b.KeyOrdinal != 0 {
+				return step{key: fmt.Sprintf("column %s of its key is gone", b.Name)}
+			}
 			continue
 		}
 		a := &after.Columns[j]
+		same := sameTexts(b, a)
 		switch {
 		case a.KeyOrdinal != b.KeyOrdinal:
-			return fmt.Sprintf("its key changed at column %s", b.Name)
-		case !sameTexts(b, a):
-			return fmt.Sprintf("the type of column %s changed", b.Name)
-		case b.KeyOrdinal != 0 && a.Nondeterministic != b.Nondeterministic:
-			return fmt.Sprintf("the collation of key column %s changed", b.Name)
+			return step{key: fmt.Sprintf("column %s was number %d of its key and is number %d (0 stands for none)", a.Name, b.KeyOrdinal, a.KeyOrdinal)}
+		case b.KeyOrdinal != 0 && !same:
+			return step{key: fmt.Sprintf("column %s of its key has another type", a.Name)}
+		case b.KeyOrdinal != 0 && relabelled(before, after, a.Type):
+			return step{key: fmt.Sprintf("a label of the enum of column %s of its key was renamed", a.Name)}
+		case !same:
+			rows("column %s has another type", a.Name)
+		case a.Name != b.Name:
+			rows("column %s was renamed to %s", b.Name, a.Name)
+		case b.KeyOrdinal != 0 && (a.Nondeterministic != b.Nondeterministic || a.Collation != b.Collation):
+			rows("key column %s has another collation", a.Name)
 		}
 	}
 	for i := range after.Columns {
 		a := &after.Columns[i]
-		if before.ColumnIndex(a.Name) >= 0 {
+		if before.Counterpart(a) >= 0 {
 			continue
 		}
 		came = append(came, a.Name)
 		switch {
 		case a.KeyOrdinal != 0:
-			return fmt.Sprintf("its key changed at column %s", a.Name)
-		case a.NotNull || missing == nil || missing(a.Name):
-			return fmt.Sprintf("column %s came with a value for the rows that were there before", a.Name)
+			return step{key: fmt.Sprintf("column %s is new in its key", a.Name)}
+		case slices.Contains(gone, a.Name):
+			rows("column %s was dropped and made again", a.Name)
+		case a.NotNull || missing == nil || missing(a):
+			rows("column %s came with a value for the rows that were there before", a.Name)
 		}
 	}
-	if len(gone) > 0 && len(came) > 0 {
-		return fmt.Sprintf("column %s may have become %s", strings.Join(gone, ", "), strings.Join(came, ", "))
+	switch {
+	case len(gone) > 0 && len(came) > 0:
+		rows("column %s was dropped, or became %s", strings.Join(gone, ", "), strings.Join(came, ", "))
+	case len(gone) > 0:
+		rows("column %s was dropped", strings.Join(gone, ", "))
 	}
 	for i := range before.Types {
 		b := &before.Types[i]
@@ -356,16 +408,31 @@ func reshaped(before, after *millrace.Schema, missing func(column string) bool) 
 		if a == nil {
 			continue
 		}
-		for _, label := range b.Labels {
-			if !slices.Contains(a.Labels, label) {
-				return fmt.Sprintf("label %s of enum %s was renamed", label, b.Name)
-			}
+		if relabelled(before, after, b.OID) {
+			rows("a label of enum %s was renamed", b.Name)
 		}
-		if a.Kind != b.Kind || a.Elem != b.Elem || !slices.Equal(a.Attributes, b.Attributes) {
-			return fmt.Sprintf("type %s was altered", b.Name)
+		if a.Kind != b.Kind || a.Elem != b.Elem || a.Delim != b.Delim || !slices.Equal(a.Attributes, b.Attributes) {
+			rows("type %s was altered", b.Name)
 		}
 	}
-	return ""
+	return st
+}
+
+// relabelled reports whether an enum, which may be that of a domain, has lost
+// labels.
+func relabelled(before, after *millrace.Schema, oid uint32) bool {
+	for range millrace.MaxTypeNesting {
+		b, a := before.Type(oid), after.Type(oid)
+		if b == nil || a == nil {
+			return false
+		}
+		if b.Kind == millrace.TypeDomain {
+			oid = b.Elem
+			continue
+		}
+		return slices.ContainsFunc(b.Labels, func(label string) bool { return !slices.Contains(a.Labels, label) })
+	}
+	return false
 }
 
 // OIDs of the types between which the text of a value stays the same.

@@ -100,6 +100,8 @@ type Capture struct {
 	// Set by New; tests shorten the times, and measure without gathering.
 	statusInterval, confirmDelay, watchInterval time.Duration
 	gather                                      func(net.Conn, time.Duration, int)
+	// reloads makes the reloader of a decoder; nil where there is none.
+	reloads func(*decoder) reloader
 	// roots lets tests capture partitioned tables under the root's name.
 	roots bool
 }
