@@ -251,11 +251,23 @@ func TestMessages(t *testing.T) {
 	if m := units[0].entries[1].Message; m.Prefix != "app" || string(m.Content) != "hello" {
 		t.Errorf("message: %+v", m)
 	}
-	db.Exec("select pg_logical_emit_message(true, 'millrace.unheard', 'x')")
-	err := r.fails(ErrProtocol)
-	if !strings.Contains(err.Error(), "millrace.unheard") {
-		t.Errorf("error does not name the message: %v", err)
+	// Anybody may write messages under our names: they stop nothing, and do not
+	// pass for ours.
+	db.Exec("select pg_logical_emit_message(true, prefix, content) from (values ('millrace.unheard', 'x'), ('millrace.', ''), " +
+		"('millrace.ddl', ''), ('millrace.ddl', 'null'), ('millrace.ddl', '[]'), ('millrace.ddl', '{\"tables\": \"x\"}'), ('millrace.ddl', '{\"tables\": [-1]}'), ('millrace.ddl', '{\"tables\": [99], \"doubt\": 1}'), " +
+		"('millrace.ddl', '{\"tables\": [99], \"rewritten\": [1, 2], \"types\": [16]}'), ('millrace.ddl', '{\"stream\": \"other\", \"load\": [1]}'), ('millrace.plan', ''), ('millrace.plan', 'x')) m (prefix, content)")
+	if units := r.sync(); len(units) != 0 {
+		t.Errorf("messages under reserved prefixes came as %s", units[0].kinds())
 	}
+	id := db.String("select 'a'::regclass::oid::text")
+	db.Exec("begin; insert into a values (3); select pg_logical_emit_message(true, 'millrace.ddl', '{\"tag\": \"FORGED\\n\", \"tables\": [" + id + "], \"rewritten\": [" + id + "]}'); insert into a values (4); commit")
+	if units := r.sync(); len(units) != 1 || units[0].kinds() != "put load_begin put" {
+		t.Errorf("forged message: got %s", units[0].kinds())
+	}
+	if got := r.load(); len(got) != 1 || got[0] != "a: it was rewritten (FORGED)" {
+		t.Errorf("loads were begun because of %q", got)
+	}
+	r.equal()
 }
 
 func TestAlteredTables(t *testing.T) {

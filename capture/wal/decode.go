@@ -23,7 +23,6 @@ const (
 type decoder struct {
 	stream   string
 	position millrace.Position // of the newest unit, or where the stream began
-	wanted   map[millrace.TableID]bool
 	// schemas are the newest that the stream has; version is the highest used.
 	schemas map[millrace.TableID]*millrace.Schema
 	version millrace.SchemaVersion
@@ -31,6 +30,10 @@ type decoder struct {
 	// was altered; told counts the latter by table.
 	turn uint64
 	told map[millrace.TableID]uint64
+	// plan says which tables join and leave the stream; nil for none.
+	plan *plan
+	// settled waits until the source's catalogs show what a transaction did.
+	settled func(xid uint32) error
 	// reload begins loads, and loaded are the tables of which the unit under way
 	// has begun one.
 	reload reloader
@@ -258,8 +261,8 @@ func (d *decoder) close() error {
 	return err
 }
 
-// change begins to read a row's change: the table, which is described by then.
-// What is left of the message are rows.
+// change begins to read a row's change: the table, which is described by then,
+// or nil if the stream does not have it. What is left of the message are rows.
 func (d *decoder) change(b []byte) (message, *relation, error) {
 	m := message{b: b}
 	id := millrace.TableID(m.uint32())
@@ -272,7 +275,7 @@ func (d *decoder) change(b []byte) (message, *relation, error) {
 
 func (d *decoder) insert(b []byte) error {
 	m, r, err := d.change(b)
-	if err != nil {
+	if err != nil || r == nil {
 		return err
 	}
 	if kind := m.uint8(); kind != 'N' {
@@ -318,7 +321,7 @@ func (d *decoder) put(r *relation, old []millrace.Datum) (err error) {
 
 func (d *decoder) update(b []byte) error {
 	m, r, err := d.change(b)
-	if err != nil {
+	if err != nil || r == nil {
 		return err
 	}
 	kind := m.uint8()
@@ -347,7 +350,7 @@ func (d *decoder) update(b []byte) error {
 
 func (d *decoder) delete(b []byte) error {
 	m, r, err := d.change(b)
-	if err != nil {
+	if err != nil || r == nil {
 		return err
 	}
 	if kind := m.uint8(); kind != 'K' && kind != 'O' {
@@ -376,6 +379,9 @@ func (d *decoder) truncate(b []byte) error {
 		if err != nil {
 			return err
 		}
+		if r == nil {
+			continue
+		}
 		if err := d.w.Append(&millrace.Entry{Kind: millrace.KindTruncate, Table: id}); err != nil {
 			return r.wrap(err)
 		}
@@ -403,8 +409,14 @@ func (d *decoder) logical(b []byte) error {
 			return nil // of another stream of the same database
 		}
 		e = millrace.Entry{Kind: millrace.KindHeartbeat}
+	case m.prefix == ddlPrefix:
+		return d.ddl(m.content)
+	case m.prefix == planPrefix:
+		return d.carryOut(m.content)
 	case strings.HasPrefix(m.prefix, reservedPrefix):
-		return fmt.Errorf("%w: logical message %q: the prefix %s is reserved and this version does not know it; mend: upgrade this process", ErrProtocol, m.prefix, reservedPrefix)
+		// Anybody may write it, so it must not stop the stream; and readers
+		// must not take it for ours.
+		return nil
 	}
 	if err := d.w.Append(&e); err != nil {
 		return fmt.Errorf("logical message %q: %w", m.prefix, err)

@@ -102,7 +102,7 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 	if s.publication, err = c.publicationFingerprint(ctx, conn); err != nil {
 		return nil, err
 	}
-	tables, err := c.fenceTables(ctx, conn, server)
+	tables, err := c.fenceTables(ctx, conn, server, &from.Catalog)
 	if err != nil {
 		return nil, err
 	}
@@ -127,10 +127,15 @@ func senderTimeout(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 }
 
 // fenceTables refuses tables that are unfit, and a publication of others.
-func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serverInfo) ([]*tableInfo, error) {
+func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serverInfo, catalog *millrace.Catalog) ([]*tableInfo, error) {
 	tables, problems, err := c.checkTables(ctx, conn)
 	if err != nil {
 		return nil, err
+	}
+	if len(tables) < len(c.tables) {
+		if err := c.fenceNames(ctx, conn, catalog, tables); err != nil {
+			return nil, errors.Join(firstError(problems), err)
+		}
 	}
 	more, err := c.checkPublication(ctx, conn, server, tables)
 	if err != nil {
@@ -139,25 +144,24 @@ func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serve
 	return tables, firstError(append(problems, more...))
 }
 
-// fenceCatalog refuses tables other than those that the stream has.
-func fenceCatalog(catalog *millrace.Catalog, tables []*tableInfo) error {
-	mend := "; mend: put the configuration back, or " + newEpoch
-	for _, t := range tables {
-		if catalog.Schema(t.id) == nil {
-			for _, s := range catalog.Schemas {
-				if s.QualifiedName() == t.name.String() {
-					return fmt.Errorf("%w: %v was dropped and made again at the source (its OID was %v, now it is %v); mend: %s", ErrTables, t.name, s.Table, t.id, newEpoch)
-				}
-			}
-			return fmt.Errorf("%w: %v is configured, but the stream does not have it%s", ErrTables, t.name, mend)
-		}
-	}
+// fenceNames says which tables of the stream are not configured by the names that
+// they have at the source by now, where others are configured that it does not
+// have: they may have been renamed. Which became which is not for us to guess.
+func (c *Capture) fenceNames(ctx context.Context, conn *pgx.Conn, catalog *millrace.Catalog, tables []*tableInfo) error {
+	var all []error
 	for _, s := range catalog.Schemas {
-		if !slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == s.Table }) {
-			return fmt.Errorf("%w: the stream has %s, which is not configured%s", ErrTables, s.QualifiedName(), mend)
+		if slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == s.Table }) {
+			continue
+		}
+		t, err := tableByID(ctx, conn, s.Table, nil)
+		if err != nil {
+			return err
+		}
+		if t != nil {
+			all = append(all, fmt.Errorf("%w: the stream has table %v (OID %v), which is not configured; mend: if it was renamed, write its new name in source.tables", ErrTables, t.name, t.id))
 		}
 	}
-	return nil
+	return errors.Join(all...)
 }
 
 // fenceLoads refuses to begin a cut-off copy anew without a table that it had:
@@ -220,19 +224,24 @@ func (s *Source) startCopy(ctx context.Context, conn *pgx.Conn, from *millrace.C
 		if err != nil {
 			return err
 		}
-		return s.stream(ctx, conn, repl, p, fc.schemas(), fc.catalog.LastVersion)
+		return s.stream(ctx, conn, repl, p, fc.schemas(), fc.catalog.LastVersion, nil)
 	})
 	return nil
 }
 
 // resume goes on with the stream after from.
 func (s *Source) resume(ctx context.Context, conn *pgx.Conn, from *millrace.Checkpoint, tables []*tableInfo) error {
-	if err := fenceCatalog(&from.Catalog, tables); err != nil {
-		return err
-	}
+	plan := makePlan(&from.Catalog, tables)
 	repl, p, err := s.c.beginStream(ctx, conn, s.server, from.Position)
 	if err != nil {
 		return err
+	}
+	if !plan.isEmpty() {
+		if err := plan.announce(ctx, conn); err != nil {
+			closeConn(repl)
+			return err
+		}
+		s.c.log.Info("tables join and leave the stream", "joining", plan.joining, "leaving", plan.leaving)
 	}
 	schemas := make(map[millrace.TableID]*millrace.Schema)
 	for _, schema := range from.Catalog.Schemas {
@@ -243,7 +252,7 @@ func (s *Source) resume(ctx context.Context, conn *pgx.Conn, from *millrace.Chec
 	s.c.log.Info("capture goes on", "position", p.LSN.String(), "timeline", p.Timeline)
 	s.start(func(ctx context.Context) error {
 		defer closeConn(conn)
-		return s.stream(ctx, conn, repl, p, schemas, version)
+		return s.stream(ctx, conn, repl, p, schemas, version, plan)
 	})
 	return nil
 }
@@ -266,22 +275,19 @@ func (s *Source) start(fn func(context.Context) error) {
 }
 
 // stream receives from repl until ctx ends or something fails.
-func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, p millrace.Position, schemas map[millrace.TableID]*millrace.Schema, version millrace.SchemaVersion) error {
+func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, p millrace.Position, schemas map[millrace.TableID]*millrace.Schema, version millrace.SchemaVersion, plan *plan) error {
 	st, err := s.newStream(repl, p)
 	if err != nil {
 		closeConn(repl)
 		return err
 	}
 	defer st.close()
-	wanted := make(map[millrace.TableID]bool)
-	for id := range schemas {
-		wanted[id] = true
-	}
 	catalog := &lookUps{c: s.c, conn: conn}
 	defer catalog.close()
 	st.d = &decoder{
-		stream: s.c.cfg.Stream, position: p, wanted: wanted, schemas: schemas, version: version,
-		lookUp: func(id millrace.TableID, types []uint32) (*tableInfo, error) { return catalog.table(ctx, id, types) },
+		stream: s.c.cfg.Stream, position: p, schemas: schemas, version: version, plan: plan,
+		lookUp:  func(id millrace.TableID, types []uint32) (*tableInfo, error) { return catalog.table(ctx, id, types) },
+		settled: func(xid uint32) error { return catalog.settled(ctx, xid, st.breathe) },
 		emit: func(u *millrace.Unit, size int64) error {
 			s.c.metrics.received.Set(float64(u.Position.LSN))
 			return st.push(ctx, u, size)
@@ -325,20 +331,56 @@ type lookUps struct {
 // lookUpLimit bounds a look-up: the stream waits for it.
 const lookUpLimit = 20 * time.Second
 
-func (l *lookUps) table(ctx context.Context, id millrace.TableID, types []uint32) (*tableInfo, error) {
+func (l *lookUps) table(ctx context.Context, id millrace.TableID, types []uint32) (info *tableInfo, err error) {
+	err = l.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		info, err = tableByID(ctx, conn, id, types)
+		return err
+	})
+	return info, err
+}
+
+// do runs fn, on another connection if the one at hand has died.
+func (l *lookUps) do(ctx context.Context, fn func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, lookUpLimit)
 	defer cancel()
-	info, err := tableByID(ctx, l.conn, id, types)
+	err := fn(ctx, l.conn)
 	if err == nil || !l.conn.IsClosed() {
-		return info, err
+		return err
 	}
 	l.close()
 	conn, err := l.c.connect(ctx, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	l.conn, l.owned = conn, true
-	return tableByID(ctx, l.conn, id, types)
+	return fn(ctx, l.conn)
+}
+
+// settleInterval is how often settled looks again.
+const settleInterval = 5 * time.Millisecond
+
+// settled waits until a transaction that was decoded is visible. Its commit is in
+// the WAL before others see what it did, with synchronous replication for as long
+// as the standby takes; then its number is unlocked.
+func (l *lookUps) settled(ctx context.Context, xid uint32, breathe func(context.Context) error) error {
+	for {
+		var running bool
+		err := l.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			return conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND transactionid = $1::bigint::text::xid AND granted AND mode = 'ExclusiveLock')", int64(xid)).Scan(&running)
+		})
+		if err != nil {
+			return fmt.Errorf("wait for transaction %d to be visible: %w", xid, err)
+		}
+		if !running {
+			return nil
+		}
+		if err := breathe(ctx); err != nil {
+			return err
+		}
+		if err := wait(ctx, settleInterval); err != nil {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 func (l *lookUps) close() {

@@ -34,7 +34,9 @@ func (d *decoder) relation(b []byte, place uint64) error {
 	return nil
 }
 
-// use returns the relation of a change, after the stream has its schema.
+// use returns the relation of a change, after the stream has its schema; nil for
+// a table that the stream does not have. The publication has had it, and has it no
+// more (its watch and the next Open see to that), or it has not joined yet.
 func (d *decoder) use(id millrace.TableID) (*relation, error) {
 	if !d.begun {
 		return nil, fmt.Errorf("%w: a change of table %v stands outside a transaction", ErrProtocol, id)
@@ -45,6 +47,9 @@ func (d *decoder) use(id millrace.TableID) (*relation, error) {
 	}
 	if r.checked == d.turn && r.schema != nil {
 		return r, nil
+	}
+	if d.schemas[id] == nil || d.plan.leaves(id) {
+		return nil, nil
 	}
 	// The stream has got a schema since, or was told of an altered table; is it
 	// this one?
@@ -60,19 +65,11 @@ func (d *decoder) use(id millrace.TableID) (*relation, error) {
 // describe finds the schema of r's changes and puts it into the stream if it is
 // another one than before.
 func (d *decoder) describe(r *relation) error {
-	if !d.wanted[r.id] {
-		// Leaves of partitioned tables are described too, beside the root that
-		// their rows come under.
-		return fmt.Errorf("%w: a change of table %v, which is not configured: the publication was altered; mend: millrace init", ErrPublication, r.name)
-	}
 	info, err := d.lookUp(r.id, r.typeOIDs())
 	if err != nil {
 		return err
 	}
 	before := d.schemas[r.id]
-	if before == nil {
-		return fmt.Errorf("%w: %v was never copied; mend: begin a new epoch", ErrTables, r.name)
-	}
 	s, err := schemaOf(r.relationMessage, info, before)
 	if err != nil {
 		return err

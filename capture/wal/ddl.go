@@ -1,0 +1,138 @@
+package wal
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/millrace-db/millrace"
+)
+
+// ddlPrefix is that of the messages that the event triggers of the control
+// schema write in the transaction of a DDL command, and that the attendant writes
+// where it finds that rows came or went without being sent.
+//
+// Whoever may run SQL may write such messages. So they are taken as hints: tables
+// are looked up in the catalogs and described as those say, and at worst a table
+// is loaded that did not need it. One that cannot be read is left out.
+const ddlPrefix = reservedPrefix + "ddl"
+
+// ddlMessage is the content of such a message, in JSON. Tables are named by OID,
+// partitions by their root; tables of other streams may be among them.
+type ddlMessage struct {
+	Tag string `json:"tag"`
+	// Tables were altered. Types were; which tables have them the schemas tell.
+	Tables []millrace.TableID `json:"tables"`
+	Types  []uint32           `json:"types"`
+	// Rewritten tables have rows other than before, Partitions others.
+	Rewritten  []millrace.TableID `json:"rewritten"`
+	Partitions []millrace.TableID `json:"partitions"`
+	// Doubt says that the trigger failed: anything may have happened.
+	Doubt bool `json:"doubt"`
+
+	// Stream, Load and Reason are the attendant's: tables of the stream that it
+	// wants to be loaded.
+	Stream string             `json:"stream"`
+	Load   []millrace.TableID `json:"load"`
+	Reason string             `json:"reason"`
+}
+
+const maxReason = 200
+
+// clean bounds what a message has for people.
+func clean(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(text, ""))
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "")
+	}
+	return text
+}
+
+// altered are the tables that a message is about, each with the reason to load
+// it, or an empty one if it is only to be described anew. schemas are the
+// stream's.
+func (m *ddlMessage) altered(stream string, schemas map[millrace.TableID]*millrace.Schema) map[millrace.TableID]string {
+	all := make(map[millrace.TableID]string)
+	add := func(reason string, ids ...millrace.TableID) {
+		for _, id := range ids {
+			if schemas[id] != nil && all[id] == "" {
+				all[id] = reason
+			}
+		}
+	}
+	tag := clean(m.Tag)
+	add(fmt.Sprintf("it was rewritten (%s)", tag), m.Rewritten...)
+	add(fmt.Sprintf("a partition came or went (%s)", tag), m.Partitions...)
+	if m.Stream == stream {
+		add(clean(m.Reason), m.Load...)
+	}
+	if m.Doubt {
+		add(fmt.Sprintf("what %s did to it is not known", tag), slices.Collect(maps.Keys(schemas))...)
+	}
+	add("", m.Tables...)
+	for id, s := range schemas {
+		for _, oid := range m.Types {
+			if s.Type(oid) != nil {
+				add("", id)
+			}
+		}
+	}
+	return all
+}
+
+// ddl takes a message about DDL.
+func (d *decoder) ddl(content []byte) error {
+	var m ddlMessage
+	if json.Unmarshal(content, &m) != nil {
+		return nil
+	}
+	all := m.altered(d.stream, d.schemas)
+	if len(all) == 0 {
+		return nil
+	}
+	if err := d.settled(d.begin.xid); err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		if err := d.alter(id, all[id]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alter describes a table as the catalogs have it by now, and loads it if there
+// is a reason to, or if the description gives one. Otherwise what is stored of a
+// table that nobody writes to would stay as it was.
+//
+// The catalogs may be ahead of the stream. What they say is good enough for the
+// rows of a load, and changes that follow are described by themselves. What
+// cannot be followed is left to them too: a key may be gone in between two
+// commands.
+func (d *decoder) alter(id millrace.TableID, reason string) error {
+	d.told[id]++
+	d.turn++
+	info, err := d.lookUp(id, nil)
+	if err != nil {
+		return err
+	}
+	before := d.schemas[id]
+	if info != nil {
+		if s, err := info.schema(); err == nil && reshaped(before, s, info.missing()).key == "" {
+			if before, err = d.adopt(before, s, info); err != nil {
+				return err
+			}
+		}
+	}
+	if reason == "" {
+		return nil
+	}
+	return d.load(before.Table, reason)
+}

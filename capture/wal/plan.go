@@ -1,0 +1,108 @@
+package wal
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+)
+
+// planPrefix is that of the message with which a plan is carried out.
+const planPrefix = reservedPrefix + "plan"
+
+// plan is which tables join the stream and which leave it. It is made at Open,
+// when the publication has just been found to be what is configured, and carried
+// out where the stream comes to a message that Open writes then. So a table joins
+// behind everything that was not sent while it was not published, and its load
+// reads what came before.
+//
+// Until then changes of tables that join are left out, and those of tables that
+// leave from the start: that a table's changes cannot be followed is a reason to
+// take it out.
+type plan struct {
+	nonce   string // tells the message from those of others
+	joining []millrace.TableID
+	leaving []millrace.TableID
+	done    bool
+	// lsn is that of the message.
+	lsn millrace.LSN
+}
+
+func (p *plan) leaves(id millrace.TableID) bool { return p != nil && slices.Contains(p.leaving, id) }
+
+func (p *plan) isEmpty() bool { return len(p.joining) == 0 && len(p.leaving) == 0 }
+
+// makePlan compares the tables of the stream with those that are configured. A
+// table that was dropped and made again leaves, and joins under its new ID.
+func makePlan(catalog *millrace.Catalog, tables []*tableInfo) *plan {
+	p := new(plan)
+	for _, t := range tables {
+		if catalog.Schema(t.id) == nil {
+			p.joining = append(p.joining, t.id)
+		}
+	}
+	for _, s := range catalog.Schemas {
+		if !slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == s.Table }) {
+			p.leaving = append(p.leaving, s.Table)
+		}
+	}
+	return p
+}
+
+// announce writes the plan's message.
+func (p *plan) announce(ctx context.Context, conn *pgx.Conn) error {
+	var nonce [16]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return fmt.Errorf("announce joining and leaving tables: %w", err)
+	}
+	p.nonce = hex.EncodeToString(nonce[:])
+	var text string
+	if err := conn.QueryRow(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)::text", planPrefix, p.nonce).Scan(&text); err != nil {
+		return fmt.Errorf("announce joining and leaving tables: %w", err)
+	}
+	var err error
+	p.lsn, err = millrace.ParseLSN(text)
+	return err
+}
+
+// carryOut takes the message of a plan: ours, or one of an earlier Open or of
+// another stream.
+func (d *decoder) carryOut(content []byte) error {
+	p := d.plan
+	if p == nil || p.done || string(content) != p.nonce {
+		return nil
+	}
+	p.done = true
+	for _, id := range p.leaving {
+		if err := d.w.Append(&millrace.Entry{Kind: millrace.KindDrop, Table: id}); err != nil {
+			return err
+		}
+		delete(d.schemas, id)
+	}
+	for _, id := range p.joining {
+		info, err := d.lookUp(id, nil)
+		if err != nil {
+			return err
+		}
+		if info == nil {
+			return fmt.Errorf("%w: table with OID %v, which was to join the stream, was dropped at the source; mend: millrace check says which", ErrTables, id)
+		}
+		s, err := info.schema()
+		if err != nil {
+			return err
+		}
+		if _, err := d.introduce(s); err != nil {
+			return err
+		}
+		if err := d.load(id, "it joined the stream"); err != nil {
+			return err
+		}
+	}
+	d.turn++
+	return d.wrote()
+}
