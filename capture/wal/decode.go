@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/chunk"
 )
 
 const (
@@ -34,9 +36,9 @@ type decoder struct {
 	plan *plan
 	// settled waits until the source's catalogs show what a transaction did.
 	settled func(xid uint32) error
-	// reload begins loads, and loaded are the tables of which the unit under way
-	// has begun one.
-	reload reloader
+	// loads are those under way, and loaded the tables of which the unit under
+	// way has begun one.
+	loads  *loads
 	loaded map[millrace.TableID]bool
 	// lookUp asks the source's catalogs.
 	lookUp func(id millrace.TableID, types []uint32) (*tableInfo, error)
@@ -46,7 +48,9 @@ type decoder struct {
 	// budget is how much of one transaction is held in memory, in bytes.
 	budget int
 	// open are the transactions that are streamed before they end.
-	open *openTransactions
+	open    *openTransactions
+	log     *slog.Logger
+	metrics *metrics
 	// breathe is called now and then during work that takes long, for what
 	// else the connection needs.
 	breathe func() error
@@ -59,6 +63,8 @@ type decoder struct {
 	begin beginMessage
 	w     millrace.UnitWriter
 	file  *spoolFile
+	// passed are the messages of readers of chunks that the transaction has.
+	passed []string
 
 	// Reused from row to row.
 	key, from, row []byte
@@ -134,6 +140,7 @@ func (d *decoder) takeStreamed(kind byte, b []byte) error {
 		return fmt.Errorf("%w: commit of streamed transaction %d, which did not begin", ErrProtocol, c.xid)
 	}
 	d.begin, d.begun = beginMessage{final: c.commit, time: c.time, xid: c.xid}, true
+	d.loads.begin(c.xid)
 	if err := d.replay(t); err != nil {
 		return err
 	}
@@ -184,6 +191,7 @@ func (d *decoder) beginTransaction(b []byte) (err error) {
 	}
 	d.begin, err = parseBegin(b)
 	d.begun = true
+	d.loads.begin(d.begin.xid)
 	return err
 }
 
@@ -205,10 +213,26 @@ func (d *decoder) finish(c commitMessage) error {
 	}
 	d.begun = false
 	clear(d.loaded)
-	entries := d.w.Len()
-	if entries == 0 {
-		return nil
+	if d.w.Len() > 0 {
+		if err := d.finishUnit(c); err != nil {
+			return err
+		}
 	}
+	for _, message := range d.passed {
+		if err := d.arrive(message, c.time); err != nil {
+			return err
+		}
+	}
+	d.passed = d.passed[:0]
+	return nil
+}
+
+// finishUnit gives out the entries of the transaction.
+func (d *decoder) finishUnit(c commitMessage) error {
+	if err := d.noteLoads(); err != nil {
+		return err
+	}
+	entries := d.w.Len()
 	payload, err := d.w.Finish(millrace.UnitEnd{Time: c.time, Token: uint64(c.end), XID: d.begin.xid})
 	if err != nil {
 		return err
@@ -302,12 +326,20 @@ func (d *decoder) put(r *relation, old []millrace.Datum) (err error) {
 		}
 		moved = !bytes.Equal(d.key, d.from)
 	}
+	if d.loads.count.Load() > 0 {
+		c := chunk.Change{Kind: millrace.KindPut, Key: d.key, Unchanged: hasUnchanged(r.new)}
+		if moved {
+			c.From = d.from
+		}
+		d.loads.emitted(r.id, c)
+	}
 	if !moved {
 		if err := d.w.Put(r.id, d.key, nil, d.row, 0); err != nil {
 			return r.wrap(err)
 		}
 		return d.wrote()
 	}
+	d.loads.emitted(r.id, chunk.Change{Kind: millrace.KindDelete, Key: d.from})
 	// Columns that were not sent come from the row of the old key, so that one
 	// goes after.
 	if err := d.w.Put(r.id, d.key, d.from, d.row, 0); err != nil {
@@ -363,10 +395,21 @@ func (d *decoder) delete(b []byte) error {
 	if d.key, err = r.codec.AppendRowKey(d.key[:0], r.old); err != nil {
 		return r.wrap(err)
 	}
+	d.loads.emitted(r.id, chunk.Change{Kind: millrace.KindDelete, Key: d.key})
 	if err := d.w.Delete(r.id, d.key); err != nil {
 		return r.wrap(err)
 	}
 	return d.wrote()
+}
+
+// hasUnchanged reports whether the source left a column out that did not change.
+func hasUnchanged(row []millrace.Datum) bool {
+	for i := range row {
+		if row[i].State == millrace.ColumnUnchanged {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *decoder) truncate(b []byte) error {
@@ -382,6 +425,7 @@ func (d *decoder) truncate(b []byte) error {
 		if r == nil {
 			continue
 		}
+		d.loads.emitted(id, chunk.Change{Kind: millrace.KindTruncate})
 		if err := d.w.Append(&millrace.Entry{Kind: millrace.KindTruncate, Table: id}); err != nil {
 			return r.wrap(err)
 		}
@@ -411,6 +455,9 @@ func (d *decoder) logical(b []byte) error {
 		e = millrace.Entry{Kind: millrace.KindHeartbeat}
 	case m.prefix == ddlPrefix:
 		return d.ddl(m.content)
+	case m.prefix == chunk.MessagePrefix:
+		d.passed = append(d.passed, string(m.content))
+		return nil
 	case m.prefix == planPrefix:
 		return d.carryOut(m.content)
 	case strings.HasPrefix(m.prefix, reservedPrefix):

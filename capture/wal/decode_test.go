@@ -1,14 +1,15 @@
 package wal
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/chunk"
 )
 
 // wire builds pgoutput messages.
@@ -110,7 +111,10 @@ func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
 		budget:    1 << 20,
 		relations: make(map[millrace.TableID]*relation),
 		told:      make(map[millrace.TableID]uint64),
+		loads:     newLoads(chunk.Snapshot{Xmin: 1, Xmax: 1}, chunkLimits()),
 		loaded:    make(map[millrace.TableID]bool),
+		log:       slog.New(slog.DiscardHandler),
+		metrics:   m,
 	}
 }
 
@@ -319,80 +323,5 @@ func checkUnit(t *testing.T, u *millrace.Unit) {
 	}
 	if n != u.Entries {
 		t.Fatalf("unit has %d entries and says %d", n, u.Entries)
-	}
-}
-
-func TestCopyLine(t *testing.T) {
-	dst := make([]millrace.Datum, 3)
-	scratch, err := copyLine([]byte(`a\\b\tc`+"\t"+`\N`+"\t"+`\b\f\n\r\v`), dst, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(dst[0].Text) != "a\\b\tc" || dst[1].State != millrace.ColumnNull || string(dst[2].Text) != "\b\f\n\r\v" {
-		t.Errorf("got %q %v %q", dst[0].Text, dst[1].State, dst[2].Text)
-	}
-	if _, err = copyLine([]byte("\t\t"), dst, scratch); err != nil || dst[0].State != millrace.ColumnValue || len(dst[0].Text) != 0 {
-		t.Errorf("empty texts: %v, %+v", err, dst)
-	}
-	if _, err = copyLine([]byte("\\\\N\t\\\\N\tx"), dst, scratch); err != nil || string(dst[0].Text) != `\N` || string(dst[1].Text) != `\N` {
-		t.Errorf("escaped N: %v, %q", err, dst[0].Text)
-	}
-	for _, bad := range []string{"", "a\tb", "a\tb\tc\td", "a\tb\t\\", "a\t\\x41\tb"} {
-		if _, err := copyLine([]byte(bad), dst, nil); !errors.Is(err, ErrProtocol) {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-}
-
-// FuzzCopyLine holds the unescaper against an escaper.
-func FuzzCopyLine(f *testing.F) {
-	f.Add([]byte("a\tb\\c"), []byte("\n\r\b\f\v"), []byte("\\N"))
-	f.Fuzz(func(t *testing.T, a, b, c []byte) {
-		texts := [][]byte{a, b, c}
-		escape := strings.NewReplacer("\\", `\\`, "\b", `\b`, "\f", `\f`, "\n", `\n`, "\r", `\r`, "\t", `\t`, "\v", `\v`)
-		var fields []string
-		for _, text := range texts {
-			fields = append(fields, escape.Replace(string(text)))
-		}
-		dst := make([]millrace.Datum, 3)
-		if _, err := copyLine([]byte(strings.Join(fields, "\t")), dst, nil); err != nil {
-			t.Fatal(err)
-		}
-		for i := range texts {
-			if dst[i].State != millrace.ColumnValue || !bytes.Equal(dst[i].Text, texts[i]) {
-				t.Errorf("field %d: got %q, want %q", i, dst[i].Text, texts[i])
-			}
-		}
-		// Any line at all: an error or texts, never a panic.
-		_, _ = copyLine(a, dst, b)
-	})
-}
-
-// Rows may come in any pieces.
-func TestCopyReaderPieces(t *testing.T) {
-	s, err := testInfo().schema()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Version = 1
-	codec, err := millrace.NewKeyCodec(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for piece := 1; piece < 20; piece++ {
-		var w millrace.UnitWriter
-		table := &copiedTable{info: testInfo(), schema: s, codec: codec, load: 1}
-		r := &copyReader{t: table, w: &w, columns: make([]millrace.Datum, 2), progress: func(uint64) {}, flush: func() error { return nil }}
-		text := []byte("1\tone\n2\t\\N\n3\tthree\n")
-		for len(text) > 0 {
-			n := min(piece, len(text))
-			if _, err := r.Write(bytes.Clone(text[:n])); err != nil {
-				t.Fatal(err)
-			}
-			text = text[n:]
-		}
-		if table.rows != 3 || len(r.part) != 0 {
-			t.Errorf("pieces of %d: %d rows, %d bytes left", piece, table.rows, len(r.part))
-		}
 	}
 }

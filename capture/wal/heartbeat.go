@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace/capture/chunk"
 )
 
 // watchInterval is how often the publication is looked at while changes are
@@ -23,6 +25,7 @@ const watchInterval = 5 * time.Second
 // its changes no more, and nothing in the stream would tell.
 type attendant struct {
 	c           *Capture
+	loads       *loads
 	publication string // its fingerprint when the stream was opened
 	conn        *pgx.Conn
 	failing     bool
@@ -91,7 +94,13 @@ func (a *attendant) disconnect() {
 }
 
 func (a *attendant) beat(ctx context.Context) (altered, err error) {
-	_, err = a.conn.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", heartbeatPrefix, a.c.cfg.Stream)
+	if _, err := a.conn.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", heartbeatPrefix, a.c.cfg.Stream); err != nil {
+		return nil, err
+	}
+	s, err := chunk.CurrentSnapshot(ctx, a.conn)
+	if err == nil {
+		a.loads.show(s)
+	}
 	return nil, err
 }
 

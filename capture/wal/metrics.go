@@ -4,9 +4,9 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics of one stream's capture.
 type metrics struct {
-	units, bytes, copied prometheus.Counter
-	received, confirmed  prometheus.Gauge
-	spool, open          prometheus.Gauge
+	units, bytes, copied, loads prometheus.Counter
+	received, confirmed         prometheus.Gauge
+	spool, open                 prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
@@ -20,7 +20,8 @@ func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
 	m := &metrics{
 		units:     counter("units_total", "Units that capture has given out."),
 		bytes:     counter("bytes_total", "Bytes of replication messages received from the source."),
-		copied:    counter("copied_rows_total", "Rows read by first copies."),
+		copied:    counter("copied_rows_total", "Rows read by loads, the first copy among them."),
+		loads:     counter("loads_total", "Loads begun."),
 		received:  gauge("received_lsn_bytes", "End of the newest transaction received, as a byte position in the WAL."),
 		confirmed: gauge("confirmed_lsn_bytes", "Position that the source has been told is done, as a byte position in the WAL."),
 		open:      gauge("open_transactions", "Transactions that the source streams and has not ended yet."),
@@ -29,7 +30,7 @@ func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.units, m.bytes, m.copied, m.received, m.confirmed, m.spool, m.open} {
+	for _, c := range []prometheus.Collector{m.units, m.bytes, m.copied, m.loads, m.received, m.confirmed, m.spool, m.open} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

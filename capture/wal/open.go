@@ -14,24 +14,6 @@ import (
 	"github.com/millrace-db/millrace"
 )
 
-// Phases of a Source.
-const (
-	PhaseCopy   = "copy"
-	PhaseStream = "stream"
-)
-
-// Progress says how far a Source has come, for people.
-type Progress struct {
-	Phase string `json:"phase"`
-	// Table is the one being copied, and Rows what was copied of it.
-	Table string `json:"table,omitempty"`
-	Rows  uint64 `json:"rows"`
-	// Done of Tables have been copied, with TotalRows rows in all.
-	Done      int    `json:"done"`
-	Tables    int    `json:"tables"`
-	TotalRows uint64 `json:"total_rows"`
-}
-
 // Source gives the units of a stream, from a Position on. Next is called by one
 // goroutine; the other methods may be called beside it.
 type Source struct {
@@ -48,9 +30,7 @@ type Source struct {
 	confirmed atomic.Uint64 // newest LSN given to Confirm
 	given     atomic.Uint64 // newest LSN given out by Next
 	live      atomic.Pointer[stream]
-
-	mu       sync.Mutex
-	progress Progress
+	loads     *loads
 
 	closing  sync.Once
 	closeErr error
@@ -59,10 +39,9 @@ type Source struct {
 // Open begins or goes on with a stream whose history ends at from. ctx bounds
 // the opening only; Close ends the source.
 //
-// At a first start (from.Position is zero) it makes the slot and copies all
-// tables. It does the same anew, with another slot and other loads, where an
-// earlier copy was cut off (from.Catalog has loads under way): nothing of that
-// one can be seen at the edges.
+// At a first start (from.Position is zero) it makes the slot, and all tables join
+// the stream and are loaded. Loads that are under way in from.Catalog go on where
+// they were.
 //
 // An error that wraps millrace.ErrStop needs an operator; others are worth a
 // retry.
@@ -106,12 +85,13 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 	if err != nil {
 		return nil, err
 	}
-	if from.Position.IsZero() || len(from.Catalog.Loads) > 0 {
-		err = s.startCopy(ctx, conn, from, tables)
-	} else {
-		err = s.resume(ctx, conn, from, tables)
+	position := from.Position
+	if position.IsZero() {
+		if position, err = c.makeSlot(ctx, conn, server); err != nil {
+			return nil, err
+		}
 	}
-	if err != nil {
+	if err := s.resume(ctx, conn, position, &from.Catalog, tables); err != nil {
 		return nil, err
 	}
 	keep = true // the source's goroutine closes it
@@ -164,92 +144,28 @@ func (c *Capture) fenceNames(ctx context.Context, conn *pgx.Conn, catalog *millr
 	return errors.Join(all...)
 }
 
-// fenceLoads refuses to begin a cut-off copy anew without a table that it had:
-// nothing would end that table's load, so every later start would take the copy
-// for cut off, drop the slot and copy all tables once more.
-func fenceLoads(catalog *millrace.Catalog, tables []*tableInfo) error {
-	for _, l := range catalog.Loads {
-		if slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == l.Table }) {
-			continue
-		}
-		name := "with OID " + l.Table.String()
-		if s := catalog.Schema(l.Table); s != nil {
-			name = s.QualifiedName()
-		}
-		return fmt.Errorf("%w: the first copy was cut off with table %s in it (OID %v), which is not configured or was dropped; mend: put the configuration back until the copy is complete, or %s",
-			ErrTables, name, l.Table, newEpoch)
-	}
-	return nil
-}
-
-// startCopy makes the slot and begins the first copy.
-func (s *Source) startCopy(ctx context.Context, conn *pgx.Conn, from *millrace.Checkpoint, tables []*tableInfo) error {
-	c := s.c
-	if err := fenceLoads(&from.Catalog, tables); err != nil {
-		return err
-	}
-	slot, err := c.lookUpSlot(ctx, conn)
+// resume goes on with the stream after a position.
+func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.Position, catalog *millrace.Catalog, tables []*tableInfo) error {
+	plan := makePlan(catalog, tables)
+	repl, p, err := s.c.beginStream(ctx, conn, s.server, position)
 	if err != nil {
 		return err
 	}
-	if slot != nil {
-		if err := c.ownSlot(slot, s.server); err != nil {
-			return err
-		}
-		c.log.Info("an earlier first copy was cut off; beginning it anew with another slot", "slot", c.cfg.Slot)
-		if err := c.dropSlot(ctx, conn); err != nil {
-			return err
-		}
+	if s.loads, err = resumeLoads(ctx, conn, catalog, s.c.chunks); err == nil && !plan.isEmpty() {
+		err = plan.announce(ctx, conn)
+		s.c.log.Info("tables join and leave the stream", "joining", len(plan.joining), "leaving", len(plan.leaving))
 	}
-	fc, err := c.beginCopy(ctx, conn, s.server, from)
 	if err != nil {
+		closeConn(repl)
 		return err
 	}
-	if p := from.Position; !p.IsZero() && p.SystemID != fc.position.SystemID {
-		closeConn(fc.conn)
-		return errors.Join(fmt.Errorf("%w: the stream was begun at %v; mend: correct the source URL, or %s", ErrOtherSystem, p, newEpoch), c.dropSlot(ctx, conn))
-	}
-	c.log.Info("first copy begins", "slot", c.cfg.Slot, "position", fc.position.LSN.String(), "tables", len(fc.tables))
-	s.progress = Progress{Phase: PhaseCopy, Tables: len(fc.tables)}
-	s.start(func(ctx context.Context) error {
-		defer closeConn(conn)
-		err := fc.run(ctx, s.pushCopy(ctx), s.copied)
-		closeConn(fc.conn)
-		if err != nil {
-			return err
-		}
-		s.setPhase(PhaseStream)
-		c.log.Info("first copy is complete", "rows", s.Progress().TotalRows)
-		repl, p, err := c.beginStream(ctx, conn, s.server, fc.position)
-		if err != nil {
-			return err
-		}
-		return s.stream(ctx, conn, repl, p, fc.schemas(), fc.catalog.LastVersion, nil)
-	})
-	return nil
-}
-
-// resume goes on with the stream after from.
-func (s *Source) resume(ctx context.Context, conn *pgx.Conn, from *millrace.Checkpoint, tables []*tableInfo) error {
-	plan := makePlan(&from.Catalog, tables)
-	repl, p, err := s.c.beginStream(ctx, conn, s.server, from.Position)
-	if err != nil {
-		return err
-	}
-	if !plan.isEmpty() {
-		if err := plan.announce(ctx, conn); err != nil {
-			closeConn(repl)
-			return err
-		}
-		s.c.log.Info("tables join and leave the stream", "joining", plan.joining, "leaving", plan.leaving)
-	}
+	s.loads.paused = s.c.holdLoads
 	schemas := make(map[millrace.TableID]*millrace.Schema)
-	for _, schema := range from.Catalog.Schemas {
+	for _, schema := range catalog.Schemas {
 		schemas[schema.Table] = schema
 	}
-	version := from.Catalog.LastVersion
-	s.progress = Progress{Phase: PhaseStream}
-	s.c.log.Info("capture goes on", "position", p.LSN.String(), "timeline", p.Timeline)
+	version := catalog.LastVersion
+	s.c.log.Info("capture goes on", "position", p.LSN.String(), "timeline", p.Timeline, "loads", len(catalog.Loads))
 	s.start(func(ctx context.Context) error {
 		defer closeConn(conn)
 		return s.stream(ctx, conn, repl, p, schemas, version, plan)
@@ -298,10 +214,10 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 		breathe:   func() error { return st.breathe(ctx) },
 		relations: make(map[millrace.TableID]*relation),
 		told:      make(map[millrace.TableID]uint64),
+		loads:     s.loads,
 		loaded:    make(map[millrace.TableID]bool),
-	}
-	if s.c.reloads != nil {
-		st.d.reload = s.c.reloads(st.d)
+		log:       s.c.log,
+		metrics:   s.c.metrics,
 	}
 	s.live.Store(st)
 	defer s.live.Store(nil)
@@ -309,11 +225,18 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 	beating, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		a := &attendant{c: s.c, publication: s.publication}
+		a := &attendant{c: s.c, loads: s.loads, publication: s.publication}
 		if err := a.run(beating); err != nil {
 			s.cancel(fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, err))
 		}
 	})
+	for range s.c.cfg.LoadWorkers {
+		wg.Go(func() {
+			if err := s.loads.work(beating, s.c); err != nil {
+				s.cancel(fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, err))
+			}
+		})
+	}
 	err = s.c.replicationError(st.run(ctx))
 	stop()
 	wg.Wait()
@@ -387,49 +310,6 @@ func (l *lookUps) close() {
 	if l.owned {
 		closeConn(l.conn)
 	}
-}
-
-// pushCopy hands chunks of the copy over.
-func (s *Source) pushCopy(ctx context.Context) func(*millrace.Unit, int64) error {
-	return func(u *millrace.Unit, size int64) error {
-		for !s.queue.tryPush(u, size) {
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-s.queue.notFull:
-			}
-		}
-		return nil
-	}
-}
-
-func (s *Source) copied(table string, rows uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := &s.progress
-	if p.Table != table {
-		if p.Table != "" {
-			p.Done++
-		}
-		p.Table, p.Rows = table, 0
-	}
-	p.TotalRows += rows - p.Rows
-	s.c.metrics.copied.Add(float64(rows - p.Rows))
-	p.Rows = rows
-}
-
-func (s *Source) setPhase(phase string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.progress.Phase = phase
-	s.progress.Table, s.progress.Rows, s.progress.Done = "", 0, s.progress.Tables
-}
-
-// Progress says how far the source has come.
-func (s *Source) Progress() Progress {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.progress
 }
 
 // Next waits for the next unit. Whoever takes it closes its Body. After the

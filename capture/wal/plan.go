@@ -28,6 +28,8 @@ type plan struct {
 	nonce   string // tells the message from those of others
 	joining []millrace.TableID
 	leaving []millrace.TableID
+	// initial tells that the stream has no tables yet.
+	initial bool
 	done    bool
 	// lsn is that of the message.
 	lsn millrace.LSN
@@ -40,7 +42,7 @@ func (p *plan) isEmpty() bool { return len(p.joining) == 0 && len(p.leaving) == 
 // makePlan compares the tables of the stream with those that are configured. A
 // table that was dropped and made again leaves, and joins under its new ID.
 func makePlan(catalog *millrace.Catalog, tables []*tableInfo) *plan {
-	p := new(plan)
+	p := &plan{initial: len(catalog.Schemas) == 0}
 	for _, t := range tables {
 		if catalog.Schema(t.id) == nil {
 			p.joining = append(p.joining, t.id)
@@ -83,6 +85,9 @@ func (d *decoder) carryOut(content []byte) error {
 			return err
 		}
 		delete(d.schemas, id)
+		if err := d.dropLoad(id); err != nil {
+			return err
+		}
 	}
 	for _, id := range p.joining {
 		info, err := d.lookUp(id, nil)
@@ -99,7 +104,11 @@ func (d *decoder) carryOut(content []byte) error {
 		if _, err := d.introduce(s); err != nil {
 			return err
 		}
-		if err := d.load(id, "it joined the stream"); err != nil {
+		reason := "it joined the stream"
+		if p.initial {
+			reason = "first copy"
+		}
+		if err := d.beginLoad(id, reason, p.initial); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,7 @@ func (r *rig) renew() {
 	r.t.Helper()
 	old := r.c
 	r.c = mustNew(r.t, r.cfg)
-	r.c.roots, r.c.reloads, r.c.watchInterval = old.roots, old.reloads, old.watchInterval
+	r.c.roots, r.c.watchInterval = old.roots, old.watchInterval
 }
 
 func TestTablesJoinAndLeave(t *testing.T) {

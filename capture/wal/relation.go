@@ -110,14 +110,12 @@ func (d *decoder) adopt(before, s *millrace.Schema, info *tableInfo) (*millrace.
 // unit begins one load of a table at most, since none of its rows can be loaded
 // before the unit has ended.
 func (d *decoder) load(id millrace.TableID, reason string) error {
-	if d.reload == nil {
-		return fmt.Errorf("%w: %s: %s, which changes rows at the source without sending them; mend: begin a new epoch", ErrTableChanged, d.schemas[id].QualifiedName(), reason)
-	}
 	if d.loaded[id] {
 		return nil
 	}
 	d.loaded[id] = true
-	return d.reload(id, reason)
+	d.log.Info("load begins", "table", d.schemas[id].QualifiedName(), "reason", reason)
+	return d.beginLoad(id, reason, false)
 }
 
 // introduce gives s the next version and puts it into the stream.
@@ -131,6 +129,7 @@ func (d *decoder) introduce(s *millrace.Schema) (*millrace.Schema, error) {
 	}
 	d.version = s.Version
 	d.schemas[s.Table] = s
+	d.loads.described(s)
 	d.turn++
 	return s, nil
 }

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -33,42 +32,6 @@ type rig struct {
 	src  *Source
 	edge *edge
 	mark int
-	// loads are those that the decoder asked for.
-	loads fakeLoads
-}
-
-// fakeLoads stands for what loads tables beside the stream: it begins loads, and
-// rig.load does the rest.
-type fakeLoads struct {
-	mu      sync.Mutex
-	last    millrace.LoadID
-	reasons []string // as "table: reason"
-}
-
-func (f *fakeLoads) reloader(d *decoder) reloader {
-	return func(id millrace.TableID, reason string) error {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.last++
-		f.reasons = append(f.reasons, d.schemas[id].Name+": "+reason)
-		return d.w.Append(&millrace.Entry{Kind: millrace.KindLoadBegin, Table: id, Load: f.last, LoadInfo: &millrace.LoadInfo{Reason: reason}})
-	}
-}
-
-// begin sets the number of the last load.
-func (f *fakeLoads) begin(last millrace.LoadID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.last = last
-}
-
-// asked returns the reasons since the last call.
-func (f *fakeLoads) asked() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	all := f.reasons
-	f.reasons = nil
-	return all
 }
 
 // newRig installs a capture of tables, which must exist. Names are of schema
@@ -91,7 +54,6 @@ func newRig(t testing.TB, db *pgtest.DB, change func(*Config), tables ...string)
 	}
 	c.roots = true
 	r := &rig{t: t, db: db, c: c, cfg: cfg, edge: newEdge()}
-	c.reloads = r.loads.reloader
 	if err := c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +70,8 @@ func (r *rig) ctx() context.Context {
 // open opens a source after what the edge has.
 func (r *rig) open() {
 	r.t.Helper()
-	r.loads.begin(r.edge.at.Catalog.LastLoad)
+	// After the first copy loads are held until a test wants them: rig.load.
+	r.c.holdLoads = len(r.edge.at.Catalog.Schemas) > 0 && !r.edge.copying()
 	src, err := r.c.Open(r.ctx(), &r.edge.at)
 	if err != nil {
 		r.t.Fatalf("open: %v", err)
@@ -187,7 +150,7 @@ func (r *rig) copied() []*applied {
 		a := r.next()
 		all = append(all, a)
 		if a.has(millrace.KindLoadEnd) {
-			r.loads.begin(r.edge.at.Catalog.LastLoad)
+			r.src.PauseLoads(true)
 			return all
 		}
 	}
@@ -233,30 +196,18 @@ func (r *rig) equal() {
 	}
 }
 
-// load ends the loads under way: the rows are the source's, as of now, when
-// nothing else is on its way. It returns why they were begun.
+// load lets the loads under way end. It returns why loads were begun, but for the
+// first copy, since it was last called.
 func (r *rig) load() []string {
 	r.t.Helper()
-	conn, err := r.c.connect(r.ctx(), nil)
-	if err != nil {
-		r.t.Fatal(err)
+	r.src.PauseLoads(false)
+	for len(r.edge.at.Catalog.Loads) > 0 {
+		r.next()
 	}
-	defer closeConn(conn)
-	for _, l := range r.edge.at.Catalog.Loads {
-		s := r.edge.at.Catalog.Schema(l.Table)
-		rows, err := sourceRows(r.ctx(), conn, s, "")
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		table := make(map[string]storedRow)
-		for key, row := range rows {
-			table[key] = storedRow{s.Version, row}
-		}
-		r.edge.tables[l.Table] = table
-		delete(r.edge.shadows, l.ID)
-	}
-	r.edge.at.Catalog.Loads = nil
-	return r.loads.asked()
+	r.src.PauseLoads(true)
+	reasons := r.edge.reasons
+	r.edge.reasons = nil
+	return reasons
 }
 
 // slotLSN is where the slot says that we are done.
@@ -289,7 +240,12 @@ type edge struct {
 	tables  map[millrace.TableID]map[string]storedRow
 	shadows map[millrace.LoadID]map[string]storedRow
 	schemas map[millrace.SchemaVersion]*millrace.Schema
+	// reasons are those of loads, as "table: reason".
+	reasons []string
 }
+
+// copying reports whether the first copy has not ended.
+func (e *edge) copying() bool { return len(e.tables) == 0 }
 
 type storedRow struct {
 	version millrace.SchemaVersion
@@ -377,9 +333,9 @@ func (e *edge) apply(u *millrace.Unit) (*applied, error) {
 
 func (e *edge) entry(entry *millrace.Entry) error {
 	cat := &e.at.Catalog
-	table := e.tables[entry.Table]
-	if entry.Load != 0 {
-		table = e.shadows[entry.Load]
+	at := slices.IndexFunc(cat.Loads, func(l millrace.Load) bool { return l.Table == entry.Table })
+	if of := entry.Kind; entry.Load != 0 && of != millrace.KindLoadBegin && (at < 0 || cat.Loads[at].ID != entry.Load) {
+		return fmt.Errorf("%v of load %v of table %v, which is not under way", of, entry.Load, entry.Table)
 	}
 	switch entry.Kind {
 	case millrace.KindSchema:
@@ -398,14 +354,27 @@ func (e *edge) entry(entry *millrace.Entry) error {
 		}
 		cat.LastLoad = entry.Load
 		cat.Loads = slices.DeleteFunc(cat.Loads, func(l millrace.Load) bool { return l.Table == entry.Table })
-		cat.Loads = append(cat.Loads, millrace.Load{ID: entry.Load, Table: entry.Table})
+		cat.Loads = append(cat.Loads, millrace.Load{ID: entry.Load, Table: entry.Table, Progress: entry.LoadInfo.Progress})
 		e.shadows[entry.Load] = make(map[string]storedRow)
-	case millrace.KindLoadEnd:
-		cat.Loads = slices.DeleteFunc(cat.Loads, func(l millrace.Load) bool { return l.ID == entry.Load })
-		if n := uint64(len(table)); n != entry.LoadInfo.Rows {
-			return fmt.Errorf("load %v ends with %d rows, %d came", entry.Load, entry.LoadInfo.Rows, n)
+		if entry.LoadInfo.Reason != "first copy" {
+			e.reasons = append(e.reasons, cat.Schema(entry.Table).Name+": "+entry.LoadInfo.Reason)
 		}
-		e.tables[entry.Table] = table
+	case millrace.KindLoadProgress:
+		l := &cat.Loads[at]
+		if len(entry.LoadInfo.Added) == 0 {
+			l.Progress = entry.LoadInfo.Progress
+		} else {
+			l.Progress = append(slices.Clip(l.Progress), entry.LoadInfo.Added...)
+		}
+	case millrace.KindLoadEnd:
+		cat.Loads = slices.Delete(cat.Loads, at, at+1)
+		for _, row := range e.shadows[entry.Load] {
+			if slices.ContainsFunc(row.columns, func(d millrace.Datum) bool { return d.State == millrace.ColumnMissing }) {
+				return fmt.Errorf("load %v ends, and a row lacks columns", entry.Load)
+			}
+		}
+		e.tables[entry.Table] = e.shadows[entry.Load]
+		delete(e.shadows, entry.Load)
 	case millrace.KindDrop:
 		if cat.Schema(entry.Table) == nil {
 			return fmt.Errorf("drop of table %v, of which there is no schema", entry.Table)
@@ -413,10 +382,29 @@ func (e *edge) entry(entry *millrace.Entry) error {
 		cat.Schemas = slices.DeleteFunc(cat.Schemas, func(o *millrace.Schema) bool { return o.Table == entry.Table })
 		cat.Loads = slices.DeleteFunc(cat.Loads, func(l millrace.Load) bool { return l.Table == entry.Table })
 		delete(e.tables, entry.Table)
+	case millrace.KindPut, millrace.KindDelete, millrace.KindTruncate:
+		if entry.Load == 0 && e.tables[entry.Table] != nil {
+			if err := e.change(entry, e.tables[entry.Table], at >= 0, false); err != nil {
+				return err
+			}
+		}
+		if at >= 0 {
+			return e.change(entry, e.shadows[cat.Loads[at].ID], true, true)
+		}
+		if e.tables[entry.Table] == nil {
+			return fmt.Errorf("%v of table %v, which has neither rows nor a load", entry.Kind, entry.Table)
+		}
+	}
+	return nil
+}
+
+// change brings a change into one generation of a table.
+func (e *edge) change(entry *millrace.Entry, table map[string]storedRow, loading, shadow bool) error {
+	switch entry.Kind {
 	case millrace.KindPut:
-		return e.put(entry, table)
+		return e.put(entry, table, loading, shadow)
 	case millrace.KindDelete:
-		if _, ok := table[string(entry.Key)]; !ok {
+		if _, ok := table[string(entry.Key)]; !ok && !shadow {
 			return fmt.Errorf("delete of a row that is not there, key %x", entry.Key)
 		}
 		delete(table, string(entry.Key))
@@ -426,12 +414,13 @@ func (e *edge) entry(entry *millrace.Entry) error {
 	return nil
 }
 
-func (e *edge) put(entry *millrace.Entry, table map[string]storedRow) error {
+func (e *edge) put(entry *millrace.Entry, table map[string]storedRow, loading, shadow bool) error {
 	var row millrace.Row
 	if err := millrace.DecodeRow(entry.Row, &row); err != nil {
 		return err
 	}
-	if s := e.at.Catalog.Schema(entry.Table); s == nil || s.Version != row.Version {
+	s := e.at.Catalog.Schema(entry.Table)
+	if s == nil || s.Version != row.Version {
 		return fmt.Errorf("row of version %v, the newest is %v", row.Version, s)
 	}
 	base := entry.Key
@@ -440,11 +429,24 @@ func (e *edge) put(entry *millrace.Entry, table map[string]storedRow) error {
 	}
 	old, known := table[string(base)]
 	for i, c := range row.Columns {
-		if c.State == millrace.ColumnUnchanged {
-			if !known {
-				return fmt.Errorf("column %d is unchanged, and there is no row before", i)
-			}
-			row.Columns[i] = old.columns[i]
+		if c.State != millrace.ColumnUnchanged {
+			continue
+		}
+		j := i
+		if !known {
+			j = -1
+		} else if old.version != row.Version {
+			j = e.schemas[old.version].Counterpart(&s.Columns[i])
+		}
+		switch {
+		case j >= 0:
+			row.Columns[i] = old.columns[j]
+		case shadow:
+			row.Columns[i] = millrace.Datum{State: millrace.ColumnMissing}
+		case loading:
+			row.Columns[i] = millrace.Datum{State: millrace.ColumnNull}
+		default:
+			return fmt.Errorf("column %d is unchanged, and there is no row before", i)
 		}
 	}
 	table[string(entry.Key)] = storedRow{row.Version, slices.Clone(row.Columns)}

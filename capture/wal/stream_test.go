@@ -438,40 +438,46 @@ func TestSilence(t *testing.T) {
 	r.equal()
 }
 
-// A copy that is cut off at any unit begins anew, and only what was given before
-// its end is repeated.
+// A copy that is cut off at any unit goes on where it was.
 func TestCopyCutOff(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec(`create table a (id int primary key, v text); create table b (id int primary key);
 		insert into a select i, repeat('x', 300) from generate_series(1, 9000) i; insert into b values (1)`)
 	r := newRig(t, db, func(c *Config) { c.MemoryBudget = 1 << 20 }, "a", "b")
+	r.c.chunks.Blocks = 16
+	r.open()
+	first := r.next()
+	if got, want := first.kinds(), "schema load_begin schema load_begin"; got != want {
+		t.Errorf("first unit: got %s, want %s", got, want)
+	}
 	for taken := range 4 {
-		r.open()
 		for range taken {
 			r.next()
 		}
-		r.close()
+		r.restart()
 		if got := db.String("select count(*) from pg_replication_slots where slot_name = $1", r.cfg.Slot); got != "1" {
 			t.Fatalf("slots after a copy that was cut off: %s", got)
 		}
 		db.Exec("insert into a select max(id) + 1 from a")
 	}
-	r.open()
-	units := r.copied()
-	if got, want := units[0].kinds(), "load_begin load_begin"; got != want {
-		t.Errorf("first unit of the last copy: got %s, want %s: the stream has the schemas", got, want)
+	for _, l := range r.src.Loads() {
+		if !l.Initial || l.Reason != "first copy" {
+			t.Errorf("load: %+v", l)
+		}
 	}
+	for _, u := range r.copied() {
+		if u.has(millrace.KindLoadBegin) || u.has(millrace.KindSchema) {
+			t.Errorf("a copy that goes on has a unit of %s", u.kinds())
+		}
+	}
+	r.sync()
 	r.equal()
-	if p := r.src.Progress(); p.TotalRows != 9005 || p.Tables != 2 {
-		t.Errorf("progress: %+v", p)
+	if l := r.src.Loads(); len(l) > 0 {
+		t.Errorf("loads after the copy: %+v", l)
 	}
-	// Taken but for its last unit: still cut off.
 	db.Exec("insert into a values (-1)")
 	r.sync()
 	r.equal()
-	if p := r.src.Progress(); p.Phase != PhaseStream {
-		t.Errorf("progress: %+v", p)
-	}
 }
 
 // Tables that are truncated or altered while the slot is being made.

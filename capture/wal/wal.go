@@ -36,6 +36,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace-db/millrace/capture/chunk"
 )
 
 // Defaults of a Config.
@@ -43,10 +45,12 @@ const (
 	DefaultMemoryBudget = 64 << 20
 	DefaultHeartbeat    = time.Second
 	DefaultSilence      = time.Minute
+	DefaultLoadWorkers  = 2
 )
 
 const (
 	minMemoryBudget = 1 << 20
+	maxLoadWorkers  = 16
 	// statusInterval is how often the source is told where we stand at least,
 	// asked or not: with wal_sender_timeout = 0 it never asks.
 	statusInterval = 10 * time.Second
@@ -83,6 +87,14 @@ type Config struct {
 	// Silence is how long the source may send nothing at all before the
 	// connection is taken for dead. Default 60 s, at least 1 s.
 	Silence time.Duration
+	// LoadWorkers is how many tables are loaded at once. Default 2.
+	LoadWorkers int
+	// LoadRate is the most rows that each of them reads in a second; 0 is no
+	// limit.
+	LoadRate int
+	// LoadMaxLag is the replay lag of a physical standby above which loads wait;
+	// 0 is no limit.
+	LoadMaxLag time.Duration
 	// Logger hears of transitions. Default: none.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Default: none.
@@ -100,10 +112,12 @@ type Capture struct {
 	// Set by New; tests shorten the times, and measure without gathering.
 	statusInterval, confirmDelay, watchInterval time.Duration
 	gather                                      func(net.Conn, time.Duration, int)
-	// reloads makes the reloader of a decoder; nil where there is none.
-	reloads func(*decoder) reloader
 	// roots lets tests capture partitioned tables under the root's name.
 	roots bool
+	// chunks bounds what loads read at once and hold.
+	chunks chunk.Limits
+	// holdLoads makes loads wait from the start until PauseLoads(false).
+	holdLoads bool
 }
 
 // tableName is a table as the configuration names it.
@@ -151,7 +165,7 @@ func New(cfg Config) (*Capture, error) {
 	if len(cfg.Tables) == 0 {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
-	c := &Capture{statusInterval: statusInterval, confirmDelay: confirmDelay, watchInterval: watchInterval, gather: gather}
+	c := &Capture{chunks: chunkLimits(), statusInterval: statusInterval, confirmDelay: confirmDelay, watchInterval: watchInterval, gather: gather}
 	seen := make(map[tableName]bool, len(cfg.Tables))
 	for _, text := range cfg.Tables {
 		schema, name, ok := strings.Cut(text, ".")
@@ -184,6 +198,15 @@ func New(cfg Config) (*Capture, error) {
 	}
 	if cfg.Silence < time.Second {
 		return nil, bad("silence of %v: want at least 1s", cfg.Silence)
+	}
+	if cfg.LoadWorkers == 0 {
+		cfg.LoadWorkers = DefaultLoadWorkers
+	}
+	if cfg.LoadWorkers < 1 || cfg.LoadWorkers > maxLoadWorkers {
+		return nil, bad("%d tables to load at once: want 1 to %d", cfg.LoadWorkers, maxLoadWorkers)
+	}
+	if cfg.LoadRate < 0 || cfg.LoadMaxLag < 0 {
+		return nil, bad("limits of loads of %d rows a second and a lag of %v: want 0 or more", cfg.LoadRate, cfg.LoadMaxLag)
 	}
 	if cfg.SpoolDir == "" {
 		cfg.SpoolDir = filepath.Join(os.TempDir(), "millrace-spool")

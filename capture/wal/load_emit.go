@@ -1,0 +1,237 @@
+package wal
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/chunk"
+)
+
+// beginLoad puts the begin of a load of a table into the unit under way. Where
+// one is under way it begins its pass anew: the shadow generation stays, because
+// the stream has kept it up, and the new pass reads every row again.
+func (d *decoder) beginLoad(table millrace.TableID, reason string, initial bool) error {
+	l := d.loads
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	schema := d.schemas[table]
+	reason = clean(reason)
+	if ld := l.byTable[table]; ld != nil {
+		ld.work.Restart()
+		ld.reason = reason
+		return d.loadEntry(ld, millrace.KindLoadProgress, &millrace.LoadInfo{Progress: ld.note()})
+	}
+	l.lastLoad++
+	ld := &load{
+		id: l.lastLoad, table: table, name: schema.QualifiedName(), reason: reason, initial: initial, schema: schema,
+		work: chunk.NewLoad(l.limits), started: time.Now(),
+	}
+	l.addLocked(ld)
+	d.metrics.loads.Inc()
+	return d.loadEntry(ld, millrace.KindLoadBegin, &millrace.LoadInfo{Reason: reason, Progress: ld.note()})
+}
+
+func (l *loads) addLocked(ld *load) {
+	l.byTable[ld.table] = ld
+	l.count.Add(1)
+	l.wakeLocked()
+}
+
+func (d *decoder) loadEntry(ld *load, kind millrace.Kind, info *millrace.LoadInfo) error {
+	if err := d.w.Append(&millrace.Entry{Kind: kind, Table: ld.table, Load: ld.id, LoadInfo: info}); err != nil {
+		return fmt.Errorf("load of %s: %w", ld.name, err)
+	}
+	return nil
+}
+
+// noteLoads puts into the unit under way what a successor has to know of the
+// loads because of its changes.
+func (d *decoder) noteLoads() error {
+	if d.loads.count.Load() == 0 {
+		return nil
+	}
+	d.loads.mu.Lock()
+	defer d.loads.mu.Unlock()
+	for _, ld := range d.loads.byTable {
+		more, void := ld.work.Added()
+		info := &millrace.LoadInfo{Added: more}
+		switch {
+		case void:
+			info = &millrace.LoadInfo{Progress: ld.head()}
+		case len(more) == 0:
+			continue
+		}
+		if err := d.loadEntry(ld, millrace.KindLoadProgress, info); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// arrive emits what waited for a message that has passed. One that is not known
+// is that of a reader before us, or of one that gave up.
+func (d *decoder) arrive(message string, at time.Time) error {
+	l := d.loads
+	l.mu.Lock()
+	a := l.arrivals[message]
+	if a == nil {
+		l.mu.Unlock()
+		return nil
+	}
+	delete(l.arrivals, message)
+	l.mu.Unlock()
+	if err := a.emit(d); err != nil {
+		return err
+	}
+	clear(d.loaded)
+	if err := d.give(at); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.endLocked(d)
+	l.mu.Unlock()
+	close(a.passed)
+	return nil
+}
+
+// give gives out the entries that are no transaction's as a unit, if there are
+// any.
+func (d *decoder) give(at time.Time) error {
+	entries := d.w.Len()
+	if entries == 0 {
+		return nil
+	}
+	payload, err := d.w.Finish(millrace.UnitEnd{Time: at, Token: d.position.Token()})
+	if err != nil {
+		return err
+	}
+	return d.emit(millrace.NewUnit(d.position, at, entries, payload), int64(len(payload)))
+}
+
+// emitChunk emits the rows of a chunk but for those that the stream has changed
+// itself, and the end of the load if they were the last.
+func (d *decoder) emitChunk(ld *load, c chunk.Chunk, schema *millrace.Schema, rows *rowBuffer) error {
+	d.loads.mu.Lock()
+	defer d.loads.mu.Unlock()
+	w := ld.window
+	ld.window = nil
+	d.loads.closeLocked(ld.table, w)
+	if ld.ended || w.Overflown() || schema != ld.schema {
+		return nil // the worker reads it again
+	}
+	err := rows.each(func(key, row []byte) error {
+		if w.LeavesOut(key) {
+			return nil
+		}
+		ld.work.Row(key)
+		return d.w.Put(ld.table, key, nil, row, ld.id)
+	})
+	if err != nil {
+		return fmt.Errorf("load of %s: %w", ld.name, err)
+	}
+	d.metrics.copied.Add(float64(rows.n))
+	ld.work.Done(w, c)
+	if !ld.work.Finished() || !d.mayEndLocked(ld) {
+		return d.loadEntry(ld, millrace.KindLoadProgress, &millrace.LoadInfo{Progress: ld.note()})
+	}
+	return d.endLoadsLocked(ld)
+}
+
+// mayEndLocked reports whether a finished load ends now: an initial one waits for
+// the others.
+func (d *decoder) mayEndLocked(ld *load) bool {
+	if !ld.initial {
+		return true
+	}
+	for _, other := range d.loads.byTable {
+		if other.initial && !other.work.Finished() {
+			return false
+		}
+	}
+	return true
+}
+
+// endLoadsLocked puts the end of a finished load into the unit under way; with
+// an initial one, of all those.
+func (d *decoder) endLoadsLocked(ld *load) error {
+	for _, other := range d.loads.inOrderLocked() {
+		if other != ld && !(ld.initial && other.initial) {
+			continue
+		}
+		if err := d.loadEntry(other, millrace.KindLoadEnd, &millrace.LoadInfo{Rows: other.work.Rows()}); err != nil {
+			return err
+		}
+		other.ending = true
+	}
+	return nil
+}
+
+// endLocked forgets the loads whose ends have been given out.
+func (l *loads) endLocked(d *decoder) {
+	for _, ld := range l.inOrderLocked() {
+		if ld.ending {
+			d.log.Info("load ended", "table", ld.name, "rows", ld.work.Rows(), "reason", ld.reason)
+			l.removeLocked(ld)
+		}
+	}
+}
+
+// removeLocked takes a load out.
+func (l *loads) removeLocked(ld *load) {
+	ld.ended = true
+	if ld.window != nil {
+		l.closeLocked(ld.table, ld.window)
+	}
+	delete(l.byTable, ld.table)
+	l.count.Add(-1)
+	l.wakeLocked()
+}
+
+// described tells a load that the stream has a newer schema of its table.
+func (l *loads) described(s *millrace.Schema) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.names[s.Table] = s.QualifiedName()
+	if ld := l.byTable[s.Table]; ld != nil {
+		ld.schema, ld.name = s, s.QualifiedName()
+	}
+}
+
+// redescribe takes what the catalogs say of a table that a worker found altered.
+// Its changes under the schema before have all passed: the alteration waited for
+// them, and the message came after it.
+func (d *decoder) redescribe(info *tableInfo) error {
+	before := d.schemas[info.id]
+	if before == nil {
+		return nil // it has left the stream since
+	}
+	s, err := info.schema()
+	if err != nil {
+		return err
+	}
+	_, err = d.adopt(before, s, info)
+	return err
+}
+
+// dropLoad ends the load of a table that has just left the stream; those that
+// waited for it end in the same unit.
+func (d *decoder) dropLoad(table millrace.TableID) error {
+	d.loads.mu.Lock()
+	defer d.loads.mu.Unlock()
+	delete(d.loads.names, table)
+	ld := d.loads.byTable[table]
+	if ld == nil {
+		return nil
+	}
+	d.loads.removeLocked(ld)
+	for _, other := range d.loads.inOrderLocked() {
+		if ld.initial && other.initial && !other.ending {
+			if !d.mayEndLocked(other) {
+				return nil
+			}
+			return d.endLoadsLocked(other)
+		}
+	}
+	return nil
+}
