@@ -1,0 +1,266 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+// A load that is asked for brings the table anew, beside its changes.
+func TestRequestLoad(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key, v text); create table b (id int primary key); insert into a select i, 'v' from generate_series(1, 1000) i")
+	r := newRig(t, db, nil, "a", "b")
+	r.open()
+	r.copied()
+	if err := r.src.RequestLoad(r.ctx(), "public.c", ""); !errors.Is(err, ErrNoTable) || !strings.Contains(err.Error(), "public.a, public.b") {
+		t.Errorf("load of a table that the stream does not have: %v", err)
+	}
+	// The edge has lost a row and has one too much.
+	id := r.edge.at.Catalog.Schemas[0].Table
+	for key := range r.edge.tables[id] {
+		r.edge.tables[id]["\x80\x00\x00\x00\x7f\xff\xff\xff"] = r.edge.tables[id][key]
+		delete(r.edge.tables[id], key)
+		break
+	}
+	if err := r.src.RequestLoad(r.ctx(), "public.a", "somebody asked\n"); err != nil {
+		t.Fatal(err)
+	}
+	r.sync()
+	if err := r.src.RequestLoad(r.ctx(), "public.a", ""); !errors.Is(err, ErrLoading) {
+		t.Errorf("second load: %v", err)
+	}
+	l := r.src.Loads()
+	if len(l) != 1 || l[0].Table != "public.a" || l[0].Reason != "somebody asked" || l[0].Initial || l[0].Waiting {
+		t.Errorf("loads: %+v", l)
+	}
+	db.Exec("update a set v = 'w' where id % 2 = 0")
+	if got := r.load(); len(got) != 1 || got[0] != "a: somebody asked" {
+		t.Errorf("loads were begun because of %q", got)
+	}
+	r.sync()
+	r.equal()
+	if l := r.src.Loads(); len(l) != 0 {
+		t.Errorf("loads after the end: %+v", l)
+	}
+}
+
+// A paused load reads nothing; what is not paused does not go faster than its
+// rate.
+func TestLoadPauseAndRate(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('x', 1000) from generate_series(1, 400) i")
+	r := newRig(t, db, func(c *Config) { c.LoadRate = 1000 }, "a")
+	r.c.chunks.Blocks = 8
+	r.c.holdLoads = true
+	src, err := r.c.Open(r.ctx(), &r.edge.at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.src = src
+	for _, u := range r.sync() {
+		if u.count(millrace.KindPut) > 0 {
+			t.Errorf("a paused load emitted %s", u.kinds())
+		}
+	}
+	start := time.Now()
+	r.load()
+	if took := time.Since(start); took < 300*time.Millisecond {
+		t.Errorf("400 rows at 1000 a second took %v", took)
+	}
+	r.equal()
+}
+
+// A table leaves with its load under way, and is dropped.
+func TestLoadedTableIsDropped(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1); insert into b values (1)")
+	r := newRig(t, db, nil, "a", "b")
+	r.open()
+	r.copied()
+	if err := r.src.RequestLoad(r.ctx(), "public.b", ""); err != nil {
+		t.Fatal(err)
+	}
+	r.sync()
+	r.reconfigure("a")
+	db.Exec("drop table b")
+	r.open()
+	r.src.PauseLoads(false)
+	r.sync()
+	if l := r.src.Loads(); len(l) != 0 {
+		t.Errorf("loads: %+v", l)
+	}
+	r.equal()
+}
+
+// One of the tables of the first copy leaves: the others do not wait for it.
+func TestFirstCopyOfATableThatLeaves(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1); insert into b values (1)")
+	r := newRig(t, db, nil, "a", "b")
+	r.open()
+	r.next()
+	r.reconfigure("a")
+	r.open()
+	r.src.PauseLoads(false)
+	r.copied()
+	r.sync()
+	r.equal()
+}
+
+// Tables that are altered, renamed, rewritten and truncated while they are
+// loaded.
+func TestAlteredWhileLoaded(t *testing.T) {
+	for name, sql := range map[string]string{
+		"column added":    "alter table a add w int default 7",
+		"column dropped":  "alter table a drop n",
+		"column renamed":  "alter table a rename n to m",
+		"column retyped":  "alter table a alter n type numeric using n / 7.0",
+		"table renamed":   "alter table a rename to z",
+		"table moved":     "create schema s; alter table a set schema s",
+		"rewritten":       "alter table a alter n type int using n + 1",
+		"truncated":       "truncate a",
+		"vacuum":          "vacuum full a",
+		"not null":        "alter table a alter n set not null",
+		"added, written":  "alter table a add w int default 7; update a set w = 8 where id < 9",
+		"renamed, unused": "alter table a rename n to m; alter table a add n int",
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := pgtest.New(t)
+			db.Exec("create table a (id int primary key, n int, v text); insert into a select i, i, repeat('x', 400) from generate_series(1, 2000) i")
+			r := newRig(t, db, nil, "a")
+			r.c.chunks.Blocks = 16
+			r.open()
+			r.next()
+			r.next() // a chunk
+			r.src.PauseLoads(true)
+			for _, statement := range strings.Split(sql, "; ") {
+				db.Exec(statement)
+			}
+			r.src.PauseLoads(false)
+			r.copied()
+			r.sync()
+			for len(r.edge.at.Catalog.Loads) > 0 {
+				r.load()
+			}
+			switch name {
+			case "table renamed":
+				r.c.tables[0].name = "z"
+			case "table moved":
+				r.c.tables[0].schema = "s"
+			}
+			r.equal()
+		})
+	}
+}
+
+// Writers at work on tables that are loaded again and again, with rows that are
+// stored out of line, keys that move, rewrites; the source is closed at random
+// places.
+func TestLoadsBesideWriters(t *testing.T) {
+	seed := testSeed(t)
+	random := rand.New(rand.NewPCG(seed, 7))
+	db := pgtest.New(t)
+	db.Exec(`create table a (id int primary key, n int, big text); alter table a alter big set storage external;
+		create table b (id int primary key, n int);
+		insert into a select i, 0, repeat('y', 3000) || i from generate_series(1, 300) i;
+		insert into b select i, 0 from generate_series(1, 2000) i`)
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "a", "b")
+	r.c.chunks.Blocks = 4
+	r.c.chunks.Keys = 3
+	r.c.chunks.Missing = 4000
+	ctx, stop := context.WithCancel(r.ctx())
+	var wg sync.WaitGroup
+	for n := range 3 {
+		conn, err := pgx.Connect(ctx, db.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer closeConn(conn)
+			writeLoaded(ctx, t, conn, rand.New(rand.NewPCG(seed, uint64(n))))
+		})
+	}
+	defer wg.Wait()
+	defer stop()
+
+	r.open()
+	for loads := 0; loads < 12; {
+		a := r.next()
+		if a.has(millrace.KindLoadEnd) {
+			loads++
+		}
+		r.src.PauseLoads(false)
+		if random.IntN(150) == 0 {
+			r.restart()
+			r.src.PauseLoads(false)
+		}
+		if len(r.edge.at.Catalog.Loads) < 2 && !r.edge.copying() && random.IntN(10) == 0 {
+			table := []string{"public.a", "public.b"}[random.IntN(2)]
+			if err := r.src.RequestLoad(r.ctx(), table, "again"); err != nil && !errors.Is(err, ErrLoading) {
+				t.Fatal(err)
+			}
+		}
+	}
+	stop()
+	wg.Wait()
+	r.sync()
+	for len(r.edge.at.Catalog.Loads) > 0 {
+		r.load()
+	}
+	r.equal()
+	t.Logf("%d loads begun", r.edge.at.Catalog.LastLoad)
+}
+
+// writeLoaded changes rows until ctx ends.
+func writeLoaded(ctx context.Context, t *testing.T, conn *pgx.Conn, random *rand.Rand) {
+	id := func() int { return 1 + random.IntN(320) }
+	// A source that is read anew all the time must be able to keep up.
+	pace := time.NewTicker(10 * time.Millisecond)
+	defer pace.Stop()
+	for ctx.Err() == nil {
+		<-pace.C
+		var sql string
+		switch random.IntN(12) {
+		case 0, 1, 2:
+			sql = fmt.Sprintf("update a set n = n + 1 where id = %d", id())
+		case 3:
+			sql = fmt.Sprintf("update a set big = repeat('z', 2500) || n where id = %d", id())
+		case 4, 5:
+			sql = fmt.Sprintf("update a set id = %d where id = %d and not exists (select from a where id = %d)", id()+1000*random.IntN(2), id(), id())
+		case 6:
+			sql = fmt.Sprintf("delete from a where id = %d", id())
+		case 7, 8:
+			sql = fmt.Sprintf("insert into a values (%d, 0, repeat('w', %d)) on conflict do nothing", id(), 10+random.IntN(4000))
+		case 9:
+			sql = fmt.Sprintf("update b set n = n + 1 where id %% 50 = %d", random.IntN(50))
+		case 10:
+			sql = fmt.Sprintf("begin; update b set n = n - 1 where id = %d; savepoint s; delete from b where id = %d; rollback to s; update a set n = -1 where id = %d; commit", id(), id(), id())
+		default:
+			if random.IntN(10) > 0 {
+				continue
+			}
+			sql = []string{"vacuum full a", "truncate b", "vacuum b", "cluster a using a_pkey"}[random.IntN(4)]
+		}
+		if _, err := conn.Exec(ctx, sql); err != nil && ctx.Err() == nil {
+			if conn.PgConn().TxStatus() != 'I' {
+				_, _ = conn.Exec(ctx, "rollback")
+			}
+			// Two writers may meet: a key twice, a deadlock.
+			if !strings.Contains(err.Error(), "SQLSTATE 23505") && !strings.Contains(err.Error(), "SQLSTATE 40P01") {
+				t.Errorf("%s: %v", sql, err)
+				return
+			}
+		}
+	}
+}
