@@ -120,6 +120,7 @@ type LoadInfo struct {
 // the snapshot it names. Keys from Low to before High are in the range; an
 // empty High means the end.
 type VerifyRange struct {
+	// ID is that of the pass over the table; all its ranges share it.
 	ID        uint64
 	Low, High []byte
 	// Buckets and Bucket select keys by hash where a table is verified whole:

@@ -128,7 +128,7 @@ func (w *writer) step(next *work) error {
 	if w.at == nil {
 		return nil
 	}
-	if w.careful || w.size >= w.config.CommitBytes || time.Since(w.began) >= commitTime {
+	if w.careful || w.w.Verifying() || w.size >= w.config.CommitBytes || time.Since(w.began) >= commitTime {
 		if err := w.commit(); err != nil {
 			return err
 		}

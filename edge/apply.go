@@ -16,12 +16,15 @@ import (
 //
 // Live changes go into the live generation of the table and, while a load is
 // under way, into its shadow as well; rows of a load go into the shadow only.
-// LoadProgress, Verify, Heartbeat and Message entries change no rows.
+// LoadProgress, Heartbeat and Message entries change no rows. Verify entries are compared in
+// the background with the rows that Commit makes visible, so the commit must end
+// with their unit; Verifying tells of them.
 func (w *Writer) Apply(e *millrace.Entry, mode millrace.Mode) error {
 	if w.txn == nil {
 		return errors.New("apply entry: no transaction is open")
 	}
 	w.s.metrics.entries.Inc()
+	w.verify.pass(e)
 	switch e.Kind {
 	case millrace.KindPut:
 		return w.put(e)
@@ -39,7 +42,10 @@ func (w *Writer) Apply(e *millrace.Entry, mode millrace.Mode) error {
 		return w.quarantine(e)
 	case millrace.KindDrop:
 		return w.dropTable(e.Table)
-	case millrace.KindLoadProgress, millrace.KindVerify, millrace.KindHeartbeat, millrace.KindMessage:
+	case millrace.KindVerify:
+		w.verify.ranges = append(w.verify.ranges, tableRange{e.Table, e.Verify}.clone())
+		return nil
+	case millrace.KindLoadProgress, millrace.KindHeartbeat, millrace.KindMessage:
 		return nil
 	}
 	return fmt.Errorf("apply entry: %w: unknown %v; mend: upgrade this edge", millrace.ErrMalformed, e.Kind)
@@ -212,6 +218,7 @@ func (w *Writer) dropTable(id millrace.TableID) error {
 	}
 	delete(c.tables, id)
 	c.index()
+	w.loaded = append(w.loaded, id)
 	return nil
 }
 
@@ -266,6 +273,7 @@ func (w *Writer) loadEnd(id millrace.TableID, load millrace.LoadID) error {
 		}
 	}
 	w.cat.index()
+	w.loaded = append(w.loaded, id)
 	return nil
 }
 

@@ -210,7 +210,7 @@ func (s *Store) readCatalog(txn *lmdb.Txn, number uint64, handle func(name strin
 		if err != nil {
 			return nil, nil, s.fail("read meta", err)
 		}
-		if len(k) < 2 || k[1] != 0 || k[0] == prefixMissing {
+		if len(k) < 2 || k[1] != 0 || k[0] == prefixMissing || k[0] == prefixVerify {
 			continue
 		}
 		value, err := unseal(k, v)

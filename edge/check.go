@@ -58,6 +58,9 @@ func (c *checker) records() error {
 	if len(unknown) > 0 {
 		return c.s.corrupt("databases %v are in use and do not exist", unknown)
 	}
+	if err := c.s.eachDifferences(c.v.txn, func(millrace.TableID, []difference) {}); err != nil {
+		return err
+	}
 	c.cat = cat
 	c.missing = make(map[string]uint64)
 	return c.walk(c.s.meta, metaName, func(k, v []byte) error {

@@ -295,7 +295,7 @@ func (s *Store) load() error {
 		}
 		s.catalog.Store(cat)
 		s.place.Store(h)
-		return nil
+		return s.verifier.load(txn, cat)
 	})
 }
 

@@ -32,6 +32,7 @@ const (
 	prefixDiverged = 'd'
 	prefixDatabase = 'g'
 	prefixMissing  = 'm'
+	prefixVerify   = 'v'
 )
 
 func schemaKey(table millrace.TableID, version millrace.SchemaVersion) []byte {

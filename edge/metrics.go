@@ -15,6 +15,9 @@ type metrics struct {
 	commitSeconds prometheus.Histogram
 	entries       prometheus.Counter
 	swept         prometheus.Counter
+
+	verified      *prometheus.CounterVec
+	verifySeconds prometheus.Histogram
 }
 
 func newMetrics(s *Store) *metrics {
@@ -34,7 +37,19 @@ func newMetrics(s *Store) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
 		}),
 	}
+	m.verified = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_edge_verify_ranges_total", Help: "Ranges of Verify entries, by result: equal, different, or skipped.",
+	}, []string{"result"})
+	for _, result := range []string{verifyEqual, verifyDifferent, verifySkipped} {
+		m.verified.WithLabelValues(result)
+	}
+	m.verifySeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "millrace_edge_verify_seconds", Help: "Time to read and hash the rows of a range in the background.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 17),
+	})
 	m.collectors = []prometheus.Collector{
+		m.verified, m.verifySeconds,
+		gauge("verify_differences", "Ranges whose rows here are not those of the source.", func() float64 { return float64(s.verifier.differences.Load()) }),
 		m.commits, m.entries, m.swept, m.commitSeconds,
 		gauge("index", "Index of the newest unit committed.", func() float64 { return float64(s.Index()) }),
 		gauge("oldest_view_seconds", "Age of the view that has been open for longest.", func() float64 {

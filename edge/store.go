@@ -41,6 +41,10 @@ type Options struct {
 	// ErrExpired. A view keeps the pages of its snapshot from being used again,
 	// so the file grows while it is open. Default 1 minute.
 	MaxViewAge time.Duration
+	// MaxVerifyAge is how long the rows of one Verify entry may take to be read
+	// and compared, the wait for earlier ones included; what takes longer is
+	// skipped. As with views, the file grows meanwhile. Default 1 minute.
+	MaxVerifyAge time.Duration
 	// ReadOnly opens a store that another process may be writing. It must run
 	// as the same user and in the same PID namespace.
 	ReadOnly bool
@@ -78,12 +82,15 @@ func (o *Options) complete() error {
 	if o.MaxViewAge == 0 {
 		o.MaxViewAge = defaultMaxViewAge
 	}
+	if o.MaxVerifyAge == 0 {
+		o.MaxVerifyAge = defaultVerifyAge
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if o.MapSize < 1<<20 || o.MaxDBs < 2 || o.MaxViews < 1 || o.MaxViews > maxReaders-24 || o.MaxViewAge < 0 {
-		return fmt.Errorf("open store %s: map size %d (least 1 MiB), databases %d (least 2), views %d (1 to %d) or view age %v is out of range",
-			o.Dir, o.MapSize, o.MaxDBs, o.MaxViews, maxReaders-24, o.MaxViewAge)
+	if o.MapSize < 1<<20 || o.MaxDBs < 2 || o.MaxViews < 1 || o.MaxViews > maxReaders-24 || o.MaxViewAge < 0 || o.MaxVerifyAge < 0 {
+		return fmt.Errorf("open store %s: map size %d (least 1 MiB), databases %d (least 2), views %d (1 to %d), view age %v or verify age %v is out of range",
+			o.Dir, o.MapSize, o.MaxDBs, o.MaxViews, maxReaders-24, o.MaxViewAge, o.MaxVerifyAge)
 	}
 	return nil
 }
@@ -118,9 +125,10 @@ type Store struct {
 	// changed is closed at the next commit.
 	changed atomic.Pointer[chan struct{}]
 
-	readers readerPool
-	writing atomic.Bool
-	metrics *metrics
+	readers  readerPool
+	verifier *verifier
+	writing  atomic.Bool
+	metrics  *metrics
 
 	closing   chan struct{}
 	closeOnce sync.Once
@@ -141,6 +149,7 @@ func Open(opts Options) (*Store, error) {
 	ch := make(chan struct{})
 	s.changed.Store(&ch)
 	s.readers.init(s)
+	s.verifier = newVerifier(s)
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.release())
 	}
@@ -150,6 +159,13 @@ func Open(opts Options) (*Store, error) {
 		defer s.janitor.Done()
 		s.keepReaders()
 	}()
+	if !opts.ReadOnly {
+		s.janitor.Add(1)
+		go func() {
+			defer s.janitor.Done()
+			s.verifier.run()
+		}()
+	}
 	return s, nil
 }
 

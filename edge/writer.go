@@ -39,6 +39,11 @@ type Writer struct {
 	ops     int
 	bytes   int
 
+	// verify are the Verify entries of the transaction, loaded the tables whose
+	// load ended in it or that were dropped.
+	verify verifying
+	loaded []millrace.TableID
+
 	began time.Time
 	row   millrace.Row
 	base  millrace.Row
@@ -65,6 +70,9 @@ func (w *Writer) Close() {
 		return
 	}
 	w.Abort()
+	if err := w.storeDifferences(); err != nil {
+		w.s.log.Warn("store what verifying has found; the next pass finds it again", "dir", w.s.dir, "error", err)
+	}
 	runtime.UnlockOSThread()
 	w.s.writing.Store(false)
 	w.s = nil
@@ -113,6 +121,7 @@ func (w *Writer) Abort() {
 func (w *Writer) reset() {
 	w.forget()
 	w.fresh = w.fresh[:0]
+	w.verify, w.loaded = verifying{}, nil
 }
 
 // Commit brings all changes into the store together with the checkpoint, which
@@ -155,9 +164,17 @@ func (w *Writer) commit(c *millrace.Checkpoint) error {
 	if err := w.s.writePlace(w.txn, c, h); err != nil {
 		return err
 	}
+	stored, err := w.s.verifier.write(w.txn, w.loaded)
+	if err != nil {
+		return err
+	}
+	verify, loaded := w.verify, w.loaded
 	if err := w.finish(h); err != nil {
 		return err
 	}
+	stored()
+	w.s.verifier.loadedAt(loaded, h.index)
+	w.s.verifier.take(verify.ranges, verify.middle, h)
 	if w.s.stream.Load() == nil {
 		id := c.Stream
 		w.s.stream.Store(&id)

@@ -32,6 +32,9 @@ type piece struct {
 	// entries are valid until the next piece is made.
 	entries []byte
 	tally   []tally
+	// verifies tells that the unit has Verify entries. An edge compares what it
+	// has stored when it has committed just them, and it commits records.
+	verifies bool
 }
 
 // tally is a number of entries of one table and kind.
@@ -114,6 +117,7 @@ func (s *sequencer) walk(run []byte, p *piece, ordinal *uint64) (*millrace.UnitE
 		if h.Ordinal != *ordinal {
 			return nil, fmt.Errorf("%w: entry %d has ordinal %d", millrace.ErrMalformed, *ordinal, h.Ordinal)
 		}
+		p.verifies = p.verifies || h.Kind == millrace.KindVerify
 		hash.Extend(&s.unit, &h)
 		s.count(h.Table, h.Kind)
 		*ordinal++
@@ -145,6 +149,7 @@ type batch struct {
 	position    millrace.Position
 	at          time.Time
 	part, open  bool
+	verifies    bool
 	payload     []byte
 	captured    control.Counts
 }
@@ -155,22 +160,22 @@ func (b *batch) last() millrace.Index { return b.first + millrace.Index(b.count)
 func (b *batch) begin(p *piece) {
 	*b = batch{
 		first: p.first, count: p.count, prev: p.prev, chain: p.chain, position: p.position, at: p.at,
-		part: p.part, open: p.open, payload: append(b.payload[:0], p.entries...), captured: make(control.Counts, len(p.tally)),
+		part: p.part, open: p.open, verifies: p.verifies, payload: append(b.payload[:0], p.entries...), captured: make(control.Counts, len(p.tally)),
 	}
 	b.addTally(p.tally)
 }
 
 // fits reports whether a piece may follow in b: whole units only, up to the
-// limit. One that does not follow it in the stream, which would be a defect,
+// limit, and none after one with Verify entries. One that does not follow it in the stream, which would be a defect,
 // gets a record of its own, for the fold to refuse.
 func (b *batch) fits(p *piece) bool {
-	return p.first == b.last()+1 && !b.part && !p.part && len(b.payload)+len(p.entries) <= maxBatch
+	return p.first == b.last()+1 && !b.part && !p.part && !b.verifies && len(b.payload)+len(p.entries) <= maxBatch
 }
 
 // add appends a piece that fits.
 func (b *batch) add(p *piece) {
 	b.count += p.count
-	b.chain, b.position, b.at = p.chain, p.position, p.at
+	b.chain, b.position, b.at, b.verifies = p.chain, p.position, p.at, p.verifies
 	b.payload = append(b.payload, p.entries...)
 	b.addTally(p.tally)
 }

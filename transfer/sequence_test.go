@@ -164,6 +164,37 @@ func TestGathering(t *testing.T) {
 	}
 }
 
+// TestVerifyEndsItsBatch: an edge compares its rows with a Verify entry after the
+// commit that the entry's unit ends, and it commits batches.
+func TestVerifyEndsItsBatch(t *testing.T) {
+	var units []*millrace.Unit
+	for i := 1; i <= 100; i++ {
+		if i%10 != 0 {
+			units = append(units, unitOf(i, []int{50}))
+			continue
+		}
+		var w millrace.UnitWriter
+		if err := w.Append(&millrace.Entry{Kind: millrace.KindVerify, Table: 16384, Verify: &millrace.VerifyRange{ID: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		payload, err := w.Finish(millrace.UnitEnd{Time: unitTime(i), Token: uint64(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		units = append(units, millrace.NewUnit(position(i), unitTime(i), 1, payload))
+	}
+	batches := frames(t, units, func() bool { return false })
+	foldBatches(t, batches)
+	if len(batches) != 10 {
+		t.Errorf("100 small units, each tenth with a Verify entry, are %d batches, want 10", len(batches))
+	}
+	for _, b := range batches {
+		if b.last()%10 != 0 {
+			t.Errorf("a batch ends at index %v", b.last())
+		}
+	}
+}
+
 // TestBadUnits: what a capture must never give stops the stream.
 func TestBadUnits(t *testing.T) {
 	payload := func(n int) []byte { return (&world{t: t, make: smallUnit}).payload(n) }
