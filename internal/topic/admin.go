@@ -124,12 +124,16 @@ func (t *Topic) ask(c *connection) (Info, error) {
 // It gives ErrTopicExists if there is one of that name, and ErrFewBrokers if the
 // cluster cannot hold so many replicas.
 func (t *Topic) Create(ctx context.Context, replicas int) error {
+	return t.createWith(ctx, replicas, wantedSettings(replicas))
+}
+
+func (t *Topic) createWith(ctx context.Context, replicas int, settings map[string]string) error {
 	if replicas < 1 || replicas > 1000 {
 		return fmt.Errorf("create topic %s: %d replicas: want 1 or more, and 3 to be safe", t.config.Topic, replicas)
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaderLimit)
 	defer cancel()
-	if err := t.create(ctx, replicas); err != nil {
+	if err := t.create(ctx, replicas, settings); err != nil {
 		return fmt.Errorf("create topic %s: %w", t.config.Topic, err)
 	}
 	tick := time.NewTicker(leaderPoll)
@@ -147,7 +151,7 @@ func (t *Topic) Create(ctx context.Context, replicas int) error {
 	}
 }
 
-func (t *Topic) create(ctx context.Context, replicas int) error {
+func (t *Topic) create(ctx context.Context, replicas int, settings map[string]string) error {
 	c, err := t.connect(ctx)
 	if err != nil {
 		return err
@@ -161,7 +165,7 @@ func (t *Topic) create(ctx context.Context, replicas int) error {
 		return c.explain(ctx, err)
 	}
 	detail := &sarama.TopicDetail{NumPartitions: 1, ReplicationFactor: int16(replicas), ConfigEntries: make(map[string]*string)}
-	for name, value := range wantedSettings(replicas) {
+	for name, value := range settings {
 		detail.ConfigEntries[name] = &value
 	}
 	err = admin.CreateTopic(t.config.Topic, detail, false)

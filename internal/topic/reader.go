@@ -32,7 +32,9 @@ const (
 type Message struct {
 	Offset millrace.Offset
 	// Time is the one that Kafka stored with the record.
-	Time  time.Time
+	Time time.Time
+	// Key is nil in the log of a stream.
+	Key   []byte
 	Value []byte
 }
 
@@ -289,7 +291,7 @@ func decode(block *sarama.FetchResponseBlock, from millrace.Offset) chunk {
 		}
 		if !batch.Control {
 			for _, record := range batch.Records {
-				m := Message{Offset: millrace.Offset(batch.FirstOffset + record.OffsetDelta), Value: record.Value}
+				m := Message{Offset: millrace.Offset(batch.FirstOffset + record.OffsetDelta), Key: record.Key, Value: record.Value}
 				if m.Offset < c.next {
 					continue
 				}
