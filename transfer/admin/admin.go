@@ -2,17 +2,25 @@
 // monitoring on the same machine.
 //
 // It owns its listener and promises to listen on loopback only: it has no
-// authentication, so any other address is refused. It reads and changes nothing.
+// authentication, so any other address is refused. What changes something is
+// taken only as JSON and under a name of this host, so that no web page can ask
+// for it. Commands are answered while the stream is being published here, with
+// 503 and why otherwise.
 //
-//	GET /livez       200 while the process runs
-//	GET /readyz      200 while every stream is being published, else 503 and why
-//	GET /metrics     Prometheus metrics
-//	GET /v1/streams  an array with the status of each stream
+//	GET  /livez       200 while the process runs
+//	GET  /readyz      200 while every stream is being published, else 503 and why
+//	GET  /metrics     Prometheus metrics
+//	GET  /v1/streams  an array with the status of each stream
+//	GET  /v1/streams/{stream}/loads         an array of LoadStatus
+//	POST /v1/streams/{stream}/loads         begins a load: LoadRequest
+//	POST /v1/streams/{stream}/loads/pause   holds loads back
+//	POST /v1/streams/{stream}/loads/resume  lets them go on
+//	GET  /v1/streams/{stream}/verify        an array of VerifyStatus
+//	POST /v1/streams/{stream}/verify        begins a pass: VerifyRequest
 package admin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -46,6 +54,8 @@ type Config struct {
 	Listen string
 	// Streams are shown in this order.
 	Streams []Stream
+	// Commands are those of the streams, by name; one without takes none.
+	Commands map[string]Commands
 	// Gatherer gives the metrics. Default: none are shown.
 	Gatherer prometheus.Gatherer
 	Logger   *slog.Logger
@@ -141,6 +151,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { s.text(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.ready)
 	mux.HandleFunc("GET /v1/streams", s.streams)
+	s.commandRoutes(mux)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.config.Gatherer, promhttp.HandlerOpts{}))
 	return mux
 }
@@ -170,11 +181,7 @@ func (s *Server) streams(w http.ResponseWriter, _ *http.Request) {
 	for _, stream := range s.config.Streams {
 		all = append(all, stream.Status())
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	if err := json.NewEncoder(w).Encode(all); err != nil {
-		s.config.Logger.Debug("answer", "error", err)
-	}
+	s.json(w, http.StatusOK, all)
 }
 
 func (s *Server) text(w http.ResponseWriter, code int, text string) {
