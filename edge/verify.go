@@ -14,22 +14,24 @@ import (
 // TableVerify says what became of the Verify entries of a table at this edge.
 type TableVerify struct {
 	// Table is the qualified name.
-	Table string
-	ID    millrace.TableID
+	Table string           `json:"table"`
+	ID    millrace.TableID `json:"id"`
 	// Index and Time are those of the newest range that was compared: the end of
 	// its unit, and when this edge compared it. Zero if none was.
-	Index millrace.Index
-	Time  time.Time
+	Index millrace.Index `json:"index"`
+	Time  time.Time      `json:"time,omitzero"`
 	// Equal, Different and Skipped count ranges since the store was opened.
 	// SkipReason says why the newest skipped one was.
-	Equal, Different, Skipped uint64
-	SkipReason                string
+	Equal      uint64 `json:"equal"`
+	Different  uint64 `json:"different"`
+	Skipped    uint64 `json:"skipped"`
+	SkipReason string `json:"skip_reason,omitempty"`
 	// Pass is the newest pass over the table.
-	Pass VerifyPass
+	Pass VerifyPass `json:"pass"`
 	// Differences are ranges whose rows differ from the source's, oldest first,
 	// at most MaxDifferencesShown of them; More is how many there are besides.
-	Differences []VerifyDifference
-	More        int
+	Differences []VerifyDifference `json:"differences,omitempty"`
+	More        int                `json:"more,omitempty"`
 }
 
 // MaxDifferencesShown is how many differences of a table are shown in full.
@@ -38,12 +40,16 @@ const MaxDifferencesShown = 3
 // VerifyPass is what is known of one pass over a table: the Verify entries that
 // share an ID.
 type VerifyPass struct {
-	ID uint64
+	ID uint64 `json:"id"`
 	// Equal, Different and Skipped count the pass's ranges that are done, Rows
 	// the rows here in those that were compared.
-	Equal, Different, Skipped, Rows uint64
+	Equal     uint64 `json:"equal"`
+	Different uint64 `json:"different"`
+	Skipped   uint64 `json:"skipped"`
+	Rows      uint64 `json:"rows"`
 	// From and To are the lowest and highest index at which they stood.
-	From, To millrace.Index
+	From millrace.Index `json:"from"`
+	To   millrace.Index `json:"to"`
 }
 
 // VerifyDifference is a range of keys in which the rows here are not those that
@@ -51,18 +57,22 @@ type VerifyPass struct {
 type VerifyDifference struct {
 	// Low and High are the first key of the range and the one that it ends
 	// before, in the form for people; empty where the range has no bound there.
-	Low, High string
+	Low  string `json:"low"`
+	High string `json:"high"`
 	// Buckets and Bucket tell that only keys of one bucket were compared, where
 	// Buckets is not 0.
-	Buckets, Bucket uint32
+	Buckets uint32 `json:"buckets,omitempty"`
+	Bucket  uint32 `json:"bucket,omitempty"`
 	// Since is the index at which the difference was found first; Index and Time
 	// are of the newest time.
-	Since, Index millrace.Index
-	Time         time.Time
+	Since millrace.Index `json:"since"`
+	Index millrace.Index `json:"index"`
+	Time  time.Time      `json:"time"`
 	// Rows and SourceRows are the numbers of rows here and at the source.
-	Rows, SourceRows uint64
+	Rows       uint64 `json:"rows"`
+	SourceRows uint64 `json:"source_rows"`
 	// Reason says what is different.
-	Reason string
+	Reason string `json:"reason"`
 }
 
 const (
@@ -153,7 +163,8 @@ type verifier struct {
 
 	mu     sync.Mutex
 	tables map[millrace.TableID]*verified
-	// pending are the indexes of the jobs that are not done, in their order.
+	// pending are the indexes of the commits whose Verify entries are not
+	// compared, in their order.
 	pending []millrace.Index
 	// plans are those of the schemas that were met; the background's own.
 	plans map[*millrace.Schema]*millrace.VerifyPlan
@@ -392,7 +403,7 @@ func (v *verifier) loadedAt(ids []millrace.TableID, index millrace.Index) {
 	}
 }
 
-// done takes the oldest job off the list.
+// done tells that the Verify entries of a commit need not be waited for.
 func (v *verifier) done(index millrace.Index) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -50,6 +50,8 @@ type verifying struct {
 	ended bool
 }
 
+func (p *verifying) empty() bool { return len(p.ranges) == 0 && len(p.middle) == 0 }
+
 // pass takes notice of an entry.
 func (p *verifying) pass(e *millrace.Entry) {
 	if p.ended {
@@ -74,15 +76,22 @@ const (
 
 // take hands the Verify entries of a commit to the background. It is called by
 // the writer between that commit and its next transaction, and does not wait.
-func (v *verifier) take(ranges, middle []tableRange, h *head) {
-	cat := v.s.catalog.Load()
-	v.skip(cat, middle, h.index, skipMiddle)
-	if len(ranges) == 0 {
+func (v *verifier) take(p verifying, h *head) {
+	if p.empty() {
 		return
 	}
+	cat := v.s.catalog.Load()
+	v.skip(cat, p.middle, h.index, skipMiddle)
+	if why := v.begin(p.ranges, cat, h); why != "" {
+		v.skip(cat, p.ranges, h.index, why)
+		v.done(h.index)
+	}
+}
+
+// begin takes the snapshot and passes it on, or says why not.
+func (v *verifier) begin(ranges []tableRange, cat *catalog, h *head) (why string) {
 	if len(v.jobs) == cap(v.jobs) {
-		v.skip(cat, ranges, h.index, skipBusy)
-		return
+		return skipBusy
 	}
 	j := &verifyJob{index: h.index, ranges: ranges, until: time.Now().Add(v.s.opts.MaxVerifyAge)}
 	r := new(reader)
@@ -97,14 +106,23 @@ func (v *verifier) take(ranges, middle []tableRange, h *head) {
 		}
 	}
 	if err != nil {
-		v.skip(cat, ranges, h.index, "no snapshot could be had: "+err.Error())
-		return
+		return "no snapshot could be had: " + err.Error()
 	}
 	j.view.cat = cat
-	v.mu.Lock()
-	v.pending = append(v.pending, j.index)
-	v.mu.Unlock()
 	v.jobs <- j // the writer alone sends, and has seen room
+	return ""
+}
+
+// expect notes that the Verify entries of a commit are not compared yet. That is
+// known before the commit is visible: who sees its index and finds nothing to
+// wait for finds the outcome.
+func (v *verifier) expect(p verifying, index millrace.Index) {
+	if p.empty() {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.pending = append(v.pending, index)
 }
 
 func (v *verifier) skip(cat *catalog, ranges []tableRange, index millrace.Index, why string) {

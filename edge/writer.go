@@ -169,12 +169,14 @@ func (w *Writer) commit(c *millrace.Checkpoint) error {
 		return err
 	}
 	verify, loaded := w.verify, w.loaded
+	w.s.verifier.expect(verify, h.index)
 	if err := w.finish(h); err != nil {
+		w.s.verifier.done(h.index)
 		return err
 	}
 	stored()
 	w.s.verifier.loadedAt(loaded, h.index)
-	w.s.verifier.take(verify.ranges, verify.middle, h)
+	w.s.verifier.take(verify, h)
 	if w.s.stream.Load() == nil {
 		id := c.Stream
 		w.s.stream.Store(&id)

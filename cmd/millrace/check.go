@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/topic"
 )
@@ -165,6 +166,32 @@ func (k *check) topic(ctx context.Context, s *config.Stream, registered control.
 	defer func() { _ = t.Close() }() // nothing is appended
 	if err := k.lookAtTopic(ctx, s, t, registered); err != nil {
 		k.problem(s, "topic "+t.Name(), err)
+	}
+	if !registered.ID.IsZero() || s.Source.URL == "" {
+		k.reportTopic(ctx, s)
+	}
+}
+
+// reportTopic looks at what edges report to. Without it everything goes on.
+func (k *check) reportTopic(ctx context.Context, s *config.Stream) {
+	name := edgestatus.TopicOf(s.Kafka.Topic)
+	warn := func(text, mend string) {
+		k.add(s, finding.Finding{Level: finding.Warning, Subject: "topic " + name, Text: text, Mend: mend})
+	}
+	t, err := openTopic(ctx, s, name, k.logger(k.c))
+	if err != nil {
+		warn(oneLine(err.Error()), "")
+		return
+	}
+	defer func() { _ = t.Close() }() // nothing is appended
+	found, err := t.CheckCompacted(ctx)
+	switch {
+	case errors.Is(err, topic.ErrNoTopic):
+		warn("it does not exist, and edges cannot report how far they are", "millrace init")
+	case err != nil:
+		warn(oneLine(err.Error()), "")
+	default:
+		k.add(s, found...)
 	}
 }
 

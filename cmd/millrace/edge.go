@@ -17,6 +17,7 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/topic"
 )
@@ -65,6 +66,8 @@ type kept struct {
 	dir     string
 	store   *edge.Store
 	applier *applier.Applier
+	// reporter is nil until the store is open.
+	reporter *edgestatus.Reporter
 }
 
 // newKeeper opens stores and listeners; nothing is applied or answered yet. The
@@ -141,6 +144,10 @@ func (k *keeper) keep(s *config.Stream, viewAge time.Duration) error {
 			return one.openSource(ctx, after, log)
 		},
 	})
+	if err != nil {
+		return err
+	}
+	one.reporter, err = k.reports(one, log, metrics)
 	return err
 }
 
@@ -237,9 +244,25 @@ func (k *keeper) run(ctx context.Context) error {
 	k.log.Info("edge answers reads", "address", k.server.Addr(), "socket", k.c.Edge.HTTP.Unix)
 	group.Go(func() error { return k.server.Run(ctx) })
 	for _, one := range k.streams {
-		group.Go(func() error { return k.apply(ctx, one) })
+		group.Go(func() error { return k.follow(ctx, one) })
 	}
 	return group.Wait()
+}
+
+// follow applies a stream and reports on it. The last report comes after the
+// last commit.
+func (k *keeper) follow(ctx context.Context, one *kept) error {
+	reporting, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	reported := make(chan struct{})
+	go func() {
+		defer close(reported)
+		one.reporter.Run(reporting)
+	}()
+	err := k.apply(ctx, one)
+	stop()
+	<-reported
+	return err
 }
 
 func (k *keeper) apply(ctx context.Context, one *kept) error {

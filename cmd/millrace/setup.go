@@ -16,6 +16,7 @@ import (
 	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/topic"
 )
@@ -76,6 +77,44 @@ func (u *setup) run(ctx context.Context) (control.Stream, error) {
 }
 
 func (u *setup) all(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (control.Stream, error) {
+	registered, err := u.streamIn(ctx, conn, t)
+	if err != nil {
+		return control.Stream{}, err
+	}
+	return registered, u.reportTopic(ctx)
+}
+
+// reportTopic makes the topic that the edges report to. A stream goes on without
+// one, so one that is there and does not fit is only told of.
+func (u *setup) reportTopic(ctx context.Context) error {
+	t, err := openTopic(ctx, u.stream, edgestatus.TopicOf(u.stream.Kafka.Topic), u.log)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = t.Close() }() // nothing is appended
+	_, err = t.Info(ctx)
+	switch {
+	case errors.Is(err, topic.ErrNoTopic) && u.dry:
+		u.say("-- Kafka topic %s: 1 partition, compacted, for what edges report of themselves", t.Name())
+		return nil
+	case errors.Is(err, topic.ErrNoTopic):
+		replicas, err := createTopic(ctx, u.stream.Kafka.Replicas, t.CreateCompacted)
+		if err != nil {
+			return err
+		}
+		u.say("topic %s: made with %d replicas, compacted, for what edges report", t.Name(), replicas)
+		return nil
+	case err != nil:
+		return err
+	}
+	found, err := t.CheckCompacted(ctx)
+	for _, f := range found {
+		u.log.Warn("the topic that edges report to is not as it should be", "stream", u.stream.Name, "topic", t.Name(), "found", f.Text, "mend", f.Mend)
+	}
+	return err
+}
+
+func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (control.Stream, error) {
 	registered, err := control.LoadStream(ctx, conn, u.stream.Name)
 	known := err == nil
 	if err != nil && !errors.Is(err, control.ErrNoStream) && !errors.Is(err, control.ErrNotInitialised) {
@@ -240,18 +279,23 @@ func (u *setup) createTopic(ctx context.Context, t *topic.Topic) (topic.Info, er
 			t.Name(), u.stream.Kafka.Replicas, topic.MaxMessage)
 		return topic.Info{}, nil
 	}
-	// A cluster of fewer brokers gives what it can; check warns of it.
-	for replicas := u.stream.Kafka.Replicas; ; replicas-- {
-		err := t.Create(ctx, replicas)
-		if err == nil {
-			u.say("topic %s: made with %d replicas", t.Name(), replicas)
-			break
-		}
-		if !errors.Is(err, topic.ErrFewBrokers) || replicas == 1 {
-			return topic.Info{}, err
+	replicas, err := createTopic(ctx, u.stream.Kafka.Replicas, t.Create)
+	if err != nil {
+		return topic.Info{}, err
+	}
+	u.say("topic %s: made with %d replicas", t.Name(), replicas)
+	return t.Info(ctx)
+}
+
+// createTopic returns how many replicas the topic got: a cluster of fewer brokers
+// gives what it can, and check warns of it.
+func createTopic(ctx context.Context, replicas int, create func(ctx context.Context, replicas int) error) (int, error) {
+	for ; ; replicas-- {
+		err := create(ctx, replicas)
+		if err == nil || !errors.Is(err, topic.ErrFewBrokers) || replicas == 1 {
+			return replicas, err
 		}
 	}
-	return t.Info(ctx)
 }
 
 // slotElsewhere looks for a slot of the name that is another database's: slots

@@ -17,6 +17,7 @@ import (
 	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/topic"
 	"github.com/millrace-db/millrace/transfer"
 	"github.com/millrace-db/millrace/transfer/admin"
@@ -58,6 +59,7 @@ type publisher struct {
 	admin     *admin.Server // nil where it is off
 	transfers []*transfer.Transfer
 	topics    []string // of the transfers, in their order
+	watchers  []*edgestatus.Watcher
 }
 
 // newPublisher prepares the streams and opens the listener; it publishes
@@ -104,7 +106,7 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 		return nil, err
 	}
 	p.topics = append(p.topics, registered.Topic)
-	return transfer.New(transfer.Config{
+	t, err := transfer.New(transfer.Config{
 		Stream: registered, SourceURL: s.Source.URL.Reveal(),
 		Topic: topic.Config{Brokers: s.Kafka.Brokers, Topic: registered.Topic, ClientID: "millrace-transfer-" + s.Name, Logger: p.log},
 		OpenSource: func(ctx context.Context, after *millrace.Checkpoint) (transfer.Source, error) {
@@ -113,6 +115,19 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 		Lease: duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
 		Logger: p.log, Registerer: p.registry,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return t, p.watch(s, registered, t)
+}
+
+// watch prepares to follow what the edges of a stream report.
+func (p *publisher) watch(s *config.Stream, registered control.Stream, t *transfer.Transfer) error {
+	w, err := edgestatus.NewWatcher(reportTopic(s, "millrace-transfer-", p.log), registered.ID.String(),
+		func() millrace.Epoch { return t.Status().Epoch }, p.log.With("stream", s.Name),
+		prometheus.WrapRegistererWith(prometheus.Labels{"stream": s.Name}, p.registry))
+	p.watchers = append(p.watchers, w)
+	return err
 }
 
 // transferError says of which stream and topic an error is, and what mends it
@@ -150,6 +165,12 @@ func (p *publisher) run(ctx context.Context) error {
 	if p.admin != nil {
 		p.log.Info("transfer shows status and metrics", "address", p.admin.Address())
 		group.Go(func() error { return p.admin.Run(ctx) })
+	}
+	for _, w := range p.watchers {
+		group.Go(func() error {
+			w.Run(ctx)
+			return nil
+		})
 	}
 	for i, t := range p.transfers {
 		group.Go(func() error {

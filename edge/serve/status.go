@@ -31,6 +31,11 @@ type Status struct {
 	Tables []TableStatus `json:"tables"`
 	// Loading are the tables of which a load is under way.
 	Loading []string `json:"loading,omitempty"`
+	// Verify says of which tables Verify entries have come, and what became of
+	// them; Verifying is the index of the oldest that are not compared yet, 0 if
+	// there are none.
+	Verify    []edge.TableVerify `json:"verify"`
+	Verifying millrace.Index     `json:"verifying"`
 	// Fault says what keeps the stream from going on.
 	Fault string `json:"fault,omitempty"`
 }
@@ -95,6 +100,7 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 	for i := range infos {
 		status.Tables = append(status.Tables, tableStatus(&infos[i]))
 	}
+	status.Verify, status.Verifying = st.store.Verified(), st.store.Verifying()
 	if s.config.Fault != nil {
 		if err := s.config.Fault(st.name); err != nil {
 			status.Fault = err.Error()

@@ -67,6 +67,7 @@ type Edge struct {
 	DataDir string   `key:"data_dir" unit:"path" default:"./data/edge" doc:"Directory of the local stores, one directory a stream within it. On a local file system."`
 	MapSize Size     `key:"map_size" unit:"bytes" default:"64GiB" doc:"The most that the store of one stream may grow to. The file is sparse: it takes what is used. At least 16MiB; changed only at start."`
 	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end."`
+	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
 	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
 }
 

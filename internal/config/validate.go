@@ -71,6 +71,12 @@ func (c *Config) validate() []Problem {
 		}
 		topics[s.Kafka.Topic] = s.Name
 	}
+	for i := range c.Streams {
+		reports := c.Streams[i].Kafka.Topic + ".status"
+		if other, ok := topics[reports]; ok {
+			k.bad("streams."+other+".kafka.topic", "%s is the topic that edges of stream %s report to; name another", reports, c.Streams[i].Name)
+		}
+	}
 	k.transfer()
 	k.edge()
 	k.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -141,6 +147,7 @@ func (k *checker) edge() {
 	}
 	k.atLeast("edge.map_size", e.MapSize, 16<<20)
 	k.oneOf("edge.on_stop", e.OnStop, OnStopExit, OnStopServe)
+	k.between("edge.report", e.Report, time.Second, time.Hour)
 	k.loopback("edge.http.listen", e.HTTP.Listen)
 	if len(e.HTTP.Unix) > maxSocketPath {
 		k.bad("edge.http.unix", "a path of %d bytes; a unix socket's has at most %d", len(e.HTTP.Unix), maxSocketPath)

@@ -1,0 +1,122 @@
+package edgestatus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/topic"
+)
+
+// Edge is the newest report of an edge, with what its reader makes of it.
+type Edge struct {
+	Report
+	// AgeSeconds is how long ago the report came, by the brokers' clock.
+	AgeSeconds float64 `json:"age_seconds"`
+	// Silent tells that the edge should have reported again and has not. An
+	// edge that has stopped is not.
+	Silent bool `json:"silent"`
+}
+
+// silentAfter is how many intervals may pass without a report.
+const silentAfter = 3
+
+// maxEdges bounds what a reader holds.
+const maxEdges = 100_000
+
+type seen struct {
+	report *Report
+	at     time.Time
+}
+
+// Fleet is the newest report of each edge of a stream.
+type Fleet struct {
+	// StreamID, if set, is the stream's: reports of another are ignored.
+	StreamID string
+	edges    map[string]seen
+	// Ignored counts records that are no reports of this format.
+	Ignored int
+}
+
+// Take takes in a record of the topic: records come in their order.
+func (f *Fleet) Take(m topic.Message) {
+	if len(m.Value) == 0 {
+		delete(f.edges, string(m.Key)) // removed by somebody
+		return
+	}
+	r, err := Decode(m.Key, m.Value)
+	_, known := f.edges[string(m.Key)]
+	if err != nil || !known && len(f.edges) >= maxEdges || f.StreamID != "" && r.StreamID != "" && r.StreamID != f.StreamID {
+		f.Ignored++
+		return
+	}
+	if f.edges == nil {
+		f.edges = make(map[string]seen)
+	}
+	f.edges[r.Edge] = seen{r, m.Time}
+}
+
+// Edges returns the edges in the order of their names.
+func (f *Fleet) Edges(now time.Time) []Edge {
+	all := make([]Edge, 0, len(f.edges))
+	for _, name := range slices.Sorted(maps.Keys(f.edges)) {
+		s := f.edges[name]
+		at := s.at
+		if at.IsZero() {
+			at = s.report.ReportedAt
+		}
+		e := Edge{Report: *s.report, AgeSeconds: max(0, now.Sub(at).Seconds())}
+		e.Silent = e.State != StateStopped && e.AgeSeconds > silentAfter*max(e.Interval, 1)
+		all = append(all, e)
+	}
+	return all
+}
+
+// Lowest returns the lowest index of all edges that hold the epoch, silent and
+// stopped ones included: each of them will want what comes after it. ok is false
+// if there is none.
+func (f *Fleet) Lowest(epoch millrace.Epoch) (index millrace.Index, ok bool) {
+	for _, s := range f.edges {
+		if s.report.Epoch == epoch && (!ok || s.report.Index < index) {
+			index, ok = s.report.Index, true
+		}
+	}
+	return index, ok
+}
+
+// Read reads all reports about a stream, or about any if streamID is empty, that
+// are in the topic now. It gives topic.ErrNoTopic if there is none.
+func Read(ctx context.Context, t *topic.Topic, streamID string) (*Fleet, error) {
+	info, err := t.Info(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := &Fleet{StreamID: streamID}
+	if info.Start >= info.End {
+		return f, nil
+	}
+	r, err := t.Read(ctx, info.Start)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return f, f.takeUntil(ctx, r, info.End)
+}
+
+func (f *Fleet) takeUntil(ctx context.Context, r *topic.Reader, end millrace.Offset) error {
+	for {
+		m, err := r.Until(ctx, end)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read reports of edges: %w", err)
+		}
+		f.Take(m)
+	}
+}
