@@ -67,6 +67,7 @@ func newClient(base, who, network, address string) *httpClient {
 // httpError is an answer that is not 200.
 type httpError struct {
 	status int
+	code   string // of the error, where the answer names one
 	text   string
 }
 
@@ -95,29 +96,31 @@ func (c *httpClient) ask(ctx context.Context, method, path string, body []byte) 
 		return nil, nil, fmt.Errorf("read the answer of %s: %w", c.who, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, nil, &httpError{resp.StatusCode, c.complaint(resp, text)}
+		code, complaint := c.complaint(resp, text)
+		return nil, nil, &httpError{resp.StatusCode, code, complaint}
 	}
 	return text, resp.Header, nil
 }
 
-// complaint is the message in an answer that is not 200.
-func (c *httpClient) complaint(resp *http.Response, text []byte) string {
+// complaint is the code and the message in an answer that is not 200.
+func (c *httpClient) complaint(resp *http.Response, text []byte) (code, message string) {
 	var answer struct {
 		Error struct {
+			Code    string `json:"code"`
 			Message string `json:"message"`
 			Mend    string `json:"mend"`
 		} `json:"error"`
 	}
 	if json.Unmarshal(text, &answer) == nil && answer.Error.Message != "" {
 		if answer.Error.Mend != "" {
-			return answer.Error.Message + "; " + answer.Error.Mend
+			return answer.Error.Code, answer.Error.Message + "; " + answer.Error.Mend
 		}
-		return answer.Error.Message
+		return answer.Error.Code, answer.Error.Message
 	}
 	if short := strings.TrimSpace(string(text)); short != "" && len(short) < 500 {
-		return short
+		return "", short
 	}
-	return c.who + " answers " + resp.Status
+	return "", c.who + " answers " + resp.Status
 }
 
 // get decodes the JSON answer of a GET.

@@ -77,6 +77,7 @@ Exit codes: 0 done, 1 failed and worth another try, 2 command line or configurat
 		a.initCommand(), a.uninstallCommand(), a.checkCommand(),
 		a.transferCommand(), a.edgeCommand(), a.devCommand(),
 		a.statusCommand(), a.getCommand(), a.scanCommand(), a.tailCommand(),
+		a.loadCommand(), a.verifyCommand(),
 		a.versionCommand(),
 	)
 	return root

@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/edgestatus"
 )
 
 // statusLimit bounds how long one place is asked: another one may answer.
@@ -37,6 +38,10 @@ type place struct {
 	Fault   string `json:"fault,omitempty"`
 	// Edge is this host's edge, where another place was asked for the rest.
 	Edge *place `json:"edge,omitempty"`
+	// Edges are the newest reports of all edges of the stream; EdgesProblem says
+	// why they could not be read.
+	Edges        []edgestatus.Edge `json:"edges,omitzero"`
+	EdgesProblem string            `json:"edges_problem,omitempty"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -47,7 +52,11 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "Say how far each stream has come",
 		Long: `Say how far each stream has come: the index of its last complete accepted entry, the chain there, and
 the lag behind the source. This host's transfer is asked; where it does not run, this host's edge; and where
-there is none either, the ledger at the source. The column FROM says which one has answered.`,
+there is none either, the ledger at the source. The column FROM says which one has answered.
+
+Where the stream's brokers are configured, what all its edges have reported of themselves is shown too: how far
+each is, how far behind, and whether its rows were found to be those of the source. An edge that has not
+reported for three intervals is shown as silent.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
@@ -65,6 +74,9 @@ there is none either, the ledger at the source. The column FROM says which one h
 			places, err := status(cmd.Context(), c, names)
 			if err != nil {
 				return err
+			}
+			for i := range places {
+				places[i].addEdges(cmd.Context(), c.Stream(places[i].Stream))
 			}
 			if asJSON {
 				encoder := json.NewEncoder(a.stdout)
@@ -168,7 +180,10 @@ func (a *app) printStatus(places []place) error {
 			printPlace(w, e)
 		}
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return a.printEdges(places)
 }
 
 func printPlace(w *tabwriter.Writer, p *place) {

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/edgestatus"
+	"github.com/millrace-db/millrace/internal/topic"
+)
+
+// readEdges reads what the edges of a stream have reported. streamID may be
+// empty.
+func readEdges(ctx context.Context, s *config.Stream, streamID string) ([]edgestatus.Edge, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusLimit)
+	defer cancel()
+	t, err := openTopic(ctx, s, edgestatus.TopicOf(s.Kafka.Topic), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = t.Close() }() // nothing is appended
+	fleet, err := edgestatus.Read(ctx, t, streamID)
+	if errors.Is(err, topic.ErrNoTopic) {
+		return nil, fmt.Errorf("topic %s, which edges report to, does not exist; mend: millrace init", t.Name())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return fleet.Edges(time.Now()), nil
+}
+
+// addEdges adds the reports of the stream's edges where its brokers are
+// configured. That they cannot be read takes nothing from the rest.
+func (p *place) addEdges(ctx context.Context, s *config.Stream) {
+	p.Edges = []edgestatus.Edge{}
+	if len(s.Kafka.Brokers) == 0 {
+		return
+	}
+	edges, err := readEdges(ctx, s, p.StreamID)
+	if err != nil {
+		p.EdgesProblem = oneLine(err.Error())
+		return
+	}
+	p.Edges = edges
+}
+
+func (a *app) printEdges(places []place) error {
+	edges := 0
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for i := range places {
+		p := &places[i]
+		for j := range p.Edges {
+			e := &p.Edges[j]
+			if edges++; edges == 1 {
+				fmt.Fprintln(w, "\nEDGE\tSTREAM\tSTATE\tINDEX\tBEHIND\tLAG\tVERIFIED\tREPORTED")
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s ago\n", e.Edge, p.Stream, edgeState(e), e.Index, behind(p, e), seconds(e.LagSeconds),
+				verdict(e), span(e.AgeSeconds))
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for i := range places {
+		p := &places[i]
+		if p.EdgesProblem != "" {
+			fmt.Fprintf(a.stdout, "stream %s: what its edges report cannot be read: %s\n", p.Stream, p.EdgesProblem)
+		}
+		for j := range p.Edges {
+			for _, line := range troubles(&p.Edges[j]) {
+				fmt.Fprintf(a.stdout, "edge %s, stream %s: %s\n", p.Edges[j].Edge, p.Stream, line)
+			}
+		}
+	}
+	return nil
+}
+
+func edgeState(e *edgestatus.Edge) string {
+	if e.Silent {
+		return "silent (" + e.State + ")"
+	}
+	return e.State
+}
+
+// behind says how many entries an edge has to go.
+func behind(p *place, e *edgestatus.Edge) string {
+	if e.Epoch != 0 && uint64(e.Epoch) != p.Epoch {
+		return "epoch " + e.Epoch.String()
+	}
+	if uint64(e.Index) >= p.Index {
+		return "0"
+	}
+	return strconv.FormatUint(p.Index-uint64(e.Index), 10)
+}
+
+func seconds(s *float64) string {
+	if s == nil {
+		return "unknown"
+	}
+	return strconv.FormatFloat(*s, 'f', 3, 64) + " s"
+}
+
+// span says a number of seconds in the unit that fits.
+func span(seconds float64) string {
+	switch {
+	case seconds < 120:
+		return strconv.FormatFloat(seconds, 'f', 0, 64) + " s"
+	case seconds < 2*3600:
+		return strconv.FormatFloat(seconds/60, 'f', 0, 64) + " min"
+	case seconds < 48*3600:
+		return strconv.FormatFloat(seconds/3600, 'f', 0, 64) + " h"
+	}
+	return strconv.FormatFloat(seconds/86400, 'f', 0, 64) + " days"
+}
+
+// verdict sums up what verifying has found at an edge.
+func verdict(e *edgestatus.Edge) string {
+	different, compared, skipped := 0, uint64(0), uint64(0)
+	newest := e.Verify
+	var at uint64
+	for i := range newest {
+		v := &newest[i]
+		different += len(v.Differences) + v.More
+		compared += v.Equal + v.Different
+		skipped += v.Skipped
+		at = max(at, uint64(v.Index))
+	}
+	text := "-"
+	switch {
+	case different == 1:
+		text = "1 range differs"
+	case different > 1:
+		text = fmt.Sprintf("%d ranges differ", different)
+	case compared > 0:
+		text = fmt.Sprintf("equal at %d", at)
+	}
+	if skipped > 0 {
+		text += fmt.Sprintf(", %d skipped", skipped)
+	}
+	return text
+}
+
+// troubles are what is wrong at an edge, a line each.
+func troubles(e *edgestatus.Edge) []string {
+	var lines []string
+	if e.Error != "" {
+		lines = append(lines, oneLine(e.Error))
+	}
+	for _, d := range e.Diverged {
+		lines = append(lines, fmt.Sprintf("table %s is not what the source has: %s; mend: millrace load %[1]s", d.Table, oneLine(d.Reason)))
+	}
+	for i := range e.Verify {
+		v := &e.Verify[i]
+		for j := range v.Differences {
+			lines = append(lines, fmt.Sprintf("table %s differs %s at index %d: %s; mend: millrace load %[1]s",
+				v.Table, keyRange(&v.Differences[j]), v.Differences[j].Index, oneLine(v.Differences[j].Reason)))
+		}
+		if v.More > 0 {
+			lines = append(lines, fmt.Sprintf("table %s differs in %d more ranges", v.Table, v.More))
+		}
+	}
+	return lines
+}
+
+// keyRange says which keys a difference is about.
+func keyRange(d *edgestatus.Difference) string {
+	text := "somewhere"
+	switch {
+	case d.Low != "" && d.High != "":
+		text = fmt.Sprintf("from key %s to before %s", d.Low, d.High)
+	case d.Low != "":
+		text = "from key " + d.Low + " on"
+	case d.High != "":
+		text = "before key " + d.High
+	}
+	if d.Buckets > 0 {
+		text += fmt.Sprintf(", bucket %d of %d", d.Bucket, d.Buckets)
+	}
+	return text
+}
