@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/bmatsuo/lmdb-go/lmdb"
-
 	"github.com/millrace-db/millrace"
 )
 
@@ -249,43 +247,33 @@ func (e skipError) Error() string { return string(e) }
 // verifyGlance is how many rows are read between two looks at the clock.
 const verifyGlance = 256
 
-// read hashes the rows. What is damaged it notes, and goes on.
+// read hashes the rows. What is damaged it notes, and goes on; the error tells of
+// what keeps it from that.
 func (s *verifySums) read(j *verifyJob) error {
 	return j.view.run(func(view *View) error {
-		cur, err := view.txn.OpenCursor(s.t.live.dbi)
+		record, err := view.tree(s.t.live)
 		if err != nil {
-			return view.s.fail("verify "+s.t.name(), err)
+			return err
 		}
-		defer cur.Close()
 		low, high := s.ranges[0].v.Low, s.ranges[0].v.High
-		start, op := low[:min(len(low), storedHead)], uint(lmdb.SetRange)
-		if len(start) == 0 {
-			op = lmdb.First
-		}
+		w := view.s.newWalk(record)
+		more, err := w.seek(low[:min(len(low), storedHead)])
 		var row Row
-		var last []byte
-		for n := 0; ; n++ {
-			if n%verifyGlance == 0 {
+		for n := 0; more && err == nil; more, err = w.next() {
+			if n++; n%verifyGlance == 1 {
 				if err := s.goOn(j); err != nil {
 					return err
 				}
 			}
-			stored, value, err := cur.Get(start, nil, op)
-			if lmdb.IsNotFound(err) || err == nil && behind(stored, high) {
+			stored := w.item.key
+			if behind(stored, high) {
 				return nil
 			}
-			if err != nil {
-				return view.s.fail("verify "+s.t.name(), err)
-			}
-			start, op = nil, lmdb.Next
-			if bytes.Compare(last, stored) >= 0 {
-				return errDisorder
-			}
-			last = append(last[:0], stored...)
-			if err := s.add(stored, value, &row); err != nil {
+			if err := s.add(stored, w.item.value, &row); err != nil {
 				s.blame(stored, fmt.Sprintf("row of key %s is damaged: %v", s.t.describe(stored), err))
 			}
 		}
+		return err
 	})
 }
 

@@ -460,6 +460,21 @@ func TestVerifyDifferencesAreKept(t *testing.T) {
 	if got := wantCounts(t, s, "after the load", "1/0/0"); len(got.Differences) != 0 {
 		t.Errorf("after the load: %+v", got)
 	}
+
+	// A table that is dropped takes its differences along.
+	rawDelete(t, s, tf.schema, "3")
+	f.must(source.verify(source.between(5, "", "")))
+	if got := oneTable(t, s).Differences; len(got) != 1 {
+		t.Fatalf("before the drop: %+v", got)
+	}
+	f.must(&millrace.Entry{Kind: millrace.KindHeartbeat})
+	f.must(&millrace.Entry{Kind: millrace.KindDrop, Table: 7})
+	for range 2 {
+		if got := s.Verified(); len(got) != 0 || s.verifier.differences.Load() != 0 {
+			t.Errorf("after the drop: %+v", got)
+		}
+		reopen()
+	}
 }
 
 // What is compared are the rows as of the entry's own commit, of the generation
@@ -504,7 +519,7 @@ func TestVerifyDoesNotHoldUpTheWriter(t *testing.T) {
 	f := newFeed(t, s)
 	_, source := verifyTable(t, f, oidInt8, numbers(10_000)...)
 	// Reading this takes minutes: it is read once for each range.
-	long := slices.Repeat([]*millrace.Entry{source.verify(source.between(1, "", ""))}, 50_000)
+	long := slices.Repeat([]*millrace.Entry{source.verify(source.between(1, "", ""))}, 30_000)
 	for i := range long[1:] {
 		e := *long[i]
 		e.Last = false
