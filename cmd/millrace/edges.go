@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -32,6 +33,37 @@ func readEdges(ctx context.Context, s *config.Stream, streamID string) ([]edgest
 		return nil, err
 	}
 	return fleet.Edges(time.Now()), nil
+}
+
+// forgetEdge removes the reports of an edge.
+func (a *app) forgetEdge(ctx context.Context, c *config.Config, streams []string, edge string) error {
+	if err := c.NeedKafka(streams); err != nil {
+		return err
+	}
+	found := 0
+	for _, name := range streams {
+		s := c.Stream(name)
+		edges, err := readEdges(ctx, s, "")
+		if err != nil {
+			return fmt.Errorf("stream %s: %w", name, err)
+		}
+		if !slices.ContainsFunc(edges, func(e edgestatus.Edge) bool { return e.Edge == edge }) {
+			continue
+		}
+		found++
+		t, err := openTopic(ctx, s, edgestatus.TopicOf(s.Kafka.Topic), slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(t.Put(ctx, []byte(edge), nil), t.Close()); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.stdout, "stream %s: edge %s is off the list\n", name, edge)
+	}
+	if found == 0 {
+		return fmt.Errorf("no edge %s has reported; millrace status lists those that have", edge)
+	}
+	return nil
 }
 
 // addEdges adds the reports of the stream's edges where its brokers are

@@ -45,7 +45,7 @@ type place struct {
 }
 
 func (a *app) statusCommand() *cobra.Command {
-	var stream string
+	var stream, forget string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -71,6 +71,9 @@ reported for three intervals is shown as silent.`,
 			if err != nil {
 				return err
 			}
+			if forget != "" {
+				return a.forgetEdge(cmd.Context(), c, names, forget)
+			}
 			places, err := status(cmd.Context(), c, names)
 			if err != nil {
 				return err
@@ -88,6 +91,7 @@ reported for three intervals is shown as silent.`,
 	}
 	cmd.Flags().StringVar(&stream, "stream", "", "only this stream")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array, one object a stream")
+	cmd.Flags().StringVar(&forget, "forget", "", "take the `EDGE`, which is gone for good, off the list; one that runs comes back")
 	return cmd
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/edgestatus"
 )
 
 func (a *app) uninstallCommand() *cobra.Command {
@@ -71,7 +72,7 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		if dropped {
 			what += ", control schema too"
 		}
-		fmt.Fprintf(a.stdout, "stream %s: %s; topic %s is left\n", s.Name, what, s.Kafka.Topic)
+		fmt.Fprintf(a.stdout, "stream %s: %s; topic %s is left, as is %s\n", s.Name, what, s.Kafka.Topic, edgestatus.TopicOf(s.Kafka.Topic))
 		return nil
 	})
 }

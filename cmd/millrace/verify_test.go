@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -383,6 +384,11 @@ func TestVerifyCommand(t *testing.T) {
 			t.Errorf("status --json has no %s", name)
 		}
 	}
+	o.run(t, exitFailure, "status", "--forget", "nobody")
+	o.run(t, exitOK, "status", "--forget", "dead")
+	if out, _ = o.run(t, exitOK, "status"); strings.Contains(out, "dead") {
+		t.Errorf("status after --forget: %s", out)
+	}
 }
 
 // log is a topic with the records of a publisher.
@@ -446,9 +452,6 @@ func TestEdgeVerifiesAndReports(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = reports.Close() })
-	if err := reports.CreateCompacted(t.Context(), 1); err != nil {
-		t.Fatal(err)
-	}
 	l := &logTopic{t: t}
 	if l.topic, err = topic.Open(t.Context(), topic.Config{Brokers: brokers, Topic: "millrace.shop"}); err != nil {
 		t.Fatal(err)
@@ -504,6 +507,19 @@ func TestEdgeVerifiesAndReports(t *testing.T) {
 			t.Log(said)
 		}
 	})
+	// Without the topic of reports the edge applies and answers all the same.
+	until(t, "the edge is ready", func() error { return httpOK("http://" + listen + "/readyz") })
+	client := newClient("http://"+listen, "the edge", "tcp", listen)
+	until(t, "a report has failed", func() error {
+		text, _, err := client.ask(t.Context(), http.MethodGet, "/metrics", nil)
+		if err == nil && strings.Contains(string(text), `millrace_edge_reports_total{result="failed",stream="shop"} 0`) {
+			err = errors.New("none has")
+		}
+		return err
+	})
+	if err := reports.CreateCompacted(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
 	reported := func(holds func(e *edgestatus.Edge) bool) func() error {
 		return func() error {
 			fleet, err := edgestatus.Read(t.Context(), reports, id.String())
@@ -535,7 +551,6 @@ func TestEdgeVerifiesAndReports(t *testing.T) {
 			}
 		}
 	}
-	client := newClient("http://"+listen, "the edge", "tcp", listen)
 	if err := client.get(t.Context(), "/v1/streams/shop/status", &status); err != nil {
 		t.Fatal(err)
 	}
@@ -548,8 +563,8 @@ func TestEdgeVerifiesAndReports(t *testing.T) {
 	}
 	wantWords(t, "metrics", string(text), `millrace_edge_verify_ranges_total{result="different",stream="shop"} 1`, `millrace_edge_verify_differences{stream="shop"} 1`, `millrace_edge_reports_total{result="sent",stream="shop"}`)
 
-	if said := stop(); !strings.HasPrefix(said, "0 ") || !strings.Contains(said, "millrace load public.items") {
-		t.Errorf("the edge ended with %s, want 0 and an alarm", said)
+	if said := stop(); !strings.HasPrefix(said, "0 ") || !strings.Contains(said, "millrace load public.items") || strings.Count(said, "is not reported") != 1 {
+		t.Errorf("the edge ended with %s, want 0, an alarm, and one warning of the missing topic", said)
 	}
 	if err := reported(func(e *edgestatus.Edge) bool { return e.State == edgestatus.StateStopped && e.Differs() })(); err != nil {
 		t.Errorf("after the end: %v", err)

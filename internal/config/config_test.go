@@ -186,6 +186,13 @@ func TestProblems(t *testing.T) {
 			[]string{`m.yaml:5: streams.b.kafka.topic: x is the topic of stream a too; give each stream its own`},
 		},
 		{
+			"topic of reports", "streams:\n- name: a\n  kafka: {topic: x}\n- name: b\n  kafka: {topic: x.status}\nedge: {report: 100ms}\n", nil,
+			[]string{
+				`m.yaml:5: streams.b.kafka.topic: x.status is the topic that edges of stream a report to; name another`,
+				`m.yaml:6: edge.report: 100ms: want 1s to 1h`,
+			},
+		},
+		{
 			"addresses", "streams:\n- name: a" + kafka + "edge: {http: {listen: '0.0.0.0:7480'}}\ntransfer: {admin: 'here'}\n", nil,
 			[]string{
 				`m.yaml:5: transfer.admin: "here": want host:port, as in 127.0.0.1:9092`,
