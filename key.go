@@ -29,6 +29,8 @@ type keyPart struct {
 	column int
 	// name and typ are for messages.
 	name, typ string
+	// enum tells texts that are labels, which the source sorts by their ordinals.
+	enum bool
 }
 
 // NewKeyCodec returns the codec for the key of s. Where a key column has a type
@@ -45,7 +47,7 @@ func NewKeyCodec(s *Schema) (*KeyCodec, error) {
 		if err != nil {
 			return nil, err
 		}
-		k.parts = append(k.parts, keyPart{kind: kind, column: i, name: c.Name, typ: typ})
+		k.parts = append(k.parts, keyPart{kind: kind, column: i, name: c.Name, typ: typ, enum: s.isEnum(c.Type)})
 	}
 	return k, nil
 }
@@ -53,6 +55,26 @@ func NewKeyCodec(s *Schema) (*KeyCodec, error) {
 // Columns returns the places of the key columns in Schema.Columns, in key
 // order. The caller must not change it.
 func (k *KeyCodec) Columns() []int { return k.columns }
+
+// SourceOrder tells how the source is asked for rows in the order of their encoded
+// keys: by its own order of the key columns, those under COLLATE "C" for which
+// collate says so, in key order. ok is false where no order of its does it.
+func (k *KeyCodec) SourceOrder() (collate []bool, ok bool) {
+	collate = make([]bool, len(k.parts))
+	for i := range k.parts {
+		switch k.parts[i].kind {
+		case keyInt2, keyInt4, keyInt8, keyOID, keyBool, keyUUID, keyDate, keyTime, keyTimestamp, keyTimestamptz, keyNumeric, keyBytea:
+		case keyText:
+			if k.parts[i].enum {
+				return nil, false
+			}
+			collate[i] = true
+		default:
+			return nil, false
+		}
+	}
+	return collate, true
+}
 
 // Append appends the encoded key of the given values, one text for each key
 // column in key order, as Postgres prints them. It does not keep the texts.

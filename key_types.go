@@ -343,3 +343,12 @@ func (p *keyPart) decodeFixed(dst, b []byte) ([]byte, bool) {
 	}
 	return dst, false
 }
+
+// isEnum reports whether a type is an enum or a domain over one.
+func (s *Schema) isEnum(oid uint32) bool {
+	t := s.Type(oid)
+	for depth := 0; t != nil && t.Kind == TypeDomain && depth <= len(s.Types); depth++ {
+		t = s.Type(t.Elem)
+	}
+	return t != nil && t.Kind == TypeEnum
+}

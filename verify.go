@@ -100,16 +100,32 @@ type VerifySum struct {
 // error is that of VerifyPlan.AppendRow; the sum is then as it was. It does not
 // keep key or texts.
 func (v *VerifySum) Add(p *VerifyPlan, key []byte, columns []Datum) error {
+	h, err := v.Hash(p, key, columns)
+	if err == nil {
+		v.AddHash(h)
+	}
+	return err
+}
+
+// RowHash is the hash of one row.
+type RowHash struct{ Hi, Lo uint64 }
+
+// Hash returns what Add adds, for rows of which it shows later whether they count.
+func (v *VerifySum) Hash(p *VerifyPlan, key []byte, columns []Datum) (RowHash, error) {
 	v.row = binary.AppendUvarint(v.row[:0], uint64(len(key)))
 	v.row = append(v.row, key...)
 	var err error
 	if v.row, err = p.AppendRow(v.row, columns); err != nil {
-		return err
+		return RowHash{}, err
 	}
 	h := xxh3.Hash128(v.row)
+	return RowHash{Hi: h.Hi, Lo: h.Lo}, nil
+}
+
+// AddHash adds a row by its hash.
+func (v *VerifySum) AddHash(h RowHash) {
 	v.Rows++
 	v.add(h.Hi, h.Lo)
-	return nil
 }
 
 // AddSum adds the rows that o was made of.

@@ -60,9 +60,10 @@ type Reader struct {
 	conn    *pgx.Conn
 	cfg     ReaderConfig
 	codec   *millrace.KeyCodec
-	columns string // SELECT list
-	byKey   string // query of rows by key
-	shape   string // what the catalog has to say of the columns
+	columns string   // SELECT list
+	byKey   string   // query of rows by key
+	types   []string // of the key columns, as SQL writes them
+	shape   string   // what the catalog has to say of the columns
 	row     []millrace.Datum
 	key     []byte
 }
@@ -105,6 +106,7 @@ func (r *Reader) prepare(ctx context.Context) error {
 			WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped`, uint32(r.cfg.Schema.Table), name).Scan(&typ); err != nil {
 			return fmt.Errorf("look at key column %q: %w", name, err)
 		}
+		r.types = append(r.types, typ)
 		arrays = append(arrays, fmt.Sprintf("$%d::text[]", i+1))
 		names = append(names, fmt.Sprintf("k%d", i))
 		joins = append(joins, fmt.Sprintf("t.%s = w.k%d::%s", pgx.Identifier{name}.Sanitize(), i, typ))

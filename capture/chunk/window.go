@@ -112,6 +112,24 @@ func (w *Window) Accept(s Snapshot) bool {
 	return true
 }
 
+// Unseen calls fn with every key that an emitted transaction changed which the
+// accepted snapshot does not see, in no order; it returns false if that may be
+// any key: the table was truncated. It is called when LeavesOut may be.
+func (w *Window) Unseen(fn func(key []byte)) bool {
+	if !w.judged || w.overflown {
+		panic("chunk: keys of a window that was not accepted")
+	}
+	if w.truncated != 0 && !w.snapshot.Sees(w.truncated) {
+		return false
+	}
+	for key, x := range w.changed {
+		if !w.snapshot.Sees(x) {
+			fn([]byte(key))
+		}
+	}
+	return true
+}
+
 // LeavesOut reports whether a row that was read in the accepted snapshot is left
 // out, because an emitted transaction that the snapshot does not see changed its
 // key. It is asked when the stream has passed a message that was written to the

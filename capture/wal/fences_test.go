@@ -98,34 +98,6 @@ func TestSlotFences(t *testing.T) {
 }
 
 func TestTableFences(t *testing.T) {
-	t.Run("table removed after its copy was cut off", func(t *testing.T) {
-		db := pgtest.New(t)
-		db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1)")
-		r := newRig(t, db, nil, "a", "b")
-		r.open()
-		r.next() // the loads begin
-		r.close()
-		slot := db.String("select restart_lsn from pg_replication_slots where slot_name = $1", r.cfg.Slot)
-		cfg := r.cfg
-		cfg.Tables = cfg.Tables[:1]
-		r.c = mustNew(t, cfg)
-		if err := r.c.Install(r.ctx()); err != nil {
-			t.Fatal(err)
-		}
-		if err := r.openFails(ErrTables); !strings.Contains(err.Error(), "public.b") {
-			t.Errorf("%v does not name the table", err)
-		}
-		if got := db.String("select restart_lsn from pg_replication_slots where slot_name = $1", r.cfg.Slot); got != slot {
-			t.Errorf("the slot was made again, at %s in place of %s", got, slot)
-		}
-		r.c = mustNew(t, r.cfg)
-		if err := r.c.Install(r.ctx()); err != nil {
-			t.Fatal(err)
-		}
-		r.open()
-		r.copied()
-		r.equal()
-	})
 	t.Run("publication dropped", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()

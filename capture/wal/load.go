@@ -39,8 +39,8 @@ func chunkLimits() chunk.Limits {
 type loads struct {
 	mu      sync.Mutex
 	pending *chunk.Pending
-	// names are those of the stream's tables.
-	names   map[millrace.TableID]string
+	// schemas are the newest of the stream's tables.
+	schemas map[millrace.TableID]*millrace.Schema
 	xid     chunk.XID // of the transaction under way
 	byTable map[millrace.TableID]*load
 	// taps hear of each change of a table: the windows that are open.
@@ -48,6 +48,8 @@ type loads struct {
 	// arrivals wait for their message to pass in the stream, by its content.
 	arrivals map[string]*arrival
 	paused   bool
+	// passes are the newest over each table.
+	passes map[millrace.TableID]*pass
 	// changed is closed, and made anew, when there may be something to do for a
 	// worker that waits.
 	changed chan struct{}
@@ -129,9 +131,9 @@ func cutBytes(b []byte) (cut, rest []byte) {
 // newLoads takes a snapshot from the begin of the reign.
 func newLoads(s chunk.Snapshot, limits chunk.Limits) *loads {
 	return &loads{
-		limits: limits, pending: chunk.NewPending(s), names: make(map[millrace.TableID]string),
+		limits: limits, pending: chunk.NewPending(s), schemas: make(map[millrace.TableID]*millrace.Schema),
 		byTable: make(map[millrace.TableID]*load), taps: make(map[millrace.TableID][]*chunk.Window),
-		arrivals: make(map[string]*arrival), changed: make(chan struct{}),
+		arrivals: make(map[string]*arrival), passes: make(map[millrace.TableID]*pass), changed: make(chan struct{}),
 	}
 }
 
@@ -145,7 +147,7 @@ func resumeLoads(ctx context.Context, conn *pgx.Conn, catalog *millrace.Catalog,
 	l := newLoads(s, limits)
 	l.lastLoad = catalog.LastLoad
 	for _, schema := range catalog.Schemas {
-		l.names[schema.Table] = schema.QualifiedName()
+		l.schemas[schema.Table] = schema
 	}
 	for i := range catalog.Loads {
 		ld, err := resumeLoad(&catalog.Loads[i], catalog.Schema(catalog.Loads[i].Table), limits)

@@ -192,7 +192,7 @@ func (l *loads) removeLocked(ld *load) {
 func (l *loads) described(s *millrace.Schema) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.names[s.Table] = s.QualifiedName()
+	l.schemas[s.Table] = s
 	if ld := l.byTable[s.Table]; ld != nil {
 		ld.schema, ld.name = s, s.QualifiedName()
 	}
@@ -219,7 +219,7 @@ func (d *decoder) redescribe(info *tableInfo) error {
 func (d *decoder) dropLoad(table millrace.TableID) error {
 	d.loads.mu.Lock()
 	defer d.loads.mu.Unlock()
-	delete(d.loads.names, table)
+	delete(d.loads.schemas, table)
 	ld := d.loads.byTable[table]
 	if ld == nil {
 		return nil

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -85,12 +84,15 @@ func (s *Source) LoadsPaused() bool {
 func (l *loads) tableNamed(name string) (millrace.TableID, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for id, n := range l.names {
-		if n == name {
+	var names []string
+	for id, s := range l.schemas {
+		if s.QualifiedName() == name {
 			return id, nil
 		}
+		names = append(names, s.QualifiedName())
 	}
-	return 0, fmt.Errorf("%w: %s; it has %s", ErrNoTable, name, strings.Join(slices.Sorted(maps.Values(l.names)), ", "))
+	slices.Sort(names)
+	return 0, fmt.Errorf("%w: %s; it has %s", ErrNoTable, name, strings.Join(names, ", "))
 }
 
 // RequestLoad asks for a load of a table of the stream. It begins where the stream

@@ -130,13 +130,13 @@ func (w *worker) step(ctx context.Context, ld *load) (progress, error) {
 		return nothingMore, nil
 	}
 	if err := w.prepare(ctx, schema); altered(err) {
-		return w.describe(ctx, ld, schema)
+		return w.describe(ctx, schema)
 	} else if err != nil {
 		return more, err
 	}
 	snapshot, leaves, err := w.reader.Begin(ctx)
 	if errors.Is(err, chunk.ErrReshaped) || altered(err) {
-		return w.describe(ctx, ld, schema)
+		return w.describe(ctx, schema)
 	}
 	if err != nil {
 		return more, err
@@ -237,17 +237,17 @@ func altered(err error) bool {
 }
 
 // describe lets the stream have the schema that the table has by now.
-func (w *worker) describe(ctx context.Context, ld *load, known *millrace.Schema) (progress, error) {
+func (w *worker) describe(ctx context.Context, known *millrace.Schema) (progress, error) {
 	var info *tableInfo
 	err := pgx.BeginTxFunc(ctx, w.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
-		info, err = tableByID(ctx, tx.Conn(), ld.table, nil)
+		info, err = tableByID(ctx, tx.Conn(), known.Table, nil)
 		return err
 	})
 	if err != nil {
 		return more, err
 	}
 	if info == nil {
-		return more, fmt.Errorf("%s was dropped at the source while it was loaded; mend: take it out of source.tables, then millrace init, and start transfer again", ld.name)
+		return more, fmt.Errorf("%s was dropped at the source while it was read; mend: take it out of source.tables, then millrace init, and start transfer again", known.QualifiedName())
 	}
 	w.reader = nil
 	err = w.l.pass(ctx, func(d *decoder) error { return d.redescribe(info) }, func(ctx context.Context, message string) error {
@@ -256,7 +256,7 @@ func (w *worker) describe(ctx context.Context, ld *load, known *millrace.Schema)
 	})
 	w.l.mu.Lock()
 	defer w.l.mu.Unlock()
-	if ld.schema == known {
+	if w.l.schemas[known.Table] == known {
 		return waitForMore, err // it was altered back
 	}
 	return more, err

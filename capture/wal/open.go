@@ -230,6 +230,11 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 			s.cancel(fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, err))
 		}
 	})
+	wg.Go(func() {
+		if err := s.loads.verify(beating, s.c); err != nil {
+			s.cancel(fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, err))
+		}
+	})
 	for range s.c.cfg.LoadWorkers {
 		wg.Go(func() {
 			if err := s.loads.work(beating, s.c); err != nil {

@@ -242,6 +242,11 @@ type edge struct {
 	schemas map[millrace.SchemaVersion]*millrace.Schema
 	// reasons are those of loads, as "table: reason".
 	reasons []string
+	// verified has the ranges of each pass by table; differing those of them in
+	// which the rows are others.
+	verified  map[millrace.TableID]int
+	leftOut   int
+	differing []string
 }
 
 // copying reports whether the first copy has not ended.
@@ -283,7 +288,7 @@ func (a *applied) kinds() string {
 func newEdge() *edge {
 	return &edge{
 		tables: make(map[millrace.TableID]map[string]storedRow), shadows: make(map[millrace.LoadID]map[string]storedRow),
-		schemas: make(map[millrace.SchemaVersion]*millrace.Schema),
+		schemas: make(map[millrace.SchemaVersion]*millrace.Schema), verified: make(map[millrace.TableID]int),
 	}
 }
 
@@ -324,7 +329,7 @@ func (e *edge) apply(u *millrace.Unit) (*applied, error) {
 	if end.Token != u.Position.Token() || !end.Time.Equal(u.Time) {
 		return nil, fmt.Errorf("unit's end is %+v, its position %v, its time %v", end, u.Position, u.Time)
 	}
-	if live := len(e.at.Catalog.Loads) == 0 && !a.has(millrace.KindLoadEnd); live && u.Position.LSN <= e.at.Position.LSN {
+	if live := len(e.at.Catalog.Loads) == 0 && !a.has(millrace.KindLoadEnd) && !a.has(millrace.KindVerify); live && u.Position.LSN <= e.at.Position.LSN {
 		return nil, fmt.Errorf("unit at %v comes after %v", u.Position, e.at.Position)
 	}
 	e.at.Position, e.at.Time = u.Position, u.Time
@@ -382,6 +387,8 @@ func (e *edge) entry(entry *millrace.Entry) error {
 		cat.Schemas = slices.DeleteFunc(cat.Schemas, func(o *millrace.Schema) bool { return o.Table == entry.Table })
 		cat.Loads = slices.DeleteFunc(cat.Loads, func(l millrace.Load) bool { return l.Table == entry.Table })
 		delete(e.tables, entry.Table)
+	case millrace.KindVerify:
+		return e.verify(entry)
 	case millrace.KindPut, millrace.KindDelete, millrace.KindTruncate:
 		if entry.Load == 0 && e.tables[entry.Table] != nil {
 			if err := e.change(entry, e.tables[entry.Table], at >= 0, false); err != nil {
@@ -394,6 +401,27 @@ func (e *edge) entry(entry *millrace.Entry) error {
 		if e.tables[entry.Table] == nil {
 			return fmt.Errorf("%v of table %v, which has neither rows nor a load", entry.Kind, entry.Table)
 		}
+	}
+	return nil
+}
+
+// verify compares the rows of a range with what the entry says of them.
+func (e *edge) verify(entry *millrace.Entry) error {
+	v := entry.Verify
+	var sum millrace.VerifySum
+	for key, row := range e.tables[entry.Table] {
+		leftOut := slices.ContainsFunc(v.LeftOut, func(k []byte) bool { return string(k) == key })
+		if leftOut || !v.Holds([]byte(key)) {
+			continue
+		}
+		if err := sum.Add(millrace.NewVerifyPlan(e.schemas[row.version]), []byte(key), row.columns); err != nil {
+			return err
+		}
+	}
+	e.verified[entry.Table]++
+	e.leftOut += len(v.LeftOut)
+	if sum.Rows != v.Rows || sum.Sum() != v.Hash {
+		e.differing = append(e.differing, fmt.Sprintf("table %v from %x to %x: %d rows here, %d at the source, snapshot %s", entry.Table, v.Low, v.High, sum.Rows, v.Rows, v.Snapshot))
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func TestHeartbeat(t *testing.T) {
 		}
 	}
 	families, err := reg.Gather()
-	if err != nil || len(families) != 7 {
+	if err != nil || len(families) != 8 {
 		t.Errorf("metrics: %d, %v", len(families), err)
 	}
 	if got := metricValue(t, r.c.metrics.units); got < 7 {

@@ -95,6 +95,11 @@ type Config struct {
 	// LoadMaxLag is the replay lag of a physical standby above which loads wait;
 	// 0 is no limit.
 	LoadMaxLag time.Duration
+	// VerifyEvery is the time from one verification of all tables to the next,
+	// at least 1 min; 0 is never but on demand. VerifyRate is the most rows that
+	// are read for it in a second; 0 is no limit.
+	VerifyEvery time.Duration
+	VerifyRate  int
 	// Logger hears of transitions. Default: none.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Default: none.
@@ -204,6 +209,9 @@ func New(cfg Config) (*Capture, error) {
 	}
 	if cfg.LoadWorkers < 1 || cfg.LoadWorkers > maxLoadWorkers {
 		return nil, bad("%d tables to load at once: want 1 to %d", cfg.LoadWorkers, maxLoadWorkers)
+	}
+	if cfg.VerifyEvery != 0 && cfg.VerifyEvery < time.Minute || cfg.VerifyRate < 0 {
+		return nil, bad("verification every %v at %d rows a second: want 0 or at least 1m, and 0 rows or more", cfg.VerifyEvery, cfg.VerifyRate)
 	}
 	if cfg.LoadRate < 0 || cfg.LoadMaxLag < 0 {
 		return nil, bad("limits of loads of %d rows a second and a lag of %v: want 0 or more", cfg.LoadRate, cfg.LoadMaxLag)

@@ -1,0 +1,156 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+// verify runs a pass over tables, all if none is named, and takes units until it
+// has ended.
+func (r *rig) verify(tables ...string) []PassStatus {
+	r.t.Helper()
+	if err := r.src.Verify(tables); err != nil {
+		r.t.Fatal(err)
+	}
+	deadline := time.Now().Add(limit)
+	for {
+		all := r.src.Passes()
+		ended := true
+		for _, p := range all {
+			ended = ended && (p.Phase == PassDone || p.Phase == PassFailed)
+		}
+		if ended {
+			return all
+		}
+		if time.Now().After(deadline) {
+			r.t.Fatalf("passes do not end: %+v", all)
+		}
+		r.sync()
+		r.src.Confirm(r.edge.at.Position)
+	}
+}
+
+// What the source has is stated for keys of every kind, and a row that is lost,
+// altered or too much at the edge is found.
+func TestVerify(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec(`create table a (id int primary key, v text, w numeric(10, 2));
+		create table b (x text collate "en-x-icu", y int, v text, primary key (x, y));
+		create table c (x text collate "en-x-icu" primary key, v text); create index on c (x collate "C");
+		create table d (x text collate "C", n numeric, v text, primary key (x, n));
+		create type mood as enum ('sad', 'ok', 'happy'); create table e (m mood, n int, primary key (n, m));
+		create table empty (id uuid primary key);
+		insert into a select i, case when i % 3 > 0 then 'v' || i end, i / 7.0 from generate_series(1, 25000) i;
+		insert into b select chr(97 + i % 26) || chr(65 + i % 7) || i, i, 'v' from generate_series(1, 2000) i;
+		insert into c select x, v from b; insert into d select x, y / 10.0, v from b;
+		insert into e select 'happy', i from generate_series(1, 50) i`)
+	r := newRig(t, db, nil, "a", "b", "c", "d", "e", "empty")
+	r.open()
+	r.copied()
+	if err := r.src.Verify([]string{"public.a", "public.z"}); !errors.Is(err, ErrNoTable) {
+		t.Errorf("pass over a table that the stream does not have: %v", err)
+	}
+	rows := map[string]uint64{"public.a": 25000, "public.b": 2000, "public.c": 2000, "public.d": 2000, "public.e": 50, "public.empty": 0}
+	var ids []uint64
+	for _, p := range r.verify() {
+		if p.Phase != PassDone || p.Rows != rows[p.Table] || p.Ranges < 1 || p.Table == "public.a" && p.Ranges != 3 {
+			t.Errorf("pass: %+v", p)
+		}
+		ids = append(ids, p.ID)
+	}
+	if len(ids) != len(rows) || len(r.edge.differing) > 0 {
+		t.Errorf("passes %v, differing: %q", ids, r.edge.differing)
+	}
+
+	id := millrace.TableID(0)
+	for _, s := range r.edge.at.Catalog.Schemas {
+		if s.Name == "a" {
+			id = s.Table
+		}
+	}
+	for name, spoil := range map[string]func(table map[string]storedRow, key string){
+		"lost":    func(table map[string]storedRow, key string) { delete(table, key) },
+		"altered": func(table map[string]storedRow, key string) { table[key].columns[2].Text = []byte("0.00") },
+		"doubled": func(table map[string]storedRow, key string) { table[key+"\x00"] = table[key] },
+	} {
+		r.edge.differing = nil
+		table := r.edge.tables[id]
+		was := make(map[string]storedRow)
+		for key, row := range table {
+			was[key] = storedRow{row.version, append([]millrace.Datum(nil), row.columns...)}
+		}
+		spoil(table, "\x80\x00\x40\x00")
+		r.verify("public.a")
+		if len(r.edge.differing) != 1 {
+			t.Errorf("%s: %d ranges differ: %q", name, len(r.edge.differing), r.edge.differing)
+		}
+		r.edge.tables[id] = was
+	}
+}
+
+// A table is verified while it is written to, altered and loaded; ranges that
+// would say nothing are read again.
+func TestVerifyBesideWriters(t *testing.T) {
+	seed := testSeed(t)
+	db := pgtest.New(t)
+	db.Exec(`create table a (id int primary key, n int, big text); create table b (id int primary key, n int);
+		insert into a select i, 0, repeat('y', 3000) || i from generate_series(1, 300) i;
+		insert into b select i, 0 from generate_series(1, 12000) i`)
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "a", "b")
+	r.open()
+	r.copied()
+	ctx, stop := context.WithCancel(r.ctx())
+	var wg sync.WaitGroup
+	for n := range 2 {
+		conn, err := pgx.Connect(ctx, db.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer closeConn(conn)
+			writeLoaded(ctx, t, conn, rand.New(rand.NewPCG(seed, uint64(n))))
+		})
+	}
+	defer wg.Wait()
+	defer stop()
+	r.src.PauseLoads(false)
+	for n := range 10 {
+		switch n {
+		case 3:
+			db.Exec("alter table b add w int default 3")
+		case 6:
+			if err := r.src.RequestLoad(r.ctx(), "public.b", "again"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, p := range r.verify() {
+			if p.Phase != PassDone {
+				t.Errorf("pass: %+v", p)
+			}
+		}
+	}
+	stop()
+	wg.Wait()
+	r.sync()
+	for len(r.edge.at.Catalog.Loads) > 0 {
+		r.load()
+	}
+	r.equal()
+	for id, n := range r.edge.verified {
+		t.Logf("table %v: %d ranges", id, n)
+	}
+	t.Logf("%d keys left out", r.edge.leftOut)
+	if len(r.edge.differing) > 0 {
+		t.Errorf("differing: %s", strings.Join(r.edge.differing, "\n"))
+	}
+}
