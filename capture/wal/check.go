@@ -75,6 +75,10 @@ func (c *Capture) Check(ctx context.Context) ([]finding.Finding, error) {
 		} else if err := c.fenceSlot(slot, server); err != nil {
 			problems = append(problems, refuse(err, "slot "+c.cfg.Slot, err.Error(), "see there"))
 		}
+		if found, err = c.checkSlot(ctx, conn, server, slot); err != nil {
+			return nil, err
+		}
+		problems = append(problems, found...)
 		if p := c.checkReplication(ctx); p != nil {
 			problems = append(problems, *p)
 		}
@@ -103,6 +107,9 @@ type serverInfo struct {
 	version         int
 	database        string
 	slots, maxSlots int
+	// keep is max_slot_wal_keep_size in MiB, -1 for no limit; idleTimeout is
+	// idle_replication_slot_timeout in seconds, 0 for none.
+	keep, idleTimeout int64
 }
 
 func checkServer(ctx context.Context, conn *pgx.Conn) (*serverInfo, []problem, error) {
@@ -110,16 +117,25 @@ func checkServer(ctx context.Context, conn *pgx.Conn) (*serverInfo, []problem, e
 		s                  serverInfo
 		recovery           bool
 		walLevel, encoding string
+		settings           string
 	)
 	err := conn.QueryRow(ctx, `
 SELECT current_setting('server_version_num')::int, current_database()::text, pg_is_in_recovery(), current_setting('wal_level'),
-       pg_encoding_to_char(encoding)::text, (SELECT count(*) FROM pg_replication_slots)::int, current_setting('max_replication_slots')::int
+       pg_encoding_to_char(encoding)::text, (SELECT count(*) FROM pg_replication_slots)::int, current_setting('max_replication_slots')::int,
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+       coalesce((SELECT setting::bigint FROM pg_settings WHERE name = 'idle_replication_slot_timeout'), 0),
+       concat_ws(' ', current_setting('search_path'), current_setting('extra_float_digits'), current_setting('row_security'))
 FROM pg_database WHERE datname = current_database()`).
-		Scan(&s.version, &s.database, &recovery, &walLevel, &encoding, &s.slots, &s.maxSlots)
+		Scan(&s.version, &s.database, &recovery, &walLevel, &encoding, &s.slots, &s.maxSlots,
+			&s.keep, &s.idleTimeout, &settings)
 	if err != nil {
 		return nil, nil, fmt.Errorf("look at the server: %w", err)
 	}
 	var problems []problem
+	// A pooler may be told to leave settings out without a word.
+	if pinned := session(); settings != pinned["search_path"]+" "+pinned["extra_float_digits"]+" "+pinned["row_security"] {
+		problems = append(problems, refuse(ErrConnect, "connection", "session settings do not reach the server, as through a connection pooler (PgBouncer, or a managed one), which passes neither them nor replication on", poolerMend))
+	}
 	if s.version < minVersion {
 		problems = append(problems, refuse(ErrVersion, "server version", fmt.Sprintf("it is %d.%d", s.version/10000, s.version%10000), "use Postgres 14 or later"))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -77,11 +78,26 @@ func (c *Capture) connect(ctx context.Context, extra map[string]string) (*pgx.Co
 	// Prepared statements would tie the connection to one server session for no
 	// gain: statements are rare here.
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	cfg.AfterConnect = pinLater
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, c.connectError(err)
 	}
 	return conn, nil
+}
+
+// pinLater sets what only newer servers know, and older ones would refuse the
+// connection for.
+func pinLater(ctx context.Context, conn *pgconn.PgConn) error {
+	version := conn.ParameterStatus("server_version") // such as 17.5 or 19beta1
+	digits := len(version) - len(strings.TrimLeft(version, "0123456789"))
+	if major, err := strconv.Atoi(version[:digits]); err != nil || major < 17 {
+		return nil
+	}
+	if _, err := conn.Exec(ctx, "SET transaction_timeout = 0").ReadAll(); err != nil {
+		return fmt.Errorf("set transaction_timeout: %w", err)
+	}
+	return nil
 }
 
 // replication is a connection to a walsender, over a socket that can be read in
@@ -110,12 +126,16 @@ func (c *Capture) connectReplication(ctx context.Context) (*replication, error) 
 		gulp = &gulpConn{Conn: conn}
 		return gulp, nil
 	}
+	cfg.AfterConnect = pinLater
 	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, c.connectError(err)
 	}
 	return &replication{PgConn: conn, gulp: gulp}, nil
 }
+
+// poolerMend is the mend where a pooler is in the way.
+const poolerMend = "give the server's own address in the source URL"
 
 // connectError tells refusals, which an operator mends, from failures that pass.
 func (c *Capture) connectError(err error) error {
@@ -132,7 +152,7 @@ func (c *Capture) connectError(err error) error {
 	}
 	switch {
 	case pg.Code == "08P01" && strings.Contains(pg.Message, "unsupported startup parameter"):
-		return refuse("the URL leads to a connection pooler, which passes neither replication nor session settings on; give the server's own address")
+		return refuse("the URL leads to a connection pooler, which passes neither replication nor session settings on; " + poolerMend)
 	case pg.Code == "28P01":
 		return refuse("correct the password in the source URL, or the role's at the source")
 	case pg.Code == "28000" && strings.Contains(pg.Message, "pg_hba.conf"):

@@ -49,6 +49,11 @@ var (
 	// needs. Mend: a new epoch.
 	ErrSlotLost = stop("replication slot is lost")
 
+	// ErrSlotGivenUp occurs when the slot held more WAL than Config.RetainLimit
+	// and was dropped, so that the source's disk does not fill. Mend: a new
+	// epoch.
+	ErrSlotGivenUp = stop("replication slot was given up")
+
 	// ErrSlotForeign occurs when the slot of our name is of another database,
 	// plugin or kind. Mend: another slot name, or drop that slot.
 	ErrSlotForeign = stop("replication slot is not ours")
@@ -85,6 +90,11 @@ var (
 // ErrSilent occurs when the source has sent nothing for Config.Silence, not even
 // an answer. A new connection may mend it.
 var ErrSilent = fmt.Errorf("source has fallen silent")
+
+// ErrShutdown occurs when the source is being shut down while changes are
+// streamed from it: it waits for us to leave. A new connection mends it once the
+// source is back.
+var ErrShutdown = fmt.Errorf("source is being shut down")
 
 // ErrClosed occurs when a Source is used after Close.
 var ErrClosed = fmt.Errorf("capture is closed")

@@ -117,7 +117,10 @@ type slotInfo struct {
 	Database     string `json:"database"`
 	Temporary    bool   `json:"temporary"`
 	ActivePID    int    `json:"active_pid"`
+	Restart      string `json:"restart_lsn"`
 	Confirmed    string `json:"confirmed_flush_lsn"`
+	Safe         *int64 `json:"safe_wal_size"`
+	Failover     bool   `json:"failover"`
 	Status       string `json:"wal_status"`
 	Invalidation string `json:"invalidation_reason"`
 	Conflicting  bool   `json:"conflicting"`
@@ -155,13 +158,34 @@ func (c *Capture) fenceSlot(s *slotInfo, server *serverInfo) error {
 		return err
 	}
 	if s.Status == "lost" || s.Invalidation != "" || s.Conflicting {
-		why := s.Invalidation
-		if why == "" {
-			why = "wal_status is " + s.Status
-		}
-		return fmt.Errorf("%w: slot %s: %s; mend: raise max_slot_wal_keep_size, then %s", ErrSlotLost, c.cfg.Slot, why, newEpoch)
+		return fmt.Errorf("%w: slot %s: %s; mend: %s, then %s", ErrSlotLost, c.cfg.Slot, s.why(), s.mend(), newEpoch)
 	}
 	return nil
+}
+
+// why says why the server has given the slot up. Servers before Postgres 17 tell
+// only that they have.
+func (s *slotInfo) why() string {
+	switch {
+	case s.Invalidation != "":
+		return s.Invalidation
+	case s.Conflicting:
+		return "it conflicted with recovery"
+	}
+	return "wal_status is " + s.Status
+}
+
+// mend says what keeps the server from doing it again.
+func (s *slotInfo) mend() string {
+	switch s.Invalidation {
+	case "idle_timeout":
+		return "raise idle_replication_slot_timeout"
+	case "wal_level_insufficient":
+		return "set wal_level to logical again"
+	case "rows_removed":
+		return "set hot_standby_feedback on the standby"
+	}
+	return "raise max_slot_wal_keep_size"
 }
 
 // fencePosition refuses a slot that does not begin at or before p.

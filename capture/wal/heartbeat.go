@@ -2,10 +2,12 @@ package wal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace/capture/chunk"
 )
@@ -21,8 +23,9 @@ const watchInterval = 5 * time.Second
 // let go of WAL, while only other databases are busy; and so the stream shows
 // that all of it is alive.
 //
-// And it watches the publication. A table that somebody takes out of it sends
-// its changes no more, and nothing in the stream would tell.
+// It watches the publication: a table that somebody takes out of it sends its
+// changes no more, and nothing in the stream would tell. And it watches how much
+// WAL the slot holds.
 type attendant struct {
 	c           *Capture
 	loads       *loads
@@ -34,6 +37,8 @@ type attendant struct {
 // run works until ctx ends, or returns what must stop the stream.
 func (a *attendant) run(ctx context.Context) error {
 	defer a.disconnect()
+	a.c.slot.attend(1)
+	defer a.c.slot.attend(-1)
 	beat := time.NewTicker(a.c.cfg.Heartbeat)
 	defer beat.Stop()
 	watch := time.NewTicker(a.c.watchInterval)
@@ -48,11 +53,11 @@ func (a *attendant) run(ctx context.Context) error {
 			duty = a.watch
 		}
 		altered, err := a.do(ctx, duty)
+		if altered != nil {
+			return altered // also where the stream has ended because of it
+		}
 		if ctx.Err() != nil {
 			return nil
-		}
-		if altered != nil {
-			return altered
 		}
 		if failed := err != nil; failed != a.failing {
 			a.failing = failed
@@ -77,13 +82,25 @@ func (a *attendant) do(ctx context.Context, duty func(context.Context) (error, e
 		// It need not wait for standbys: a heartbeat is no data.
 		if a.conn, err = a.c.connect(ctx, map[string]string{"synchronous_commit": "local"}); err != nil {
 			a.conn = nil
-			return nil, err
+			return a.ending(err), err
 		}
 	}
 	if altered, err = duty(ctx); err != nil {
 		a.disconnect()
 	}
 	return altered, err
+}
+
+// ending returns an error if the source cannot be connected to because it is
+// being shut down, which goes on for as long as we stay: a server waits for its
+// walsenders until all that it has ever written is confirmed to them, also what
+// is no unit and never will be.
+func (a *attendant) ending(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "57P03" { // cannot_connect_now
+		return fmt.Errorf("%w: %s", ErrShutdown, pg.Message)
+	}
+	return nil
 }
 
 func (a *attendant) disconnect() {
@@ -106,8 +123,11 @@ func (a *attendant) beat(ctx context.Context) (altered, err error) {
 
 func (a *attendant) watch(ctx context.Context) (altered, err error) {
 	now, err := a.c.publicationFingerprint(ctx, a.conn)
-	if err == nil && now != a.publication {
-		altered = fmt.Errorf("%w: publication %s was altered while the stream was open, so changes may not have been sent; mend: millrace init, then %s", ErrPublication, a.c.cfg.Publication, newEpoch)
+	if err != nil {
+		return nil, err
 	}
-	return altered, err
+	if now != a.publication {
+		return fmt.Errorf("%w: publication %s was altered while the stream was open, so changes may not have been sent; mend: millrace init, then %s", ErrPublication, a.c.cfg.Publication, newEpoch), nil
+	}
+	return a.c.slot.tend(ctx, a.conn, true)
 }

@@ -80,6 +80,9 @@ func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serve
 	if err := c.fencePosition(slot, p); err != nil {
 		return fail(err)
 	}
+	if err := c.slot.opening(ctx, conn, s.id); err != nil {
+		return fail(err)
+	}
 	if err := c.startReplication(ctx, repl, p.LSN); err != nil {
 		return fail(err)
 	}

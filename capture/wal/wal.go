@@ -46,6 +46,7 @@ const (
 	DefaultHeartbeat    = time.Second
 	DefaultSilence      = time.Minute
 	DefaultLoadWorkers  = 2
+	DefaultWarnShare    = 0.25
 )
 
 const (
@@ -100,6 +101,16 @@ type Config struct {
 	// are read for it in a second; 0 is no limit.
 	VerifyEvery time.Duration
 	VerifyRate  int
+	// WarnShare is the share of what the slot may hold that must be left, or a
+	// warning is given: of max_slot_wal_keep_size and of RetainLimit. Below 1.
+	// Default 0.25; negative for no warning.
+	WarnShare float64
+	// RetainLimit is how many bytes of WAL the slot may hold at the source
+	// before there is an alarm. Default: no limit of ours.
+	RetainLimit int64
+	// DropAtLimit lets the slot be dropped at RetainLimit. The stream then stops
+	// with ErrSlotGivenUp.
+	DropAtLimit bool
 	// Logger hears of transitions. Default: none.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Default: none.
@@ -113,6 +124,7 @@ type Capture struct {
 	tables  []tableName
 	log     *slog.Logger
 	metrics *metrics
+	slot    *slotWatch
 
 	// Set by New; tests shorten the times, and measure without gathering.
 	statusInterval, confirmDelay, watchInterval time.Duration
@@ -216,6 +228,15 @@ func New(cfg Config) (*Capture, error) {
 	if cfg.LoadRate < 0 || cfg.LoadMaxLag < 0 {
 		return nil, bad("limits of loads of %d rows a second and a lag of %v: want 0 or more", cfg.LoadRate, cfg.LoadMaxLag)
 	}
+	if cfg.WarnShare == 0 {
+		cfg.WarnShare = DefaultWarnShare
+	}
+	if cfg.WarnShare >= 1 {
+		return nil, bad("a warning when %v of the WAL that the slot may hold is left: want less than 1", cfg.WarnShare)
+	}
+	if cfg.RetainLimit < 0 {
+		return nil, bad("limit of %d bytes of WAL: want 0 for none, or more", cfg.RetainLimit)
+	}
 	if cfg.SpoolDir == "" {
 		cfg.SpoolDir = filepath.Join(os.TempDir(), "millrace-spool")
 	}
@@ -228,6 +249,12 @@ func New(cfg Config) (*Capture, error) {
 	var err error
 	if c.metrics, err = newMetrics(cfg.Registerer, cfg.Stream); err != nil {
 		return nil, bad("register metrics: %v", err)
+	}
+	c.slot = &slotWatch{c: c, drop: cfg.DropAtLimit, limits: slotLimits{warn: max(cfg.WarnShare, 0), own: cfg.RetainLimit}}
+	if cfg.Registerer != nil {
+		if err := cfg.Registerer.Register(slotCollector{c.slot, newSlotDescs(cfg.Stream)}); err != nil {
+			return nil, bad("register metrics: %v", err)
+		}
 	}
 	return c, nil
 }
