@@ -57,6 +57,8 @@ type Status struct {
 	PhaseSince  time.Time `json:"phase_since"`
 	// Problem is the newest error in the phases retrying, fenced and stopped.
 	Problem string `json:"problem,omitempty"`
+	// Warning says what is amiss at the source while the stream goes on.
+	Warning string `json:"warning,omitempty"`
 }
 
 // Status returns the current one. It may be called at any time.
@@ -66,6 +68,9 @@ func (t *Transfer) Status() Status {
 	s := Status{
 		Stream: stream.Name, StreamID: stream.ID.String(), Epoch: stream.Epoch,
 		Phase: p.name, PhaseSince: p.since, Problem: p.problem,
+	}
+	if t.config.Warning != nil {
+		s.Warning = t.config.Warning()
 	}
 	a := t.current.Load()
 	if a == nil {

@@ -98,6 +98,10 @@ type Config struct {
 	// the context ends.
 	OpenSource func(ctx context.Context, after *millrace.Checkpoint) (Source, error)
 
+	// Warning says what is amiss at the source while the stream goes on, or
+	// nothing. Status shows it. It may be called at any time. Default: nothing.
+	Warning func() string
+
 	// AcquireHold, OpenLedger and OpenLog replace those of internal/control and
 	// internal/topic.
 	AcquireHold func(ctx context.Context, publisher millrace.PublisherID) (Hold, error)

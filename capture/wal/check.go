@@ -90,6 +90,21 @@ func (c *Capture) Check(ctx context.Context) ([]finding.Finding, error) {
 	return findings, nil
 }
 
+// Reach connects to the source as capture does and refuses a server that cannot
+// be captured from. It looks at nothing that is a stream's own.
+func (c *Capture) Reach(ctx context.Context) error {
+	conn, err := c.connect(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer closeConn(conn)
+	_, problems, err := checkServer(ctx, conn)
+	if err != nil {
+		return err
+	}
+	return firstError(problems)
+}
+
 // checkReplication opens a replication connection, because only that shows what
 // role, pg_hba.conf and a pooler in between let through.
 func (c *Capture) checkReplication(ctx context.Context) *problem {

@@ -198,7 +198,9 @@ func TestSlotWAL(t *testing.T) {
 		watch, stop := context.WithCancel(r.ctx())
 		done := make(chan error, 1)
 		go func() { done <- r.c.Watch(watch) }()
-		until(t, "alarm", func() bool { return gathered(t, reg)["slot_alarm"] == 3 && strings.Contains(r.c.Warning(), "given slot") })
+		until(t, "alarm", func() bool {
+			return gathered(t, reg)["slot_alarm"] == 3 && strings.Contains(r.c.Warning(), "given slot")
+		})
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -207,7 +209,9 @@ func TestSlotWAL(t *testing.T) {
 	t.Run("alarm at the limit", func(t *testing.T) {
 		r, log, reg := watched(t, pgtest.On(t, server), func(c *Config) { c.RetainLimit = 64 << 20 })
 		fill(busy, much)
-		until(t, "alarm", func() bool { return gathered(t, reg)["slot_alarm"] == 2 && strings.Contains(r.c.Warning(), "source.wal.limit") })
+		until(t, "alarm", func() bool {
+			return gathered(t, reg)["slot_alarm"] == 2 && strings.Contains(r.c.Warning(), "source.wal.limit")
+		})
 		if got := gathered(t, reg)["slot_limit_bytes"]; got != 64<<20 {
 			t.Errorf("limit: %v", got)
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millrace-db/millrace/internal/pgtest"
 	"github.com/millrace-db/millrace/internal/testdir"
 )
 
@@ -101,4 +102,31 @@ func closedPort(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return l.Addr().String()
+}
+
+// TestPoolerInTheWay: a source URL that leads to a PgBouncer, as it is installed
+// and as one is set up that swallows what it does not know.
+func TestPoolerInTheWay(t *testing.T) {
+	w := newWorld(t)
+	swallowed := "application_name,statement_timeout,lock_timeout,idle_in_transaction_session_timeout,idle_session_timeout,search_path,extra_float_digits,bytea_output,IntervalStyle,lc_monetary,xmloption,row_security,jit,client_min_messages,synchronous_commit,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count"
+	for name, ignored := range map[string]string{"plain": "", "swallows": swallowed} {
+		file := w.write(t, name+".yaml", w.config(pgtest.Bouncer(t, w.db.Server, w.db.Name, ignored), ""))
+		for _, command := range []string{"init", "check"} {
+			t.Run(name+" "+command, func(t *testing.T) {
+				refusal(t, w.dir, nil, exitOperator, []string{"pooler", "mend: ", "the server's own address in the source URL"}, command, "-c", file)
+			})
+		}
+	}
+	if got := w.db.String(`SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_namespace WHERE nspname = 'millrace')`); got != "0" {
+		t.Error("init has made something through a pooler")
+	}
+	program(t, w.dir, "init", "-c", w.file)
+	for _, name := range []string{"plain", "swallows"} {
+		t.Run(name+" transfer", func(t *testing.T) {
+			refusal(t, w.dir, nil, exitOperator, []string{"pooler", "address"}, "transfer", "-c", filepath.Join(w.dir, name+".yaml"))
+		})
+	}
+	if got := w.db.String(`SELECT count(*) FROM pg_replication_slots WHERE database = current_database()`); got != "0" {
+		t.Error("transfer has made a slot through a pooler")
+	}
 }

@@ -28,7 +28,11 @@ func newCapture(s *config.Stream, registered control.Stream, log *slog.Logger, r
 		URL: s.Source.URL.Reveal(), Stream: s.Name, Tables: s.Source.Tables,
 		Slot: registered.Slot, Publication: registered.Publication,
 		MemoryBudget: int64(s.Source.Memory), SpoolDir: s.Source.SpoolDir, Heartbeat: duration(s.Source.Heartbeat),
+		WarnShare: float64(s.Source.WAL.Warn) / 100, RetainLimit: int64(s.Source.WAL.Limit), DropAtLimit: s.Source.WAL.OnLimit == config.OnLimitDrop,
 		Logger: log, Registerer: reg,
+	}
+	if cfg.WarnShare == 0 {
+		cfg.WarnShare = -1 // 0 is the stage's word for its default
 	}
 	if cfg.Slot == "" {
 		cfg.Slot, cfg.Publication = control.DefaultSlot(s.Name), control.DefaultPublication(s.Name)
@@ -128,6 +132,9 @@ func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (c
 	// What can be refused is refused before anything is made.
 	info, create, err := u.lookAtTopic(ctx, t, registered, known)
 	if err != nil {
+		return control.Stream{}, err
+	}
+	if err := u.reach(ctx, registered); err != nil {
 		return control.Stream{}, err
 	}
 	if err := u.schema(ctx, conn); err != nil {
@@ -234,6 +241,19 @@ func (u *setup) schema(ctx context.Context, conn *pgx.Conn) error {
 		return nil
 	}
 	return control.Migrate(ctx, conn)
+}
+
+// reach refuses a source that no stream can be captured from, such as one behind
+// a connection pooler.
+func (u *setup) reach(ctx context.Context, registered control.Stream) error {
+	if u.dry {
+		return nil // what is found is printed in its place
+	}
+	c, err := newCapture(u.stream, registered, u.log, nil)
+	if err != nil {
+		return err
+	}
+	return c.Reach(ctx)
 }
 
 func (u *setup) publication(ctx context.Context, registered control.Stream) error {

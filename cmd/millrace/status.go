@@ -36,6 +36,8 @@ type place struct {
 	// Problem is what transfer met, Fault what keeps an edge from going on.
 	Problem string `json:"problem,omitempty"`
 	Fault   string `json:"fault,omitempty"`
+	// Warning is what is amiss at the source while transfer goes on.
+	Warning string `json:"warning,omitempty"`
 	// Edge is this host's edge, where another place was asked for the rest.
 	Edge *place `json:"edge,omitempty"`
 	// Edges are the newest reports of all edges of the stream; EdgesProblem says
@@ -200,6 +202,9 @@ func printPlace(w *tabwriter.Writer, p *place) {
 	}
 	if trouble := p.Problem + p.Fault; trouble != "" {
 		from += ": " + oneLine(trouble)
+	}
+	if p.Warning != "" {
+		from += "; warning: " + oneLine(p.Warning)
 	}
 	fmt.Fprintf(w, "%s\t%d\t%d\t%.12s\t%d\t%s\t%s\n", p.Stream, p.Epoch, p.Index, p.Chain, p.Term, lag, from)
 }

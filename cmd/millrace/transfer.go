@@ -58,7 +58,8 @@ type publisher struct {
 	registry  *prometheus.Registry
 	admin     *admin.Server // nil where it is off
 	transfers []*transfer.Transfer
-	topics    []string // of the transfers, in their order
+	captures  []*wal.Capture // of the transfers, in their order
+	topics    []string       // the same
 	watchers  []*edgestatus.Watcher
 }
 
@@ -105,14 +106,15 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 	if err != nil {
 		return nil, err
 	}
-	p.topics = append(p.topics, registered.Topic)
+	p.captures, p.topics = append(p.captures, capture), append(p.topics, registered.Topic)
 	t, err := transfer.New(transfer.Config{
 		Stream: registered, SourceURL: s.Source.URL.Reveal(),
 		Topic: topic.Config{Brokers: s.Kafka.Brokers, Topic: registered.Topic, ClientID: "millrace-transfer-" + s.Name, Logger: p.log},
 		OpenSource: func(ctx context.Context, after *millrace.Checkpoint) (transfer.Source, error) {
 			return openCapture(ctx, capture, after)
 		},
-		Lease: duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
+		Warning: capture.Warning,
+		Lease:   duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
 		Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {
@@ -173,6 +175,13 @@ func (p *publisher) run(ctx context.Context) error {
 		})
 	}
 	for i, t := range p.transfers {
+		// The source keeps WAL for the stream also while it cannot be published.
+		group.Go(func() error {
+			if err := p.captures[i].Watch(ctx); err != nil {
+				return transferError(t.Status().Stream, p.topics[i], err)
+			}
+			return nil
+		})
 		group.Go(func() error {
 			if err := t.Run(ctx); err != nil {
 				return transferError(t.Status().Stream, p.topics[i], err)

@@ -43,6 +43,14 @@ type Source struct {
 	Heartbeat Duration `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
 	Memory    Size     `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
 	SpoolDir  string   `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are larger than memory. Made if missing; emptied at start."`
+	WAL       WAL      `key:"wal" doc:"How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
+}
+
+// WAL says what the slot of a stream may hold.
+type WAL struct {
+	Warn    int    `key:"warn" unit:"percent" default:"25" doc:"A warning is given when less than this share is left of the source's max_slot_wal_keep_size, or of limit. 0 to 99; 0 for none."`
+	Limit   Size   `key:"limit" unit:"bytes" default:"0" doc:"How much WAL the slot may hold before on_limit applies. 0 for no limit; otherwise at least 64MiB, and more than the source writes while transfer is restarted or a large transaction is open."`
+	OnLimit string `key:"on_limit" unit:"alarm, drop" default:"alarm" doc:"What happens at limit: alarm says so in log, metrics and status and goes on; drop drops the slot, so that the source's disk is saved, and stops the stream, which then needs a new epoch."`
 }
 
 // Kafka is where a stream is kept.
@@ -76,6 +84,12 @@ type HTTP struct {
 	Listen string `key:"listen" unit:"loopback host:port" default:"127.0.0.1:7480" doc:"TCP address for reads, status, /livez, /readyz and /metrics. Only loopback addresses are taken. off serves no TCP."`
 	Unix   string `key:"unix" unit:"path" doc:"Unix socket for the same. Not set: none."`
 }
+
+// The values of source.wal.on_limit.
+const (
+	OnLimitAlarm = "alarm"
+	OnLimitDrop  = "drop"
+)
 
 // Log says what is logged.
 type Log struct {

@@ -40,6 +40,7 @@ func TestExample(t *testing.T) {
 			URL: "postgres://u:hushhush@db.internal:5433/bank", Capture: "wal",
 			Tables:    []string{"public.pgbench_accounts", "public.pgbench_tellers"},
 			Heartbeat: Duration(time.Second), Memory: 64 << 20, SpoolDir: "./data/spool",
+			WAL: WAL{Warn: 25, OnLimit: OnLimitAlarm},
 		},
 		Kafka: Kafka{Brokers: []string{"127.0.0.1:9092"}, Topic: "millrace.bank", Replicas: 3},
 	}
@@ -171,6 +172,15 @@ func TestProblems(t *testing.T) {
 				`m.yaml:6: streams.b.kafka.brokers: "k": want host:port, as in 127.0.0.1:9092`,
 				`m.yaml:6: streams.b.kafka.topic: "a b" is not a topic's name; use at most 240 letters, digits, dots, dashes or underscores`,
 				`m.yaml:6: streams.b.kafka.replicas: 0: want 1 to 100`,
+			},
+		},
+		{
+			"limits of WAL", "streams:\n- name: a" + kafka + "  source: {wal: {warn: 100, limit: 1MiB, on_limit: dorp}}\n- name: b\n  source: {wal: {on_limit: drop}}\n  kafka: {topic: x}\n", nil,
+			[]string{
+				`m.yaml:4: streams.a.source.wal.warn: 100: want 0 to 99`,
+				`m.yaml:4: streams.a.source.wal.limit: 1MiB: want at least 64MiB`,
+				`m.yaml:4: streams.a.source.wal.on_limit: "dorp": did you mean "drop"?`,
+				`m.yaml:6: streams.b.source.wal.on_limit: drop without a limit; set limit`,
 			},
 		},
 		{

@@ -118,6 +118,7 @@ func (k *checker) stream(path string, s *Stream) {
 	}
 	k.between(path+".source.heartbeat", s.Source.Heartbeat, 10*time.Millisecond, time.Minute)
 	k.atLeast(path+".source.memory", s.Source.Memory, 1<<20)
+	k.wal(path+".source.wal", &s.Source.WAL)
 	for _, broker := range s.Kafka.Brokers {
 		if err := hostPort(broker); err != nil {
 			k.bad(path+".kafka.brokers", "%v", err)
@@ -128,6 +129,22 @@ func (k *checker) stream(path string, s *Stream) {
 	}
 	if s.Kafka.Replicas < 1 || s.Kafka.Replicas > 100 {
 		k.bad(path+".kafka.replicas", "%d: want 1 to 100", s.Kafka.Replicas)
+	}
+}
+
+// minWALLimit leaves room for the few segments that a slot always holds.
+const minWALLimit = 64 << 20
+
+func (k *checker) wal(path string, w *WAL) {
+	if w.Warn < 0 || w.Warn > 99 {
+		k.bad(path+".warn", "%d: want 0 to 99", w.Warn)
+	}
+	if w.Limit != 0 {
+		k.atLeast(path+".limit", w.Limit, minWALLimit)
+	}
+	k.oneOf(path+".on_limit", w.OnLimit, OnLimitAlarm, OnLimitDrop)
+	if w.OnLimit == OnLimitDrop && w.Limit == 0 {
+		k.bad(path+".on_limit", "drop without a limit; set limit")
 	}
 }
 

@@ -1,0 +1,110 @@
+package pgtest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace/internal/child"
+	"github.com/millrace-db/millrace/internal/loopback"
+	"github.com/millrace-db/millrace/internal/pgserver"
+	"github.com/millrace-db/millrace/internal/testdir"
+)
+
+// Bouncer puts a real PgBouncer in transaction mode before a server and returns
+// the URL of the named database through it. It ends with the test. ignored are
+// the startup parameters that it is told to pass over in silence, separated by
+// commas; those it does not know make it refuse a connection otherwise.
+func Bouncer(t testing.TB, server *pgserver.Server, database, ignored string) string {
+	t.Helper()
+	program, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		program = "/usr/sbin/pgbouncer" // not in everybody's PATH
+	}
+	if _, err := os.Stat(program); err != nil {
+		t.Fatalf("no PgBouncer on this machine: install it with `make setup` or your package manager: %v", err)
+	}
+	dir := testdir.For(t)
+	ports, err := loopback.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil { //nolint:gosec // another user reads it
+			t.Fatal(err)
+		}
+		return path
+	}
+	users := write("users.txt", `"postgres" ""`+"\n")
+	config := write("pgbouncer.ini", fmt.Sprintf(`[databases]
+* = host=127.0.0.1 port=%d
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+unix_socket_dir =
+auth_type = trust
+auth_file = %s
+pool_mode = transaction
+ignore_startup_parameters = %s
+`, server.Port(), ports[0], users, ignored))
+	args := []string{config}
+	if os.Geteuid() == 0 { // it refuses to run as root
+		args = []string{"-u", "nobody", config}
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }()    // the process has its own descriptor
+	cmd := exec.Command(program, args...) //nolint:noctx // the test's end ends it
+	cmd.Stdout, cmd.Stderr = log, log
+	process, err := child.Start(cmd, syscall.SIGKILL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := process.Kill(); err != nil {
+			t.Error(err)
+		}
+	})
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0]))
+	if err := awaitListener(address, process); err != nil {
+		t.Fatalf("start PgBouncer: %v; it says: %s", err, child.Tail(log.Name(), 0, 4096))
+	}
+	u, err := url.Parse(server.URL(database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = address
+	return u.String()
+}
+
+// awaitListener waits until something listens at address.
+func awaitListener(address string, process *child.Process) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupLimit)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-process.Done():
+			return fmt.Errorf("it ended: %w", process.Err())
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
+}
