@@ -188,8 +188,9 @@ func (s *slotInfo) mend() string {
 	return "raise max_slot_wal_keep_size"
 }
 
-// fencePosition refuses a slot that does not begin at or before p.
-func (c *Capture) fencePosition(s *slotInfo, p millrace.Position) error {
+// fencePosition refuses a slot that does not begin at or before p, and a source
+// that has another history up to there. at is the time of the newest unit.
+func (c *Capture) fencePosition(ctx context.Context, s *slotInfo, p millrace.Position, at time.Time) error {
 	confirmed, err := millrace.ParseLSN(s.Confirmed)
 	if err != nil {
 		return fmt.Errorf("look up slot %s: %w", c.cfg.Slot, err)
@@ -198,7 +199,7 @@ func (c *Capture) fencePosition(s *slotInfo, p millrace.Position) error {
 		return fmt.Errorf("%w: slot %s begins at %v, the stream ends at %v, so the changes between are gone: the slot was made again, advanced, or read by another; mend: %s",
 			ErrSlotAhead, c.cfg.Slot, confirmed, p.LSN, newEpoch)
 	}
-	return nil
+	return c.proveHistory(ctx, confirmed, p, at)
 }
 
 const (

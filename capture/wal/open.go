@@ -91,7 +91,7 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 			return nil, err
 		}
 	}
-	if err := s.resume(ctx, conn, position, &from.Catalog, tables); err != nil {
+	if err := s.resume(ctx, conn, position, from.Time, &from.Catalog, tables); err != nil {
 		return nil, err
 	}
 	keep = true // the source's goroutine closes it
@@ -144,10 +144,11 @@ func (c *Capture) fenceNames(ctx context.Context, conn *pgx.Conn, catalog *millr
 	return errors.Join(all...)
 }
 
-// resume goes on with the stream after a position.
-func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.Position, catalog *millrace.Catalog, tables []*tableInfo) error {
+// resume goes on with the stream after a position. at is the time of the newest
+// unit there.
+func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.Position, at time.Time, catalog *millrace.Catalog, tables []*tableInfo) error {
 	plan := makePlan(catalog, tables)
-	repl, p, err := s.c.beginStream(ctx, conn, s.server, position)
+	repl, p, err := s.c.beginStream(ctx, conn, s.server, position, at)
 	if err != nil {
 		return err
 	}

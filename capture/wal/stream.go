@@ -41,8 +41,8 @@ type stream struct {
 }
 
 // beginStream runs the fences over the source as it is now and starts the
-// replication from p.
-func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serverInfo, p millrace.Position) (*replication, millrace.Position, error) {
+// replication from p. at is the time of the newest unit before.
+func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serverInfo, p millrace.Position, at time.Time) (*replication, millrace.Position, error) {
 	fail := func(err error) (*replication, millrace.Position, error) { return nil, p, err }
 	if err := c.fenceCapture(p); err != nil {
 		return fail(err)
@@ -77,7 +77,10 @@ func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serve
 	if err := c.fenceSlot(slot, server); err != nil {
 		return fail(err)
 	}
-	if err := c.fencePosition(slot, p); err != nil {
+	if err := c.fencePosition(ctx, slot, p, at); err != nil {
+		return fail(err)
+	}
+	if err := c.freeSlot(ctx, conn); err != nil { // from our own look at its history
 		return fail(err)
 	}
 	if err := c.slot.opening(ctx, conn, s.id); err != nil {
@@ -110,6 +113,10 @@ func (c *Capture) startReplication(ctx context.Context, repl *replication, from 
 	})
 	if err == nil {
 		return nil
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42704" { // undefined_object; publications are not looked at before the first change
+		return fmt.Errorf("%w: start from slot %s at %v: %w; mend: %s", ErrSlotMissing, c.cfg.Slot, from, err, newEpoch)
 	}
 	return c.replicationError(fmt.Errorf("start replication from slot %s at %v: %w", c.cfg.Slot, from, err))
 }

@@ -186,6 +186,12 @@ func On(t testing.TB, server *pgserver.Server) *DB {
 	return db
 }
 
+// At is the same database on another server, a standby for instance, reached
+// through a pool that the caller closes.
+func (db *DB) At(server *pgserver.Server, pool *pgxpool.Pool) *DB {
+	return &DB{Name: db.Name, URL: server.URL(db.Name), Pool: pool, Server: server, t: db.t}
+}
+
 // Exec runs statements without arguments, several at once if separated by
 // semicolons, and fails the test where one fails.
 func (db *DB) Exec(sql string) {
