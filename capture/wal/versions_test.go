@@ -1,0 +1,157 @@
+package wal
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+// TestVersions goes through what differs between the versions of Postgres: how
+// slots are made, what the catalogs and publications have, how transactions are
+// streamed. The versions that are not here have all tests run on them: 15, the
+// one that is installed, and 18, by scripts/test. `make matrix` runs all tests on
+// all versions.
+func TestVersions(t *testing.T) {
+	for _, version := range []int{14, 16, 17} {
+		t.Run(strconv.Itoa(version), func(t *testing.T) { smoke(t, version) })
+	}
+}
+
+func smoke(t *testing.T, version int) {
+	server := pgtest.Cluster(t, pgtest.Options{Version: version, Settings: map[string]string{"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "5"}})
+	db := pgtest.On(t, server)
+	db.Exec(tableA + `create type mood as enum ('sad');
+		create table b (id bigint generated always as identity primary key, m mood, n numeric[], double_id bigint generated always as (id * 2) stored, big text);
+		create table p (id int primary key, v text) partition by range (id);
+		create table p1 partition of p for values from (0) to (1000); create table p2 partition of p for values from (1000) to (100000);
+		insert into a select i, 'first ' || i from generate_series(1, 3000) i;
+		insert into b (m, n, big) values ('sad', '{1.50,NULL}', ` + outOfLine + `);
+		insert into p select i, 'p' from generate_series(1, 2000) i`)
+	r := newRig(t, db, func(c *Config) { c.MemoryBudget, c.RetainLimit = 1<<20, 1<<40 }, "a", "b", "p")
+	r.c.watchInterval = 20 * time.Millisecond
+	r.open()
+	r.copied()
+	r.equal()
+
+	db.Exec("insert into b (m) values ('sad'); update b set m = null where id = 1; update a set id = -id where id < 10; delete from a where id = 20; update p set id = id + 50000 where id = 5")
+	if units := r.sync(); len(units) != 1 {
+		t.Errorf("one transaction came as %d units", len(units))
+	}
+	r.equal()
+	// Streamed before they end, in part taken back, prepared.
+	one, two := r.client(), r.client()
+	one.exec("begin; " + insert(10001, 13000) + "savepoint s; " + insert(13001, 14000) + "rollback to s; savepoint u; delete from a where id < 100")
+	two.exec("begin; " + insert(20001, 23000) + "prepare transaction 'two'")
+	r.streams(2)
+	db.Exec("insert into a values (0, 'between')")
+	one.exec("commit")
+	two.exec("commit prepared 'two'")
+	two.exec("begin; " + insert(30001, 33000) + "rollback")
+	if units := r.sync(); len(units) != 3 {
+		t.Errorf("3 transactions came as %d units", len(units))
+	}
+	r.ended()
+	// Tables that change their shape.
+	db.Exec("alter table a add column w int; insert into a values (-100, 'altered', 8)")
+	db.Exec("alter type mood add value 'glad'")
+	db.Exec("insert into b (m) values ('glad'); truncate p; insert into p values (1, 'again')")
+	r.sync()
+	r.equal()
+	r.src.Confirm(r.edge.at.Position)
+	until(t, "confirmation reaches the slot", func() bool { return r.slotLSN() == r.edge.at.Position.LSN })
+	looked(t, r.c)
+	if text := r.c.Warning(); text != "" {
+		t.Errorf("warning: %s", text)
+	}
+
+	// The server is killed and comes back.
+	db.Exec("insert into a values (-102, 'x', 10)")
+	r.sync()
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.drained()
+	r.close()
+	if err := server.Restart(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	db.Pool.Reset()
+	db.Exec("insert into a values (-103, 'x', 11)")
+	r.open()
+	r.sync()
+	r.restart()
+	db.Exec("delete from a where id = -103")
+	r.sync()
+	r.equal()
+
+	// Slots that standbys take over came with 17.
+	failover := version >= 17
+	if got := db.String("select coalesce(to_jsonb(s)->>'failover', 'false') from pg_replication_slots s where slot_name = $1", r.cfg.Slot); got != strconv.FormatBool(failover) {
+		t.Errorf("failover of the slot: %s", got)
+	}
+	findings, err := r.c.Check(r.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range findings {
+		if f.Level == finding.Problem || strings.Contains(f.Text, "failover") {
+			t.Errorf("check: %v", f)
+		}
+	}
+	r.close()
+	if failover {
+		// One that was made without, by an older millrace or by hand.
+		conn, err := r.c.connectReplication(r.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		alter := func(value string) {
+			t.Helper()
+			if _, err := conn.Exec(r.ctx(), "ALTER_REPLICATION_SLOT "+quote(r.cfg.Slot)+" (FAILOVER "+value+")").ReadAll(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		alter("false")
+		checked(t, r.c, "warning", "failover is off")
+		alter("true") // the mend that check names
+		closeConn(conn)
+	}
+	if err := r.c.Uninstall(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.slots(); got != "0" {
+		t.Errorf("slots after uninstall: %s", got)
+	}
+}
+
+// Postgres 18 can be told to give slots up that nobody reads from. It also has
+// generated columns that are stored nowhere.
+func TestPostgres18(t *testing.T) {
+	server := pgtest.Cluster(t, pgtest.Options{Version: 18, Settings: map[string]string{"idle_replication_slot_timeout": "1s"}})
+	db := pgtest.On(t, server)
+	db.Exec("create table a (id int primary key, v text, w int generated always as (id * 2) virtual); insert into a values (1)")
+	r := newRig(t, db, nil, "a")
+	r.open()
+	r.copied()
+	db.Exec("insert into a values (2, 'two'); update a set v = 'one' where id = 1")
+	r.sync()
+	for _, s := range r.edge.at.Catalog.Schemas {
+		if len(s.Columns) != 2 {
+			t.Errorf("columns: %+v", s.Columns)
+		}
+	}
+	r.equal()
+	checked(t, r.c, "warning", "it is 1 s")
+	r.close()
+	until(t, "slot is given up", func() bool {
+		db.Exec("checkpoint")
+		return db.String("select invalidation_reason from pg_replication_slots where slot_name = $1", r.cfg.Slot) == "idle_timeout"
+	})
+	if err := r.openFails(ErrSlotLost); !strings.Contains(err.Error(), "raise idle_replication_slot_timeout") {
+		t.Errorf("error: %v", err)
+	}
+}
