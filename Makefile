@@ -54,6 +54,11 @@ integration: ## run the end-to-end tests alone
 	@scripts/setup test
 	@scripts/test -p 1 -timeout 25m ./tests/...
 
+.PHONY: matrix
+matrix: ## run capture's tests on each version of Postgres from 14 to 18 (VERSIONS='14 18')
+	@scripts/setup test
+	@scripts/matrix $(VERSIONS)
+
 .PHONY: exactness
 exactness: ## run pgbench at scale 10 for 60 s through every fault, over one broker and over three (ARGS='-seed N')
 	@scripts/setup test

@@ -22,6 +22,9 @@ const maxMessage = 2*millrace.MaxEntry + 8<<20
 // keepAlive bounds how long the kernel takes to see a dead peer.
 const keepAlive = 15 * time.Second
 
+// unanswered bounds how long it takes while something is on its way to the peer.
+const unanswered = 30 * time.Second
+
 // session pins what the text of a value depends on, on every connection that
 // reads rows, so that a row prints the same wherever it is read; and what could
 // end a connection that waits.
@@ -59,7 +62,7 @@ func (c *Capture) pin(cfg *pgconn.Config) {
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 15 * time.Second
 	}
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
+	dialer := &net.Dialer{Control: boundUnanswered, KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: keepAlive, Interval: keepAlive / 3, Count: 3,
 	}}
 	cfg.DialFunc = dialer.DialContext

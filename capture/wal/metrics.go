@@ -6,7 +6,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	units, bytes, copied, loads prometheus.Counter
 	received, confirmed         prometheus.Gauge
-	spool, open                 prometheus.Gauge
+	spool, files, open          prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
@@ -26,11 +26,12 @@ func newMetrics(reg prometheus.Registerer, stream string) (*metrics, error) {
 		confirmed: gauge("confirmed_lsn_bytes", "Position that the source has been told is done, as a byte position in the WAL."),
 		open:      gauge("open_transactions", "Transactions that the source streams and has not ended yet."),
 		spool:     gauge("spool_bytes", "Bytes of transactions that are held in spool files."),
+		files:     gauge("spool_files", "Spool files that there are."),
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.units, m.bytes, m.copied, m.loads, m.received, m.confirmed, m.spool, m.open} {
+	for _, c := range []prometheus.Collector{m.units, m.bytes, m.copied, m.loads, m.received, m.confirmed, m.spool, m.files, m.open} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

@@ -40,7 +40,8 @@ func newRig(t testing.TB, db *pgtest.DB, change func(*Config), tables ...string)
 	t.Helper()
 	cfg := Config{
 		URL: db.URL, Stream: "s", Slot: "slot_" + strings.SplitN(db.Name, "_", 2)[0], SpoolDir: t.TempDir(),
-		Heartbeat: time.Hour,
+		Heartbeat:   time.Hour,
+		RetainLimit: 1 << 40, // without one, check warns
 	}
 	for _, name := range tables {
 		cfg.Tables = append(cfg.Tables, "public."+name)

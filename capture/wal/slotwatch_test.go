@@ -216,6 +216,9 @@ func TestSlotWAL(t *testing.T) {
 			t.Errorf("limit: %v", got)
 		}
 		checked(t, r.c, "problem", "source.wal.limit")
+		unlimited := r.cfgWithout()
+		unlimited.RetainLimit = 0
+		checked(t, mustNew(t, unlimited), "warning", "there is no source.wal.limit")
 		for range 5 {
 			looked(t, r.c)
 		}

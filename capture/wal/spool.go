@@ -72,6 +72,7 @@ func (s *spool) create() (*spoolFile, error) {
 		if err != nil {
 			return nil, s.failed("make file", err)
 		}
+		s.metrics.files.Inc()
 		return &spoolFile{s: s, f: f}, nil
 	}
 }
@@ -119,6 +120,7 @@ func (f *spoolFile) body() (millrace.Body, error) {
 // remove closes and deletes the file. A successor may have cleared it away.
 func (f *spoolFile) remove() error {
 	f.s.metrics.spool.Sub(float64(f.size))
+	f.s.metrics.files.Dec()
 	err := os.Remove(f.f.Name())
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
