@@ -25,9 +25,11 @@ func processesIn(dir string) []int {
 		if cwd, err := os.Readlink(link); err != nil || cwd != real {
 			continue
 		}
-		// A person's shell may stand in the directory too.
+		// A person's shell may stand in the directory too. A process that is
+		// dying has no program any more, while it still holds what it shares
+		// with the others.
 		exe, err := os.Readlink(filepath.Join(filepath.Dir(link), "exe"))
-		if err != nil || filepath.Base(strings.TrimSuffix(exe, " (deleted)")) != "postgres" {
+		if err == nil && filepath.Base(strings.TrimSuffix(exe, " (deleted)")) != "postgres" {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
