@@ -2,6 +2,7 @@ package wal
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -51,4 +52,27 @@ func TestServerRestarted(t *testing.T) {
 	r.restart()
 	r.sync()
 	r.equal()
+}
+
+// A slot that is dropped under a running stream: the connection is lost like any
+// other, and the next one finds out why. Between the look at the slot and the
+// start it may go as well.
+func TestSlotDroppedWhileStreaming(t *testing.T) {
+	r := started(t, nil)
+	until(t, "slot is dropped", func() bool {
+		r.db.Exec("select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = '" + r.cfg.Slot + "' and active")
+		r.db.Exec("select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '" + r.cfg.Slot + "' and not active")
+		return r.slots() == "0"
+	})
+	r.drained()
+	r.close()
+	repl, err := r.c.connectReplication(r.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(repl)
+	if err := r.c.startReplication(r.ctx(), repl, r.edge.at.Position.LSN); !errors.Is(err, ErrSlotMissing) || !millrace.NeedsOperator(err) {
+		t.Errorf("start from a slot that is gone: %v", err)
+	}
+	r.openFails(ErrSlotMissing)
 }

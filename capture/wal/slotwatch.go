@@ -200,25 +200,28 @@ func (c *Capture) Watch(ctx context.Context) error {
 	a := &attendant{c: c}
 	defer a.disconnect()
 	for {
+		if c.slot.attended() {
+			a.disconnect()
+		} else if err := c.watchOnce(ctx, a); err != nil {
+			return fmt.Errorf("watch slot of stream %s: %w", c.cfg.Stream, err)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		if c.slot.attended() {
-			a.disconnect()
-			continue
-		}
-		givenUp, err := a.do(ctx, func(ctx context.Context) (error, error) { return c.slot.tend(ctx, a.conn, false) })
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(givenUp, ErrSlotGivenUp):
-			return fmt.Errorf("watch slot of stream %s: %w", c.cfg.Stream, givenUp)
-		case err != nil:
-			c.log.Debug("nobody could look at the slot", "error", err)
-		}
 	}
+}
+
+func (c *Capture) watchOnce(ctx context.Context, a *attendant) error {
+	givenUp, err := a.do(ctx, func(ctx context.Context) (error, error) { return c.slot.tend(ctx, a.conn, false) })
+	if errors.Is(givenUp, ErrSlotGivenUp) {
+		return givenUp
+	}
+	if err != nil && ctx.Err() == nil {
+		c.log.Debug("nobody could look at the slot", "error", err)
+	}
+	return nil
 }
 
 // What the watch shows. Nothing is shown of a slot before the first look at it.
