@@ -285,6 +285,32 @@ func TestSlotWAL(t *testing.T) {
 			t.Errorf("slots: %s", got)
 		}
 	})
+	t.Run("by a role that may only replicate and read", func(t *testing.T) {
+		db := pgtest.On(t, server)
+		r, _, _ := watched(t, db, nil)
+		r.close()
+		db.Exec("create role reader login replication; grant select on a to reader")
+		t.Cleanup(func() { db.Exec("drop owned by reader; drop role reader") })
+		reg := prometheus.NewRegistry()
+		cfg := r.cfgWithout()
+		cfg.URL = strings.Replace(db.URL, "postgres@", "reader@", 1)
+		cfg.RetainLimit, cfg.DropAtLimit, cfg.Registerer = 64<<20, true, reg
+		r.c = roots(mustNew(t, cfg))
+		r.c.watchInterval = 20 * time.Millisecond
+		r.open()
+		db.Exec("insert into a values (2)")
+		r.sync()
+		looked(t, r.c)
+		m := gathered(t, reg)
+		if m["slot_look_failures_total"] != 0 || m["slot_restart_lsn_bytes"] == 0 {
+			t.Errorf("metrics: %v", m)
+		}
+		fill(busy, much)
+		r.fails(ErrSlotGivenUp)
+		if got := r.slots(); got != "0" {
+			t.Errorf("slots: %s", got)
+		}
+	})
 	t.Run("never by a look that failed", func(t *testing.T) {
 		r, _, reg := watched(t, pgtest.On(t, server), func(c *Config) { c.RetainLimit, c.DropAtLimit = 64<<20, true })
 		// The attendant's connection leads elsewhere, as after a failover.
