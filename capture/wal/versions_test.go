@@ -155,3 +155,30 @@ func TestPostgres18(t *testing.T) {
 		t.Errorf("error: %v", err)
 	}
 }
+
+// Large transactions that had been rolled back before they were decoded, which
+// Postgres 18 sees while it decodes them: it throws them away half-way and may
+// send the abort of one that it has never begun to stream.
+func TestAbortedBeforeDecoded(t *testing.T) {
+	r := streamedRig(t, nil, tableA+"create table elsewhere (id int, v text)", "a")
+	r.close()
+	for _, sql := range []string{
+		insert(1, 3000),
+		"savepoint s; " + insert(1, 3000) + "release s; " + insert(3001, 6000),
+		"savepoint s; " + insert(1, 3000) + "rollback to s; " + insert(1, 3000),
+		"insert into elsewhere select i, repeat('x', 100) from generate_series(1, 3000) i; insert into a values (1)",
+		"insert into elsewhere select i, repeat('x', 100) from generate_series(1, 3000) i; " + insert(1, 3000),
+		"create table made (id int); insert into made select generate_series(1, 3000); " + insert(1, 3000) + "alter table a add column w int; " + strings.Replace(insert(4000, 7000), "insert into a", "insert into a (id, v)", 1),
+	} {
+		r.db.Exec("begin; " + sql + "; rollback")
+		r.db.Exec("begin; savepoint outside; " + sql + "; rollback to outside; insert into a select least(min(id), 0) - 1 from a; commit")
+	}
+	r.open()
+	if units := r.sync(); len(units) != 6 {
+		t.Errorf("got %d units, want 6", len(units))
+	}
+	r.ended()
+	if got := r.db.String("select count(*) from a"); got != "6" {
+		t.Fatalf("rows: %s", got)
+	}
+}
