@@ -56,6 +56,8 @@ type loads struct {
 
 	limits chunk.Limits
 
+	// recent are the loads that ended last, oldest first.
+	recent []endedLoad
 	// count is the number of loads and taps: streams without any pay nothing.
 	count atomic.Int32
 	// lastLoad is the highest ID used; of the decoder's goroutine alone.
@@ -84,7 +86,17 @@ type load struct {
 	sizes    []int64
 	measured int
 	restarts int
+	before   uint64 // blocks that were read when this process took the load up
 }
+
+// endedLoad is what is shown of a load that has ended.
+type endedLoad struct {
+	status LoadStatus
+	at     millrace.LSN // where the stream stood
+}
+
+// keepEnded is how many ended loads are shown.
+const keepEnded = 32
 
 // arrival is what a worker has found at the source and the stream has not passed
 // yet.

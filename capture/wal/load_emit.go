@@ -172,6 +172,8 @@ func (l *loads) endLocked(d *decoder) {
 	for _, ld := range l.inOrderLocked() {
 		if ld.ending {
 			d.log.Info("load ended", "table", ld.name, "rows", ld.work.Rows(), "reason", ld.reason)
+			l.recent = append(l.recent, endedLoad{ld.statusLocked(), d.position.LSN})
+			l.recent = l.recent[max(0, len(l.recent)-keepEnded):]
 			l.removeLocked(ld)
 		}
 	}

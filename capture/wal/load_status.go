@@ -29,17 +29,30 @@ type LoadStatus struct {
 	Rows, Blocks, BlocksDone uint64
 	// Restarts counts how often the table was rewritten meanwhile.
 	Restarts int
+	// BlocksBefore were read before this process took the load up.
+	BlocksBefore uint64
+	// Done tells that it has ended, and all of it was published and read back.
+	Done bool
 	// Waiting tells that all is read, and the load waits for others.
 	Waiting bool
 	// StartedAt is when this process took the load up.
 	StartedAt time.Time
 }
 
-// Loads returns the loads under way, in the order in which they began.
+// Loads returns the loads under way and those that ended lately, in the order in
+// which they began.
 func (s *Source) Loads() []LoadStatus {
+	confirmed := millrace.LSN(s.confirmed.Load())
 	s.loads.mu.Lock()
 	defer s.loads.mu.Unlock()
 	var all []LoadStatus
+	for _, e := range s.loads.recent {
+		// A LoadEnd stands at the position of the unit before it.
+		st := e.status
+		st.Done = confirmed > e.at
+		st.Waiting = !st.Done
+		all = append(all, st)
+	}
 	for _, ld := range s.loads.inOrderLocked() {
 		all = append(all, ld.statusLocked())
 	}
@@ -61,6 +74,7 @@ func (ld *load) statusLocked() LoadStatus {
 			st.BlocksDone += min(uint64(block), uint64(size))
 		}
 	}
+	st.BlocksBefore = min(ld.before, st.BlocksDone)
 	return st
 }
 

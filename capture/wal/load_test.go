@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,12 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
+
+// underWay are the loads that have not ended.
+func (r *rig) underWay() []LoadStatus {
+	all := r.src.Loads()
+	return slices.DeleteFunc(all, func(l LoadStatus) bool { return l.Done || l.Waiting })
+}
 
 // A load that is asked for brings the table anew, beside its changes.
 func TestRequestLoad(t *testing.T) {
@@ -40,7 +47,7 @@ func TestRequestLoad(t *testing.T) {
 	if err := r.src.RequestLoad(r.ctx(), "public.a", ""); !errors.Is(err, ErrLoading) {
 		t.Errorf("second load: %v", err)
 	}
-	l := r.src.Loads()
+	l := r.underWay()
 	if len(l) != 1 || l[0].Table != "public.a" || l[0].Reason != "somebody asked" || l[0].Initial || l[0].Waiting {
 		t.Errorf("loads: %+v", l)
 	}
@@ -50,8 +57,12 @@ func TestRequestLoad(t *testing.T) {
 	}
 	r.sync()
 	r.equal()
-	if l := r.src.Loads(); len(l) != 0 {
+	if l := r.underWay(); len(l) != 0 {
 		t.Errorf("loads after the end: %+v", l)
+	}
+	r.src.Confirm(r.edge.at.Position)
+	if l := r.src.Loads(); len(l) != 3 || !l[2].Done || l[2].Table != "public.a" || l[2].Rows != 1000 {
+		t.Errorf("ended loads: %+v", l)
 	}
 }
 
@@ -97,7 +108,7 @@ func TestLoadedTableIsDropped(t *testing.T) {
 	r.open()
 	r.src.PauseLoads(false)
 	r.sync()
-	if l := r.src.Loads(); len(l) != 0 {
+	if l := r.underWay(); len(l) != 0 {
 		t.Errorf("loads: %+v", l)
 	}
 	r.equal()

@@ -308,6 +308,10 @@ FROM unnest($1::oid[]) WITH ORDINALITY l (oid, n) ORDER BY n`, ids)
 	}
 	w.l.mu.Lock()
 	defer w.l.mu.Unlock()
+	if ld.sizes == nil {
+		ld.sizes = sizes
+		ld.before = ld.statusLocked().BlocksDone
+	}
 	ld.sizes, ld.measured = sizes, ld.restarts
 	return nil
 }

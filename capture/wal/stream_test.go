@@ -471,7 +471,7 @@ func TestCopyCutOff(t *testing.T) {
 	}
 	r.sync()
 	r.equal()
-	if l := r.src.Loads(); len(l) > 0 {
+	if l := r.underWay(); len(l) > 0 {
 		t.Errorf("loads after the copy: %+v", l)
 	}
 	db.Exec("insert into a values (-1)")

@@ -28,6 +28,8 @@ func newCapture(s *config.Stream, registered control.Stream, log *slog.Logger, r
 		URL: s.Source.URL.Reveal(), Stream: s.Name, Tables: s.Source.Tables,
 		Slot: registered.Slot, Publication: registered.Publication,
 		MemoryBudget: int64(s.Source.Memory), SpoolDir: s.Source.SpoolDir, Heartbeat: duration(s.Source.Heartbeat),
+		LoadWorkers: s.Source.Load.Workers, LoadRate: s.Source.Load.RowsPerSecond, LoadMaxLag: duration(s.Source.Load.MaxReplicaLag),
+		VerifyEvery: duration(s.Source.Verify.Every), VerifyRate: s.Source.Verify.RowsPerSecond,
 		WarnShare: float64(s.Source.WAL.Warn) / 100, RetainLimit: int64(s.Source.WAL.Limit), DropAtLimit: s.Source.WAL.OnLimit == config.OnLimitDrop,
 		Logger: log, Registerer: reg,
 	}

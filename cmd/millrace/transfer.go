@@ -61,12 +61,13 @@ type publisher struct {
 	captures  []*wal.Capture // of the transfers, in their order
 	topics    []string       // the same
 	watchers  []*edgestatus.Watcher
+	commands  map[string]admin.Commands // by stream
 }
 
 // newPublisher prepares the streams and opens the listener; it publishes
 // nothing yet. The caller calls run, or close.
 func newPublisher(ctx context.Context, c *config.Config, names []string, log *slog.Logger) (*publisher, error) {
-	p := &publisher{log: log, registry: newRegistry()}
+	p := &publisher{log: log, registry: newRegistry(), commands: make(map[string]admin.Commands)}
 	var shown []admin.Stream
 	for _, name := range names {
 		t, err := p.prepare(ctx, c, c.Stream(name))
@@ -79,7 +80,7 @@ func newPublisher(ctx context.Context, c *config.Config, names []string, log *sl
 		return p, nil
 	}
 	var err error
-	p.admin, err = admin.New(ctx, admin.Config{Listen: c.Transfer.Admin, Streams: shown, Gatherer: p.registry, Logger: log})
+	p.admin, err = admin.New(ctx, admin.Config{Listen: c.Transfer.Admin, Streams: shown, Commands: p.commands, Gatherer: p.registry, Logger: log})
 	return p, err
 }
 
@@ -107,11 +108,12 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 		return nil, err
 	}
 	p.captures, p.topics = append(p.captures, capture), append(p.topics, registered.Topic)
+	asked := new(commands)
 	t, err := transfer.New(transfer.Config{
 		Stream: registered, SourceURL: s.Source.URL.Reveal(),
 		Topic: topic.Config{Brokers: s.Kafka.Brokers, Topic: registered.Topic, ClientID: "millrace-transfer-" + s.Name, Logger: p.log},
 		OpenSource: func(ctx context.Context, after *millrace.Checkpoint) (transfer.Source, error) {
-			return openCapture(ctx, capture, after)
+			return asked.open(ctx, capture, after)
 		},
 		Warning: capture.Warning,
 		Lease:   duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
@@ -120,6 +122,8 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 	if err != nil {
 		return nil, err
 	}
+	asked.status = t.Status
+	p.commands[s.Name] = asked
 	return t, p.watch(s, registered, t)
 }
 
@@ -142,15 +146,6 @@ func transferError(stream, topic string, err error) error {
 		}
 	}
 	return err
-}
-
-// openCapture keeps a nil *wal.Source from becoming a Source that is not nil.
-func openCapture(ctx context.Context, capture *wal.Capture, after *millrace.Checkpoint) (transfer.Source, error) {
-	source, err := capture.Open(ctx, after)
-	if err != nil {
-		return nil, err
-	}
-	return source, nil
 }
 
 // close gives up the listener where run is not called.

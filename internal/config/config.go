@@ -37,13 +37,28 @@ type Stream struct {
 
 // Source is where changes come from.
 type Source struct {
-	URL       Secret   `key:"url" unit:"connection string" doc:"How init, check, uninstall and transfer reach Postgres: the server itself, not a pooler, and not a standby. Keep passwords out of the file with the environment variable, PGPASSFILE or a service file."`
-	Capture   string   `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
-	Tables    []string `key:"tables" unit:"schema.table" doc:"The tables to capture. Each needs a primary key that is not deferrable."`
-	Heartbeat Duration `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
-	Memory    Size     `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
-	SpoolDir  string   `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are larger than memory. Made if missing; emptied at start."`
-	WAL       WAL      `key:"wal" doc:"How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
+	URL       Secret    `key:"url" unit:"connection string" doc:"How init, check, uninstall and transfer reach Postgres: the server itself, not a pooler, and not a standby. Keep passwords out of the file with the environment variable, PGPASSFILE or a service file."`
+	Capture   string    `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
+	Tables    []string  `key:"tables" unit:"schema.table" doc:"The tables to capture. Each needs a primary key that is not deferrable."`
+	Heartbeat Duration  `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
+	Memory    Size      `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
+	SpoolDir  string    `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are larger than memory. Made if missing; emptied at start."`
+	Load      Loading   `key:"load" doc:"How tables are loaded: the first copy, and every table that is loaded again."`
+	Verify    Verifying `key:"verify" doc:"How the tables are verified: what the edges have stored is compared with the source."`
+	WAL       WAL       `key:"wal" doc:"How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
+}
+
+// Loading says how tables are loaded.
+type Loading struct {
+	Workers       int      `key:"workers" unit:"count" default:"2" doc:"How many tables are read at once. 1 to 16."`
+	RowsPerSecond int      `key:"rows_per_second" unit:"rows" default:"0" doc:"The most rows that each of them reads in a second. 0 for no limit."`
+	MaxReplicaLag Duration `key:"max_replica_lag" unit:"duration" default:"0s" doc:"Loads wait while a physical standby of the source replays later than this. 0s for no limit; otherwise at least 100ms."`
+}
+
+// Verifying says how tables are verified.
+type Verifying struct {
+	Every         Duration `key:"every" unit:"duration" default:"24h" doc:"The time from one verification of all tables to the next; the first comes after a tenth of it. 0s for none but those that millrace verify asks for; otherwise at least 1m."`
+	RowsPerSecond int      `key:"rows_per_second" unit:"rows" default:"20000" doc:"The most rows that are read for it in a second. 0 for no limit."`
 }
 
 // WAL says what the slot of a stream may hold.

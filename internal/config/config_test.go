@@ -40,6 +40,7 @@ func TestExample(t *testing.T) {
 			URL: "postgres://u:hushhush@db.internal:5433/bank", Capture: "wal",
 			Tables:    []string{"public.pgbench_accounts", "public.pgbench_tellers"},
 			Heartbeat: Duration(time.Second), Memory: 64 << 20, SpoolDir: "./data/spool",
+			Load: Loading{Workers: 2}, Verify: Verifying{Every: Duration(24 * time.Hour), RowsPerSecond: 20000},
 			WAL: WAL{Warn: 25, OnLimit: OnLimitAlarm},
 		},
 		Kafka: Kafka{Brokers: []string{"127.0.0.1:9092"}, Topic: "millrace.bank", Replicas: 3},

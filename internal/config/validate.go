@@ -118,6 +118,8 @@ func (k *checker) stream(path string, s *Stream) {
 	}
 	k.between(path+".source.heartbeat", s.Source.Heartbeat, 10*time.Millisecond, time.Minute)
 	k.atLeast(path+".source.memory", s.Source.Memory, 1<<20)
+	k.load(path+".source.load", &s.Source.Load)
+	k.verify(path+".source.verify", &s.Source.Verify)
 	k.wal(path+".source.wal", &s.Source.WAL)
 	for _, broker := range s.Kafka.Brokers {
 		if err := hostPort(broker); err != nil {
@@ -145,6 +147,27 @@ func (k *checker) wal(path string, w *WAL) {
 	k.oneOf(path+".on_limit", w.OnLimit, OnLimitAlarm, OnLimitDrop)
 	if w.OnLimit == OnLimitDrop && w.Limit == 0 {
 		k.bad(path+".on_limit", "drop without a limit; set limit")
+	}
+}
+
+func (k *checker) load(path string, l *Loading) {
+	if l.Workers < 1 || l.Workers > 16 {
+		k.bad(path+".workers", "%d: want 1 to 16", l.Workers)
+	}
+	if l.RowsPerSecond < 0 {
+		k.bad(path+".rows_per_second", "%d: want 0 for no limit, or more", l.RowsPerSecond)
+	}
+	if l.MaxReplicaLag != 0 {
+		k.between(path+".max_replica_lag", l.MaxReplicaLag, 100*time.Millisecond, 24*time.Hour)
+	}
+}
+
+func (k *checker) verify(path string, v *Verifying) {
+	if v.Every != 0 {
+		k.between(path+".every", v.Every, time.Minute, 365*24*time.Hour)
+	}
+	if v.RowsPerSecond < 0 {
+		k.bad(path+".rows_per_second", "%d: want 0 for no limit, or more", v.RowsPerSecond)
 	}
 }
 

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/wal"
+	"github.com/millrace-db/millrace/transfer"
+	"github.com/millrace-db/millrace/transfer/admin"
+)
+
+// commands gives the admin listener's commands to the capture that a stream's
+// publisher has open. Another one is opened for each reign, so that is looked up
+// each time.
+type commands struct {
+	source atomic.Pointer[wal.Source]
+	status func() transfer.Status
+	// paused outlives a reign.
+	paused atomic.Bool
+}
+
+// errBetweenReigns occurs in the moment in which one reign has ended and the
+// next has not opened its capture.
+var errBetweenReigns = errors.New("the capture is being opened; try again")
+
+// open opens the capture of a reign.
+func (c *commands) open(ctx context.Context, capture *wal.Capture, after *millrace.Checkpoint) (transfer.Source, error) {
+	source, err := capture.Open(ctx, after)
+	if err != nil {
+		return nil, err // and no *wal.Source that is nil
+	}
+	source.PauseLoads(c.paused.Load())
+	c.source.Store(source)
+	return source, nil
+}
+
+// Load implements admin.Commands.
+func (c *commands) Load(ctx context.Context, table, reason string) error {
+	source := c.source.Load()
+	if source == nil {
+		return errBetweenReigns
+	}
+	if reason == "" {
+		reason = "somebody asked for it"
+	}
+	return unknownTable(source.RequestLoad(ctx, table, reason))
+}
+
+// Loads implements admin.Commands.
+func (c *commands) Loads() []admin.LoadStatus {
+	source := c.source.Load()
+	if source == nil {
+		return nil
+	}
+	var all []admin.LoadStatus
+	for _, l := range source.Loads() {
+		all = append(all, loadStatus(&l, c.paused.Load(), time.Now()))
+	}
+	return all
+}
+
+func loadStatus(l *wal.LoadStatus, paused bool, now time.Time) admin.LoadStatus {
+	s := admin.LoadStatus{
+		Table: l.Table, Reason: l.Reason, Rows: l.Rows, BlocksDone: l.BlocksDone, Blocks: l.Blocks,
+		Phase: admin.PhaseRunning, StartedAt: l.StartedAt, Paused: paused,
+	}
+	switch {
+	case l.Done:
+		s.Phase, s.Estimate = admin.PhaseDone, l.Rows
+		return s
+	case l.Waiting:
+		s.Phase, s.Estimate = admin.PhaseWaiting, l.Rows
+		return s
+	}
+	if l.Blocks > 0 && l.BlocksDone > 0 {
+		s.Estimate = uint64(float64(l.Rows) * float64(l.Blocks) / float64(l.BlocksDone))
+	}
+	// What was read before this process took the load up says nothing of its pace.
+	if read := l.BlocksDone - min(l.BlocksBefore, l.BlocksDone); read > 0 && !paused && l.Blocks > l.BlocksDone {
+		eta := now.Add(time.Duration(float64(now.Sub(l.StartedAt)) * float64(l.Blocks-l.BlocksDone) / float64(read)))
+		s.ETA = &eta
+	}
+	return s
+}
+
+// PauseLoads implements admin.Commands.
+func (c *commands) PauseLoads(pause bool) {
+	c.paused.Store(pause)
+	if source := c.source.Load(); source != nil {
+		source.PauseLoads(pause)
+	}
+}
+
+// Verify implements admin.Commands.
+func (c *commands) Verify(_ context.Context, tables []string) error {
+	source := c.source.Load()
+	if source == nil {
+		return errBetweenReigns
+	}
+	return unknownTable(source.Verify(tables))
+}
+
+// Verifications implements admin.Commands.
+func (c *commands) Verifications() []admin.VerifyStatus {
+	source := c.source.Load()
+	if source == nil {
+		return nil
+	}
+	// A pass is done when a position behind it has been read back, so the index
+	// that was read back is that of its last entry, or later.
+	passes, index := source.Passes(), c.status().Index
+	var all []admin.VerifyStatus
+	for _, p := range passes {
+		all = append(all, admin.VerifyStatus{
+			ID: p.ID, Table: p.Table, Phase: p.Phase, Ranges: p.Ranges, Rows: p.Rows, Index: index,
+			RequestedAt: p.RequestedAt, Problem: p.Problem,
+		})
+	}
+	return all
+}
+
+// unknownTable gives capture's error the listener's name.
+func unknownTable(err error) error {
+	if errors.Is(err, wal.ErrNoTable) {
+		return fmt.Errorf("%w: %w", admin.ErrUnknownTable, err)
+	}
+	return err
+}
