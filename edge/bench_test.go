@@ -211,3 +211,21 @@ func BenchmarkScan(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkVerify hashes ranges of 10,000 rows in the background.
+func BenchmarkVerify(b *testing.B) {
+	s := openStore(b, b.TempDir())
+	f := newFeed(b, s)
+	const rows = 10_000
+	_, source := verifyTable(b, f, oidInt8, numbers(rows)...)
+	entry := source.verify(source.between(1, "", ""))
+	b.ReportAllocs()
+	for b.Loop() {
+		f.must(entry)
+		settled(b, s)
+	}
+	b.ReportMetric(float64(b.N)*rows/b.Elapsed().Seconds(), "rows/s")
+	if v := s.Verified()[0]; v.Different+v.Skipped > 0 {
+		b.Errorf("ranges differ or were skipped: %+v", v)
+	}
+}

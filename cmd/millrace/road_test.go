@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -66,6 +67,7 @@ func TestRoad(t *testing.T) {
 		return nil
 	})
 	w.status(t, "transfer")
+	w.edges(t, "stream")
 	w.tail(t)
 	refusal(t, w.dir, nil, exitFailure, []string{w.admin, "transfer.admin"}, "transfer", "-c", w.file)
 	refusal(t, w.dir, nil, exitUsage, []string{"--yes"}, "uninstall", "-c", w.file)
@@ -75,6 +77,7 @@ func TestRoad(t *testing.T) {
 	w.status(t, "edge")
 	edge.stop(syscall.SIGINT)
 	w.status(t, "ledger")
+	w.edges(t, "stopped")
 	if got := run("check"); !strings.Contains(got, "no problems") {
 		t.Errorf("check: %s", got)
 	}
@@ -151,6 +154,39 @@ func (w *world) status(t *testing.T, from string) {
 	if text := program(t, w.dir, "status", "-c", w.file); !strings.Contains(text, "shop") || !strings.Contains(text, from) {
 		t.Errorf("status: %s", text)
 	}
+}
+
+// edges wants millrace status to show this edge in a state and without anything
+// to go, and transfer to know of it while it runs.
+func (w *world) edges(t *testing.T, state string) {
+	t.Helper()
+	until(t, "the status shows that the edge is "+state, func() error {
+		var all []place
+		text := program(t, w.dir, "status", "--json", "-c", w.file)
+		if err := json.Unmarshal([]byte(text), &all); err != nil || len(all) != 1 || len(all[0].Edges) != 1 {
+			return fmt.Errorf("read %s: %w", text, err)
+		}
+		e := all[0].Edges[0]
+		if e.Edge != "here" || e.State != state || e.Silent || e.Tables != 1 || e.Rows != 29 || uint64(e.Epoch) != all[0].Epoch || e.StreamID != all[0].StreamID {
+			return fmt.Errorf("got %s", text)
+		}
+		return nil
+	})
+	if state == "stopped" {
+		return
+	}
+	until(t, "transfer counts the edge", func() error {
+		text, _, err := newClient("http://"+w.admin, "transfer", "tcp", w.admin).ask(t.Context(), http.MethodGet, "/metrics", nil)
+		if err != nil {
+			return err
+		}
+		for _, word := range []string{`millrace_edges{state="reporting",stream="shop"} 1`, `millrace_edge_lowest_index{stream="shop"} `} {
+			if !strings.Contains(string(text), word) {
+				return fmt.Errorf("it has no %s", word)
+			}
+		}
+		return nil
+	})
 }
 
 // tail wants the topic's entries to be dense and to tell of the change.
