@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
@@ -91,7 +93,7 @@ func (a *app) printEdges(places []place) error {
 			if edges++; edges == 1 {
 				fmt.Fprintln(w, "\nEDGE\tSTREAM\tSTATE\tINDEX\tBEHIND\tLAG\tVERIFIED\tREPORTED")
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s ago\n", e.Edge, p.Stream, edgeState(e), e.Index, behind(p, e), seconds(e.LagSeconds),
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s ago\n", plain(e.Edge), p.Stream, plain(edgeState(e)), e.Index, behind(p, e), seconds(e.LagSeconds),
 				verdict(e), span(e.AgeSeconds))
 		}
 	}
@@ -105,7 +107,7 @@ func (a *app) printEdges(places []place) error {
 		}
 		for j := range p.Edges {
 			for _, line := range troubles(&p.Edges[j]) {
-				fmt.Fprintf(a.stdout, "edge %s, stream %s: %s\n", p.Edges[j].Edge, p.Stream, line)
+				fmt.Fprintf(a.stdout, "edge %s, stream %s: %s\n", plain(p.Edges[j].Edge), p.Stream, line)
 			}
 		}
 	}
@@ -117,6 +119,17 @@ func edgeState(e *edgestatus.Edge) string {
 		return "silent (" + e.State + ")"
 	}
 	return e.State
+}
+
+// plain is a text that came from an edge, in one line and without what a terminal
+// would take for a command.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, oneLine(text))
 }
 
 // behind says how many entries an edge has to go.
@@ -153,10 +166,9 @@ func span(seconds float64) string {
 // verdict sums up what verifying has found at an edge.
 func verdict(e *edgestatus.Edge) string {
 	different, compared, skipped := 0, uint64(0), uint64(0)
-	newest := e.Verify
 	var at uint64
-	for i := range newest {
-		v := &newest[i]
+	for i := range e.Verify {
+		v := &e.Verify[i]
 		different += len(v.Differences) + v.More
 		compared += v.Equal + v.Different
 		skipped += v.Skipped
@@ -181,19 +193,19 @@ func verdict(e *edgestatus.Edge) string {
 func troubles(e *edgestatus.Edge) []string {
 	var lines []string
 	if e.Error != "" {
-		lines = append(lines, oneLine(e.Error))
+		lines = append(lines, plain(e.Error))
 	}
 	for _, d := range e.Diverged {
-		lines = append(lines, fmt.Sprintf("table %s is not what the source has: %s; mend: millrace load %[1]s", d.Table, oneLine(d.Reason)))
+		lines = append(lines, fmt.Sprintf("table %s is not what the source has: %s; mend: millrace load %[1]s", plain(d.Table), plain(d.Reason)))
 	}
 	for i := range e.Verify {
 		v := &e.Verify[i]
 		for j := range v.Differences {
 			lines = append(lines, fmt.Sprintf("table %s differs %s at index %d: %s; mend: millrace load %[1]s",
-				v.Table, keyRange(&v.Differences[j]), v.Differences[j].Index, oneLine(v.Differences[j].Reason)))
+				plain(v.Table), keyRange(&v.Differences[j]), v.Differences[j].Index, plain(v.Differences[j].Reason)))
 		}
 		if v.More > 0 {
-			lines = append(lines, fmt.Sprintf("table %s differs in %d more ranges", v.Table, v.More))
+			lines = append(lines, fmt.Sprintf("table %s differs in %d more ranges", plain(v.Table), v.More))
 		}
 	}
 	return lines
@@ -201,14 +213,14 @@ func troubles(e *edgestatus.Edge) []string {
 
 // keyRange says which keys a difference is about.
 func keyRange(d *edgestatus.Difference) string {
-	text := "somewhere"
+	text, low, high := "somewhere", plain(d.Low), plain(d.High)
 	switch {
-	case d.Low != "" && d.High != "":
-		text = fmt.Sprintf("from key %s to before %s", d.Low, d.High)
-	case d.Low != "":
-		text = "from key " + d.Low + " on"
-	case d.High != "":
-		text = "before key " + d.High
+	case low != "" && high != "":
+		text = fmt.Sprintf("from key %s to before %s", low, high)
+	case low != "":
+		text = "from key " + low + " on"
+	case high != "":
+		text = "before key " + high
 	}
 	if d.Buckets > 0 {
 		text += fmt.Sprintf(", bucket %d of %d", d.Bucket, d.Buckets)

@@ -134,7 +134,8 @@ func (c *commander) passes(ctx context.Context, tables []string, before []admin.
 type verifyResult struct {
 	Edge  string `json:"edge"`
 	Table string `json:"table"`
-	// Result is equal, different, skipped (some ranges were), or none.
+	// Result is equal, different, skipped (some ranges were, or have no result),
+	// or none.
 	Result    string         `json:"result"`
 	Index     millrace.Index `json:"index"`
 	Equal     uint64         `json:"equal"`
@@ -208,7 +209,7 @@ func behindPass(edges []edgestatus.Edge, epoch millrace.Epoch, last millrace.Ind
 		e := &edges[i]
 		compared := e.Epoch == epoch && e.Index >= last && (e.Verifying == 0 || e.Verifying > last)
 		if reports(e) && !compared {
-			late = append(late, e.Edge)
+			late = append(late, plain(e.Edge))
 		}
 	}
 	return late
@@ -232,7 +233,7 @@ func resultsOf(edges []edgestatus.Edge, passes []admin.VerifyStatus) []verifyRes
 func resultOf(e *edgestatus.Edge, pass *admin.VerifyStatus) verifyResult {
 	r := verifyResult{Edge: e.Edge, Table: pass.Table, Result: resultNone}
 	if r.reports = reports(e); !r.reports {
-		r.Why = "the edge is " + edgeState(e)
+		r.Why = "the edge is " + plain(edgeState(e))
 		return r
 	}
 	at := slices.IndexFunc(e.Verify, func(v edgestatus.TableVerify) bool { return v.Table == pass.Table })
@@ -255,10 +256,12 @@ func resultOf(e *edgestatus.Edge, pass *admin.VerifyStatus) verifyResult {
 		}
 		r.Why = "mend: millrace load " + pass.Table
 		if len(r.Differences) > 0 {
-			r.Why = keyRange(&r.Differences[0]) + ": " + oneLine(r.Differences[0].Reason) + "; " + r.Why
+			r.Why = keyRange(&r.Differences[0]) + ": " + plain(r.Differences[0].Reason) + "; " + r.Why
 		}
 	case r.Skipped > 0:
-		r.Result, r.Why = resultSkipped, oneLine(v.SkipReason)
+		r.Result, r.Why = resultSkipped, plain(v.SkipReason)
+	case r.Equal < pass.Ranges:
+		r.Result, r.Why = resultSkipped, fmt.Sprintf("%d of %d ranges have no result: the edge was started again meanwhile", pass.Ranges-r.Equal, pass.Ranges)
 	default:
 		r.Result = resultEqual
 	}
@@ -299,7 +302,7 @@ func (c *commander) printTable(results []verifyResult) error {
 	fmt.Fprintln(w, "EDGE\tTABLE\tRESULT\tRANGES\tROWS\tINDEX\t")
 	for i := range results {
 		r := &results[i]
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", r.Edge, r.Table, r.Result, r.Equal+r.Different+r.Skipped, r.Rows, r.Index, r.Why)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", plain(r.Edge), plain(r.Table), r.Result, r.Equal+r.Different+r.Skipped, r.Rows, r.Index, r.Why)
 	}
 	return w.Flush()
 }

@@ -360,7 +360,7 @@ func TestVerifyCommand(t *testing.T) {
 	}
 
 	// The same is in the status.
-	o.put(t, &edgestatus.Report{Edge: "dead", State: edgestatus.StateStream, Index: 1, Interval: 0.001, Error: "no route\nto host"})
+	o.put(t, &edgestatus.Report{Edge: "dead", State: edgestatus.StateStream, Index: 1, Interval: 0.001, Error: "no route\nto host\x1b[2J"})
 	until(t, "the dead edge is silent", func() error {
 		out, _ = o.run(t, exitOK, "status")
 		if !strings.Contains(out, "silent (stream)") {
@@ -370,7 +370,7 @@ func TestVerifyCommand(t *testing.T) {
 	})
 	wantWords(t, "status", out, "shop", "120", "good", "stopped", "1 range differs", "equal at 100",
 		"edge late, stream shop: table public.items differs from key 7 to before 9 at index 95: 1 rows here, 2 at the source; mend: millrace load public.items",
-		"edge dead, stream shop: no route; to host")
+		"edge dead, stream shop: no route; to host\uFFFD[2J")
 	out, _ = o.run(t, exitOK, "status", "--json")
 	var places []map[string]any
 	if err := json.Unmarshal([]byte(out), &places); err != nil || len(places) != 1 {

@@ -79,6 +79,9 @@ type Report struct {
 	ReportedAt time.Time `json:"reported_at"`
 	// Interval is how often the edge reports in any case, in seconds.
 	Interval float64 `json:"interval_seconds"`
+
+	// differs is kept of what a slim fleet leaves out.
+	differs bool
 }
 
 // Diverged is a table that is not what the source has.
@@ -250,5 +253,5 @@ func (r *Report) Differs() bool {
 			return true
 		}
 	}
-	return len(r.Diverged) > 0
+	return r.differs || len(r.Diverged) > 0
 }

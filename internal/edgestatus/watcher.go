@@ -44,7 +44,8 @@ func NewWatcher(c topic.Config, streamID string, epoch func() millrace.Epoch, lo
 	return w, nil
 }
 
-// Edges returns the edges as far as they are known.
+// Edges returns the edges as far as they are known, without their tables and
+// errors.
 func (w *Watcher) Edges(now time.Time) []Edge {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -104,7 +105,7 @@ func (w *Watcher) follow(ctx context.Context, begun func()) error {
 	}
 	defer r.Close()
 	// What is known is replaced only by as much.
-	fresh := &Fleet{StreamID: w.streamID}
+	fresh := &Fleet{StreamID: w.streamID, slim: true}
 	if err := fresh.takeUntil(ctx, r, info.End); err != nil {
 		return err
 	}
