@@ -137,6 +137,7 @@ type tailLine struct {
 	Load      uint64       `json:"load,omitempty"`
 	LoadInfo  *loadLine    `json:"load_info,omitempty"`
 	Schema    *schemaLine  `json:"schema,omitempty"`
+	Verify    *verifyLine  `json:"verify,omitempty"`
 	Message   *messageLine `json:"message,omitempty"`
 	Reason    string       `json:"reason,omitempty"`
 
@@ -156,6 +157,31 @@ type tailLine struct {
 	Term      millrace.Term   `json:"term,omitempty"`
 	Publisher string          `json:"publisher,omitempty"`
 	Offset    millrace.Offset `json:"offset"`
+}
+
+// verifyLine is what the source has in a range; the bounds are in the form of
+// URLs, empty where there is none.
+type verifyLine struct {
+	ID      uint64 `json:"id"`
+	Low     string `json:"low"`
+	High    string `json:"high"`
+	Buckets uint32 `json:"buckets,omitempty"`
+	Bucket  uint32 `json:"bucket,omitempty"`
+	Rows    uint64 `json:"rows"`
+	Hash    string `json:"hash"`
+	LeftOut int    `json:"left_out"`
+}
+
+func newVerifyLine(table *shown, v *millrace.VerifyRange) *verifyLine {
+	bound := func(key []byte) string {
+		// A bound need not be a key.
+		texts, err := keyTexts(table, key)
+		if err != nil || table == nil && len(key) > 0 {
+			return fmt.Sprintf("0x%x", key)
+		}
+		return millrace.FormatKeyPath(texts)
+	}
+	return &verifyLine{v.ID, bound(v.Low), bound(v.High), v.Buckets, v.Bucket, v.Rows, fmt.Sprintf("%x", v.Hash), len(v.LeftOut)}
 }
 
 // loadLine has the notes of a load's progress by their sizes in bytes.
@@ -339,6 +365,9 @@ func (p *tailPrinter) entry(line *tailLine, e *millrace.Entry) (err error) {
 			c := &e.Schema.Columns[i]
 			line.Schema.Columns = append(line.Schema.Columns, columnLine{c.Name, e.Schema.Type(c.Type).Name, c.KeyOrdinal})
 		}
+	}
+	if e.Verify != nil {
+		line.Verify = newVerifyLine(table, e.Verify)
 	}
 	if e.Message != nil {
 		line.Message = &messageLine{e.Message.Prefix, e.Message.Content}

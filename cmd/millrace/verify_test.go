@@ -563,6 +563,11 @@ func TestEdgeVerifiesAndReports(t *testing.T) {
 	}
 	wantWords(t, "metrics", string(text), `millrace_edge_verify_ranges_total{result="different",stream="shop"} 1`, `millrace_edge_verify_differences{stream="shop"} 1`, `millrace_edge_reports_total{result="sent",stream="shop"}`)
 
+	code, out, _ := command(t.Context(), "tail", "-c", file, "--from", "14")
+	if code != exitOK {
+		t.Errorf("tail: exit code %d", code)
+	}
+	wantWords(t, "tail", out, `"kind":"verify","table":"public.items","verify":{"id":2,"low":"k0","high":"","rows":10,"hash":"`, `"left_out":0`)
 	if said := stop(); !strings.HasPrefix(said, "0 ") || !strings.Contains(said, "millrace load public.items") || strings.Count(said, "is not reported") != 1 {
 		t.Errorf("the edge ended with %s, want 0, an alarm, and one warning of the missing topic", said)
 	}
