@@ -1,6 +1,7 @@
 package millrace
 
 import (
+	"bytes"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -87,9 +88,14 @@ type UnitWriter struct {
 	spare []byte
 }
 
-// firstBuffer is the size in bytes of a writer's first buffer: most units are
-// one small transaction.
-const firstBuffer = 512
+const (
+	// firstBuffer is the size in bytes of a writer's first buffer: most units
+	// are one small transaction.
+	firstBuffer = 512
+	// keptBuffer is the largest buffer in bytes that a writer keeps for its next
+	// unit.
+	keptBuffer = 2 << 20
+)
 
 // Len returns the number of entries written.
 func (w *UnitWriter) Len() uint64 { return w.ordinal }
@@ -221,8 +227,14 @@ func (w *UnitWriter) Finish(end UnitEnd) ([]byte, error) {
 	w.buf = appendEnd(w.buf[:start+len(body)], end)
 	w.buf = prefixLength(w.buf, start)
 	out := w.buf
-	*w = UnitWriter{}
-	return out, nil
+	if cap(out) > keptBuffer {
+		*w = UnitWriter{}
+		return out, nil
+	}
+	// A copy of the right size costs less than a buffer that grew to it: units
+	// wait in queues, and so would the rest of their buffers.
+	*w = UnitWriter{buf: out[:0]}
+	return bytes.Clone(out), nil
 }
 
 // Reset forgets the unit and keeps the buffer.

@@ -36,7 +36,12 @@ type Body interface {
 // NewUnit makes a unit of entries that are held in memory, as UnitWriter.Finish
 // returned them.
 func NewUnit(pos Position, t time.Time, entries uint64, payload []byte) *Unit {
-	return &Unit{Position: pos, Time: t, Entries: entries, Body: &memoryBody{rest: payload}}
+	u := &struct {
+		Unit
+		body memoryBody
+	}{Unit{Position: pos, Time: t, Entries: entries}, memoryBody{rest: payload}}
+	u.Body = &u.body
+	return &u.Unit
 }
 
 type memoryBody struct{ rest []byte }

@@ -17,14 +17,7 @@ import (
 // BenchmarkBacklog receives and decodes a backlog of pgbench-like rows, reading
 // in gulps and reading at once. MILLRACE_BENCH_ROWS sets its size.
 func BenchmarkBacklog(b *testing.B) {
-	rows := 200_000
-	if text := os.Getenv("MILLRACE_BENCH_ROWS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			b.Fatal(err)
-		}
-		rows = n
-	}
+	rows := benchSize(b, "MILLRACE_BENCH_ROWS", 200_000)
 	db := pgtest.New(b)
 	db.Exec("create table a (aid int primary key, bid int, abalance int, filler char(84))")
 	r := newRig(b, db, nil, "a")
@@ -58,6 +51,20 @@ func BenchmarkBacklog(b *testing.B) {
 			b.ReportMetric((processCPU(b)-cpu).Seconds()/float64(b.N), "cpu-s/op")
 		})
 	}
+}
+
+// benchSize is the number that the environment variable name has, or otherwise.
+func benchSize(b *testing.B, name string, otherwise int) int {
+	b.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		b.Fatalf("%s: %v", name, err)
+	}
+	return n
 }
 
 // drain takes units up to a logical message.
