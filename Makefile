@@ -64,6 +64,11 @@ exactness: ## run pgbench at scale 10 for 60 s through every fault, over one bro
 	@scripts/setup test
 	@go test -run TestExactness -count=1 -v -timeout 60m ./tests/e2e -full $(ARGS)
 
+.PHONY: nemesis
+nemesis: ## do random walks over everything, SEEDS=200 from ARGS='-first 1' on
+	@scripts/setup test
+	@go test -run TestNemesis -count=1 -v -timeout 6h ./tests/nemesis -seeds $(or $(SEEDS),200) $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=10s
 	@scripts/fuzz $(FUZZTIME)

@@ -68,6 +68,7 @@ type decoder struct {
 
 	// Reused from row to row.
 	key, from, row []byte
+	planted        planted
 }
 
 // message takes one pgoutput message. It keeps nothing of b. After an error the
@@ -315,6 +316,7 @@ func (d *decoder) insert(b []byte) error {
 // put writes the row in r.new. old is the row that it was before, if the source
 // sent it.
 func (d *decoder) put(r *relation, old []millrace.Datum) (err error) {
+	d.planted.putting(r)
 	if d.key, err = r.codec.AppendRowKey(d.key[:0], r.new); err != nil {
 		return r.wrap(err)
 	}

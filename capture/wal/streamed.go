@@ -48,7 +48,8 @@ type openTransactions struct {
 	byXID   map[uint32]*streamed
 	current *streamed // whose block is being received
 	// place numbers the descriptions of tables, streamed or not.
-	place uint64
+	place   uint64
+	planted planted
 }
 
 // newOpenTransactions takes a budget in bytes.
@@ -150,6 +151,9 @@ func (o *openTransactions) abort(b []byte) error {
 	}
 	if m.sub == m.xid {
 		return o.forget(t)
+	}
+	if o.planted.aborting(t, m.sub) {
+		return nil
 	}
 	at, ok := t.subs.cut(m.sub)
 	if !ok {

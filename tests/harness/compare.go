@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/zeebo/xxh3"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/pgtest"
 	"github.com/millrace-db/millrace/internal/rowjson"
 )
@@ -19,8 +21,8 @@ import (
 type Rows map[string]xxh3.Uint128
 
 // add enters a row given as JSON: its columns in any order and spacing, its
-// numbers as they were written.
-func (r Rows) add(text []byte, key []string) error {
+// numbers as they were written. sparse leaves out columns that are null.
+func (r Rows) add(text []byte, key []string, sparse bool) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.UseNumber()
 	var row map[string]any
@@ -38,6 +40,9 @@ func (r Rows) add(text []byte, key []string) error {
 	id, err := json.Marshal(values)
 	if err != nil {
 		return err
+	}
+	if sparse {
+		maps.DeleteFunc(row, func(_ string, v any) bool { return v == nil })
 	}
 	whole, err := json.Marshal(row) // sorts the columns
 	if err != nil {
@@ -112,7 +117,10 @@ WHERE i.indrelid = $1::text::regclass AND i.indisprimary ORDER BY k.n`, table)
 }
 
 // SourceRows reads all rows of a table at the source, as to_jsonb gives them.
-func SourceRows(ctx context.Context, db *pgtest.DB, table string) (Rows, error) {
+// For it and the two below sparse means that a column which is null and one that
+// is not there are the same: one that was added comes into the stream with the
+// table's next change.
+func SourceRows(ctx context.Context, db *pgtest.DB, table string, sparse bool) (Rows, error) {
 	key, err := KeyOf(ctx, db, table)
 	if err != nil {
 		return nil, err
@@ -125,7 +133,7 @@ func SourceRows(ctx context.Context, db *pgtest.DB, table string) (Rows, error) 
 	defer rows.Close()
 	all := Rows{}
 	for rows.Next() {
-		if err := all.add(rows.RawValues()[0], key); err != nil {
+		if err := all.add(rows.RawValues()[0], key, sparse); err != nil {
 			return nil, fmt.Errorf("read %s at the source: %w", table, err)
 		}
 	}
@@ -135,7 +143,7 @@ func SourceRows(ctx context.Context, db *pgtest.DB, table string) (Rows, error) 
 // EdgeRows reads all rows of a table at an edge by scanning over HTTP. The edge
 // must be at rest: a scan's pages are different snapshots, and EdgeRows refuses
 // pages of different indexes unless only heartbeats can have moved it.
-func EdgeRows(ctx context.Context, c *Client, table string, key []string) (Rows, error) {
+func EdgeRows(ctx context.Context, c *Client, table string, key []string, sparse bool) (Rows, error) {
 	const page = 1000
 	all := Rows{}
 	for cursor := ""; ; {
@@ -147,7 +155,7 @@ func EdgeRows(ctx context.Context, c *Client, table string, key []string) (Rows,
 			return nil, fmt.Errorf("scan %s at the edge: %d rows for a limit of %d", table, len(p.Rows), page)
 		}
 		for _, row := range p.Rows {
-			if err := all.add(row, key); err != nil {
+			if err := all.add(row, key, sparse); err != nil {
 				return nil, fmt.Errorf("scan %s at the edge: %w", table, err)
 			}
 		}
@@ -159,25 +167,33 @@ func EdgeRows(ctx context.Context, c *Client, table string, key []string) (Rows,
 }
 
 // WitnessRows gives the rows that the topic's entries add up to.
-func WitnessRows(t *WitnessTable, key []string) (Rows, error) {
+func WitnessRows(t *WitnessTable, key []string, sparse bool) (Rows, error) {
 	all := Rows{}
 	if t == nil || t.Rows == nil {
 		return nil, errors.New("the topic has no complete load of the table")
 	}
-	enc, err := rowjson.New(t.Schema)
-	if err != nil {
-		return nil, err
-	}
+	encoders := map[millrace.SchemaVersion]*rowjson.Encoder{}
 	var buf []byte
 	for _, encoded := range t.Rows {
 		row, err := decodeRow(encoded)
 		if err != nil {
 			return nil, err
 		}
+		enc := encoders[row.Version]
+		if enc == nil {
+			s := t.schemas[row.Version]
+			if s == nil {
+				return nil, fmt.Errorf("row of schema version %v, which the topic does not have", row.Version)
+			}
+			if enc, err = rowjson.New(s); err != nil {
+				return nil, err
+			}
+			encoders[row.Version] = enc
+		}
 		if buf, err = enc.AppendRow(buf[:0], row); err != nil {
 			return nil, err
 		}
-		if err := all.add(buf, key); err != nil {
+		if err := all.add(buf, key, sparse); err != nil {
 			return nil, err
 		}
 	}

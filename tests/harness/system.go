@@ -43,6 +43,8 @@ type System struct {
 	Brokers []string
 	// Variant of the program that Start… run.
 	Variant Variant
+	// Sparse makes Judge take a column that is null for one that is not there.
+	Sparse bool
 	// Lease is how long a publisher may show no life; 0 means millrace's own.
 	Lease time.Duration
 

@@ -149,12 +149,12 @@ func (s *System) judgeTable(ctx context.Context, v *Verdict, e *Edge, w *Witness
 	if err != nil {
 		return err
 	}
-	want, err := SourceRows(ctx, s.DB, table)
+	want, err := SourceRows(ctx, s.DB, table, s.Sparse)
 	if err != nil {
 		return err
 	}
 	v.Rows += len(want)
-	topic, err := WitnessRows(w.Tables[table], key)
+	topic, err := WitnessRows(w.Tables[table], key, s.Sparse)
 	if err != nil {
 		return fmt.Errorf("in the topic: %w", err)
 	}
@@ -162,7 +162,7 @@ func (s *System) judgeTable(ctx context.Context, v *Verdict, e *Edge, w *Witness
 		v.Differing += d.Count()
 		v.fault("%s: the topic differs from the source in %d of %d rows: %v", table, d.Count(), len(want), d)
 	}
-	got, err := EdgeRows(ctx, e.Client, table, key)
+	got, err := EdgeRows(ctx, e.Client, table, key, s.Sparse)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ type Witness struct {
 
 // WitnessTable is what the entries of a table add up to.
 type WitnessTable struct {
+	// Schema is the newest.
 	Schema *millrace.Schema
 	// Rows are encoded rows by encoded key; nil until the first load has ended.
 	Rows map[string][]byte
@@ -56,6 +57,7 @@ type WitnessTable struct {
 	// LoadEnd, its load included: an append-only table has 1 everywhere.
 	Puts map[string]int
 
+	schemas    map[millrace.SchemaVersion]*millrace.Schema
 	shadow     map[string][]byte
 	shadowPuts map[string]int
 	load       millrace.LoadID
@@ -320,10 +322,10 @@ func (w *Witness) apply(e *millrace.Entry) error {
 	if e.Kind == millrace.KindSchema {
 		t := w.byID[e.Table]
 		if t == nil {
-			t = &WitnessTable{}
+			t = &WitnessTable{schemas: map[millrace.SchemaVersion]*millrace.Schema{}}
 			w.byID[e.Table] = t
 		}
-		t.Schema = e.Schema
+		t.Schema, t.schemas[e.Schema.Version] = e.Schema, e.Schema
 		w.Tables[e.Schema.QualifiedName()] = t
 		return nil
 	}
@@ -402,7 +404,7 @@ func (t *WitnessTable) put(e *millrace.Entry) error {
 		if len(e.From) > 0 {
 			from = e.From
 		}
-		row, err := complete(e.Row, rows[string(from)])
+		row, err := t.complete(e.Row, rows[string(from)])
 		if err != nil {
 			failed = err
 			return
@@ -413,10 +415,11 @@ func (t *WitnessTable) put(e *millrace.Entry) error {
 	return failed
 }
 
-// complete fills the unchanged columns of row from base.
-func complete(row, base []byte) ([]byte, error) {
-	var r, b millrace.Row
-	if err := millrace.DecodeRow(row, &r); err != nil {
+// complete fills the unchanged columns of row from base, which may be of an older
+// schema: a column is the same if the catalog numbers it the same.
+func (t *WitnessTable) complete(row, base []byte) ([]byte, error) {
+	r, err := decodeRow(row)
+	if err != nil {
 		return nil, err
 	}
 	if !r.HasUnchanged() {
@@ -425,17 +428,28 @@ func complete(row, base []byte) ([]byte, error) {
 	if base == nil {
 		return nil, errors.New("row with unchanged columns and no row to take them from")
 	}
-	if err := millrace.DecodeRow(base, &b); err != nil {
+	b, err := decodeRow(base)
+	if err != nil {
 		return nil, err
+	}
+	is, was := t.schemas[r.Version], t.schemas[b.Version]
+	if is == nil || was == nil {
+		return nil, fmt.Errorf("rows of schema versions %v and %v, of which the topic lacks one", r.Version, b.Version)
 	}
 	for i := range r.Columns {
 		if r.Columns[i].State != millrace.ColumnUnchanged {
 			continue
 		}
-		if i >= len(b.Columns) {
-			return nil, fmt.Errorf("unchanged column %d, the row it comes from has %d", i, len(b.Columns))
+		j := slices.IndexFunc(was.Columns, func(c millrace.Column) bool {
+			if c.Number == 0 {
+				return c.Name == is.Columns[i].Name
+			}
+			return c.Number == is.Columns[i].Number
+		})
+		if j < 0 {
+			return nil, fmt.Errorf("unchanged column %s, which the row it comes from does not have", is.Columns[i].Name)
 		}
-		r.Columns[i] = b.Columns[i]
+		r.Columns[i] = b.Columns[j]
 	}
 	return millrace.AppendRow(nil, r.Version, r.Columns), nil
 }

@@ -109,7 +109,7 @@ func (h *history) judge() (*Witness, error) {
 }
 
 func (h *history) notes(w *Witness) string {
-	rows, err := WitnessRows(w.Tables["public.items"], []string{"id"})
+	rows, err := WitnessRows(w.Tables["public.items"], []string{"id"}, false)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestDiffNamesEachKind(t *testing.T) {
 	rows := func(texts ...string) Rows {
 		all := Rows{}
 		for _, text := range texts {
-			if err := all.add([]byte(text), []string{"id"}); err != nil {
+			if err := all.add([]byte(text), []string{"id"}, false); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -222,7 +222,7 @@ func TestDiffNamesEachKind(t *testing.T) {
 	if got, want := fmt.Sprint(d.Changed, d.Missing, d.Extra), "[[1]] [[2]] [[4]]"; got != want {
 		t.Errorf("got changed, missing and extra rows %s, want %s", got, want)
 	}
-	if err := want.add([]byte(`{"id":1,"n":7}`), []string{"id"}); err == nil {
+	if err := want.add([]byte(`{"id":1,"n":7}`), []string{"id"}, false); err == nil {
 		t.Error("a row that comes twice is not noticed")
 	}
 }

@@ -1,0 +1,96 @@
+package nemesis
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// kinds are all kinds of steps that a walk may take, with how often it does in
+// proportion to the others. lacks says why one is not taken: the program cannot
+// do it yet. A walk logs those.
+var kinds = []struct {
+	name   string
+	weight int
+	lacks  string
+	make   func(*walker) bool
+}{
+	{"begin", 10, "", (*walker).begin},
+	{"insert", 14, "", (*walker).insert},
+	{"update", 14, "", (*walker).update},
+	{"update out of line", 8, "", (*walker).updateBig},
+	{"balance", 8, "", (*walker).balance},
+	{"delete", 6, "", (*walker).delete},
+	{"move", 7, "", (*walker).move},
+	{"move many", 3, "", (*walker).moveMany},
+	{"loop with exceptions", 5, "", (*walker).loop},
+	{"bulk", 5, "", (*walker).bulk},
+	{"savepoint", 7, "", (*walker).savepoint},
+	{"rollback to savepoint", 4, "", (*walker).rollbackTo},
+	{"release savepoint", 2, "", (*walker).release},
+	{"commit", 9, "", (*walker).commit},
+	{"rollback", 3, "", (*walker).rollback},
+	{"prepare", 2, "", (*walker).prepare},
+	{"end prepared", 3, "", (*walker).endPrepared},
+	{"truncate", 2, "", (*walker).truncate},
+	{"message", 2, "", (*walker).message},
+	{"vacuum full", 2, "", (*walker).vacuumFull},
+	{"add nullable column", 3, "", (*walker).addColumn},
+	{"add column with default", 2, needsReload, (*walker).addDefault},
+	{"drop column", 2, needsReload, (*walker).dropColumn},
+	{"rename column", 2, needsReload, (*walker).renameColumn},
+	{"retype column", 2, needsReload, (*walker).retypeColumn},
+	{"rewrite column in its type", 1, needsReload, (*walker).rewriteColumn},
+	{"rename enum value", 1, needsReload, (*walker).renameLabel},
+	{"add enum value", 1, "", (*walker).addLabel},
+	{"rename table and back", 1, needsReload, (*walker).renameTable},
+	{"attach", 2, needsPartitions, (*walker).attach},
+	{"detach", 2, needsPartitions, (*walker).detach},
+	{"drop partition", 1, needsPartitions, (*walker).dropPartition},
+	{"truncate partition", 2, needsPartitions, (*walker).truncatePartition},
+	{"load", 3, "loads of a table that is live", func(w *walker) bool { return w.command("load") }},
+	{"verify", 2, "verification", func(w *walker) bool { return w.command("verify") }},
+	{"epoch", 1, "a new epoch by command", func(w *walker) bool { return w.fault("epoch", 1) }},
+	{"kill transfer", 2, "", func(w *walker) bool { return w.fault("kill transfer", 4) }},
+	{"kill edge", 2, "", func(w *walker) bool { return w.fault("kill edge", 4) }},
+	{"kill walsender", 2, "", func(w *walker) bool { return w.fault("kill walsender", 4) }},
+	{"zombie", 1, "", func(w *walker) bool { return w.fault("zombie", 1) }},
+	{"pause broker", 1, "", func(w *walker) bool { return w.fault("pause broker", 2) }},
+	{"pass", 8, "", (*walker).pass},
+	{"check", 1, "", (*walker).check},
+}
+
+const (
+	needsReload     = "DDL that changes stored rows starts a load"
+	needsPartitions = "partitioned tables under the root's name"
+)
+
+// reason says why a kind of step is not taken, or "".
+func reason(name string) string {
+	for _, k := range kinds {
+		if k.name == name {
+			return k.lacks
+		}
+	}
+	panic("no such kind of step: " + name)
+}
+
+// lacking lists what walks leave out.
+func lacking() string {
+	by := map[string][]string{}
+	var reasons []string
+	for _, k := range kinds {
+		if k.lacks == "" {
+			continue
+		}
+		if !slices.Contains(reasons, k.lacks) {
+			reasons = append(reasons, k.lacks)
+		}
+		by[k.lacks] = append(by[k.lacks], k.name)
+	}
+	var b strings.Builder
+	for _, r := range reasons {
+		fmt.Fprintf(&b, "\n  %s: %s", r, strings.Join(by[r], ", "))
+	}
+	return b.String()
+}

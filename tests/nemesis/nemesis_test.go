@@ -1,0 +1,127 @@
+package nemesis
+
+import (
+	"flag"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+//nolint:gochecknoglobals // flags of the test binary
+var (
+	seedsFlag  = flag.Int("seeds", 10, "how many walks; the first has the seed that -first or -seed says")
+	firstFlag  = flag.Uint64("first", 1, "seed of the first walk where -seed does not say one")
+	lengthFlag = flag.Int("length", 200, "steps of a walk")
+	walkFlag   = flag.String("walk", "", "do the steps of this file and no others")
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+// shrinks bounds how often a walk that failed is tried again, shorter.
+const shrinks = 6
+
+// TestNemesis does walks, one after the other.
+func TestNemesis(t *testing.T) {
+	t.Logf("left out:%s", lacking())
+	g := newGround(t)
+	if *walkFlag != "" {
+		steps, err := readSteps(*walkFlag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done(t, g, steps)
+		return
+	}
+	first, seeds := *firstFlag, *seedsFlag
+	if f := flag.Lookup("seed").Value.String(); f != "0" {
+		_, first = harness.Rand(t)
+		seeds = 1
+	}
+	for i := range seeds {
+		seed := first + uint64(i)
+		steps := walk(seed, *lengthFlag)
+		ok := t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			if !done(t, g, steps) {
+				keep(t, fmt.Sprintf("seed-%d", seed), steps)
+			}
+		})
+		if !ok {
+			shrink(t, g, seed, steps)
+			return
+		}
+	}
+}
+
+// done does the steps and reports whether all is right.
+func done(t *testing.T, g *ground, steps []step) bool {
+	t.Helper()
+	began := time.Now()
+	r := newRun(t, g, harness.Release)
+	err := r.walk(steps)
+	if err == nil {
+		err = r.end()
+	}
+	if err != nil {
+		t.Error(err)
+		return false
+	}
+	w := r.witness
+	t.Logf("%.1f s, %v; %d rows compared, %d audits; index %v in %d units, %d reigns, %d void entries, %d stale records, %d repeats",
+		time.Since(began).Seconds(), r.counts, r.rows, r.audits, w.Index, w.Units, w.Reigns, w.Void, w.Stale, w.Repeats)
+	return true
+}
+
+// shrink looks for a shorter beginning of the walk that fails, too. A process is
+// not at the same place in each try, so it may find none.
+func shrink(t *testing.T, g *ground, seed uint64, steps []step) {
+	t.Helper()
+	good, bad := 0, len(steps)
+	for try := 0; try < shrinks && bad-good > 5; try++ {
+		n := (good + bad) / 2
+		short := beginning(steps, n)
+		if t.Run(fmt.Sprintf("seed %d, the first %d steps", seed, n), func(t *testing.T) { done(t, g, short) }) {
+			good = n
+		} else {
+			bad = n
+		}
+	}
+	if bad < len(steps) {
+		keep(t, fmt.Sprintf("seed-%d-first-%d", seed, bad), beginning(steps, bad))
+	}
+}
+
+// beginning is the first n steps of a walk with what ends them: sessions without
+// a transaction do not mind that.
+func beginning(steps []step, n int) []step {
+	short := slices.Clone(steps[:n])
+	for i := range sessions {
+		short = append(short, step{Do: "sql", Session: i, SQL: "ROLLBACK"})
+	}
+	return append(short, step{Do: "check"})
+}
+
+// TestWalk wants a walk to depend on its seed alone, and all its kinds of steps
+// to be taken now and then.
+func TestWalk(t *testing.T) {
+	taken := map[string]bool{}
+	for seed := range uint64(20) {
+		a, b := walk(seed, 150), walk(seed, 150)
+		if !slices.Equal(a, b) {
+			t.Fatalf("seed %d gives two walks", seed)
+		}
+		for _, s := range a {
+			taken[s.Do] = true
+		}
+	}
+	for _, do := range []string{"sql", "pass", "check", "kill transfer", "kill edge", "kill walsender", "zombie", "pause broker"} {
+		if !taken[do] {
+			t.Errorf("no walk has the step %q", do)
+		}
+	}
+	if slices.Equal(walk(1, 150), walk(2, 150)) {
+		t.Error("two seeds give one walk")
+	}
+}

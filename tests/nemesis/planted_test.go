@@ -1,0 +1,40 @@
+package nemesis
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+// walks bounds in how many walks a planted bug must show.
+const walks = 4
+
+// TestPlantedBugsAreCaught walks over a program with one planted bug at a time. A
+// walk that goes through without a word would be worth nothing without one.
+func TestPlantedBugsAreCaught(t *testing.T) {
+	g := newGround(t)
+	for _, plant := range []string{"subabort_ignored", "subabort_whole", "unchanged_lost", "drop_unit:20"} {
+		name, _, _ := strings.Cut(plant, ":")
+		t.Run(name, func(t *testing.T) {
+			for seed := range uint64(walks) {
+				if err := planted(t, g, plant, walk(seed+1, *lengthFlag)); err != nil {
+					text := err.Error()
+					t.Logf("%s is caught by the walk of seed %d: %s", plant, seed+1, text[:min(len(text), 300)])
+					return
+				}
+			}
+			t.Errorf("%d walks have not noticed the planted bug %s", walks, plant)
+		})
+	}
+}
+
+// planted does the steps over a transfer with the bug and returns what caught it.
+func planted(t *testing.T, g *ground, plant string, steps []step) error {
+	t.Helper()
+	r := newRun(t, g, harness.Faulty)
+	r.env = []string{"MILLRACE_PLANT=" + plant}
+	r.transfer.Stop(stopLimit)
+	r.startTransfer()
+	return r.walk(steps)
+}

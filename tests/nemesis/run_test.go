@@ -1,0 +1,330 @@
+package nemesis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/internal/pgserver"
+	"github.com/millrace-db/millrace/internal/pgtest"
+	"github.com/millrace-db/millrace/internal/testdir"
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+const (
+	// stopLimit is how long a process may take to end in order, settleLimit how
+	// long the edges may take to come to the source's end after whatever was
+	// done to them.
+	stopLimit   = 30 * time.Second
+	settleLimit = time.Minute
+	sqlLimit    = time.Minute
+)
+
+// ground is what all walks share.
+type ground struct {
+	server *pgserver.Server
+	kafka  *kafkatest.Cluster
+}
+
+func newGround(t *testing.T) *ground {
+	return &ground{
+		server: pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{
+			// Transactions are streamed early, so that several are at once.
+			"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "64",
+		}}),
+		kafka: kafkatest.Start(t, 1),
+	}
+}
+
+// run does one walk over a database and a topic of its own.
+type run struct {
+	t        *testing.T
+	g        *ground
+	s        *harness.System
+	sessions []*pgx.Conn
+	transfer *harness.Transfer
+	edges    []*harness.Edge
+	witness  *harness.Witness
+	// env is added to the environment of transfer when it starts again: planted
+	// bugs.
+	env    []string
+	checks int
+	// audited tells how the audits of the first edge ended.
+	audited    chan error
+	stopAudits context.CancelFunc
+	audits     int
+	counts     map[string]int
+	rows       int
+}
+
+func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
+	t.Helper()
+	statements, names := setUp()
+	db := pgtest.On(t, g.server)
+	r := &run{t: t, g: g, counts: map[string]int{}, s: &harness.System{
+		T: t, DB: db, Kafka: g.kafka, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
+		SourceURL: db.URL, Variant: variant, Lease: time.Second, Sparse: true,
+	}}
+	for _, sql := range statements {
+		db.Exec(sql)
+	}
+	harness.NewJournal(t, r.s, 0)
+	for _, name := range append(names, "journal") {
+		r.s.Tables = append(r.s.Tables, "public."+name)
+	}
+	for range sessions {
+		conn, err := pgx.Connect(t.Context(), db.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), sqlLimit)
+			defer cancel()
+			_ = conn.Close(ctx) // what it had open is rolled back
+		})
+		r.sessions = append(r.sessions, conn)
+	}
+	t.Cleanup(r.forgetPrepared)
+	r.s.Init()
+	r.witness = r.s.Witness()
+	r.transfer = r.s.StartTransfer()
+	r.addEdge()
+	var ctx context.Context
+	ctx, r.stopAudits = context.WithCancel(t.Context())
+	t.Cleanup(r.stopAudits)
+	r.audited = make(chan error, 1)
+	client := r.edges[0].Client
+	go func() {
+		var err error
+		r.audits, err = audit(ctx, client)
+		r.audited <- err
+	}()
+	// A slot is made only when no transaction is open, so the walk waits for it.
+	if err := r.settle(); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// forgetPrepared rolls back what a walk that failed has left: it would keep the
+// database from being dropped.
+func (r *run) forgetPrepared() {
+	ctx, cancel := context.WithTimeout(context.Background(), sqlLimit)
+	defer cancel()
+	rows, err := r.s.DB.Pool.Query(ctx, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+	if err != nil {
+		r.t.Error(err)
+		return
+	}
+	gids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		r.t.Error(err)
+	}
+	for _, gid := range gids {
+		if _, err := r.s.DB.Pool.Exec(ctx, "ROLLBACK PREPARED '"+gid+"'", pgx.QueryExecModeSimpleProtocol); err != nil {
+			r.t.Error(err)
+		}
+	}
+}
+
+func (r *run) addEdge() {
+	e := r.s.NewEdge(fmt.Sprintf("edge-%d", len(r.edges)+1))
+	e.Start()
+	r.edges = append(r.edges, e)
+}
+
+// walk does the steps. Its error says what is wrong with the stream; what is
+// wrong with the walk itself ends the test.
+func (r *run) walk(steps []step) error {
+	for i, s := range steps {
+		r.counts[s.Do]++
+		if len(r.audited) > 0 {
+			return <-r.audited
+		}
+		if err := r.do(s); err != nil {
+			return fmt.Errorf("step %d of %d, %v: %w", i+1, len(steps), s, err)
+		}
+	}
+	r.stopAudits()
+	return <-r.audited
+}
+
+func (r *run) do(s step) error {
+	switch s.Do {
+	case "sql":
+		r.sql(s)
+		return nil
+	case "pass":
+		harness.Pass(r.t.Context(), time.Duration(s.MS)*time.Millisecond)
+		return nil
+	case "check":
+		return r.check()
+	}
+	if err := r.keepUp(); err != nil {
+		return err
+	}
+	switch s.Do {
+	case "kill transfer":
+		r.transfer.Kill()
+		r.startTransfer()
+	case "kill edge":
+		e := r.edges[s.MS%len(r.edges)]
+		e.Kill()
+		e.Start()
+	case "kill walsender":
+		r.s.DB.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL")
+	case "zombie":
+		return r.zombie()
+	case "pause broker":
+		if err := r.g.kafka.Pause(0); err != nil {
+			r.t.Fatal(err)
+		}
+		harness.Pass(r.t.Context(), time.Duration(s.MS)*time.Millisecond)
+		if err := r.g.kafka.Resume(0); err != nil {
+			r.t.Fatal(err)
+		}
+	default:
+		r.t.Fatalf("unknown step %q", s.Do)
+	}
+	return nil
+}
+
+func (r *run) sql(s step) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), sqlLimit)
+	defer cancel()
+	sql := strings.ReplaceAll(s.SQL, "{db}", r.s.DB.Name)
+	if _, err := r.sessions[s.Session].Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+		r.t.Fatalf("the walk is at fault: %v: %v", s, err)
+	}
+}
+
+func (r *run) startTransfer() {
+	r.transfer = r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin, r.env...)
+}
+
+// keepUp starts again what has ended with the exit code that a unit file restarts
+// on. Any other end is a fault.
+func (r *run) keepUp() error {
+	if !r.transfer.Running() {
+		if code := r.transfer.ExitCode(); code != harness.ExitFailure {
+			return fmt.Errorf("transfer ended with exit code %d: %s", code, lastLine(r.transfer.Stderr()))
+		}
+		r.counts["transfer ended by itself"]++
+		r.startTransfer()
+	}
+	for _, e := range r.edges {
+		if e.Running() {
+			continue
+		}
+		if code := e.ExitCode(); code != harness.ExitFailure {
+			return fmt.Errorf("%s ended with exit code %d: %s", e.ID, code, lastLine(e.Stderr()))
+		}
+		r.counts["edge ended by itself"]++
+		e.Start()
+	}
+	return nil
+}
+
+// zombie stops transfer, lets a successor publish, and wakes the stopped one.
+func (r *run) zombie() error {
+	// One that does not reign when it is stopped would only wait for its turn.
+	if err := r.settle(); err != nil {
+		return err
+	}
+	old := r.transfer
+	old.Pause()
+	r.transfer = r.s.StartTransfer(r.env...)
+	err := r.settle()
+	old.Resume()
+	if err != nil {
+		return fmt.Errorf("behind a stopped transfer: %w", err)
+	}
+	if code := old.Wait(time.Minute); code != harness.ExitFenced {
+		return fmt.Errorf("a fenced transfer ended with exit code %d, want %d: %s", code, harness.ExitFenced, lastLine(old.Stderr()))
+	}
+	return nil
+}
+
+// settle waits until every edge has what is committed now.
+func (r *run) settle() error {
+	r.checks++
+	marker := fmt.Sprint(r.checks)
+	r.s.DB.Exec("INSERT INTO public.journal VALUES (-1, " + marker + ", 'marker')")
+	for _, e := range r.edges {
+		var gone error
+		err := harness.Wait(r.t.Context(), settleLimit, func(ctx context.Context) error {
+			if gone = r.keepUp(); gone != nil {
+				return nil
+			}
+			_, err := e.Row(ctx, harness.JournalTable, "-1", marker)
+			return err
+		})
+		if err = errors.Join(gone, err); err != nil {
+			return fmt.Errorf("wait until the last commit is at %s: %w", e.ID, err)
+		}
+	}
+	return nil
+}
+
+// check compares everything, with transactions open or not. The second edge
+// begins after the first checkpoint, at the topic's start.
+func (r *run) check() error {
+	if err := r.settle(); err != nil {
+		return err
+	}
+	var faults []string
+	for _, e := range r.edges {
+		v := r.s.Judge(e, r.witness, r.transfer.Config, nil)
+		r.rows += v.Rows
+		for _, fault := range v.Faults {
+			faults = append(faults, e.ID+": "+fault)
+		}
+	}
+	if len(faults) > 0 {
+		return errors.New(strings.Join(faults, "\n"))
+	}
+	if len(r.edges) == 1 {
+		r.addEdge()
+	}
+	return nil
+}
+
+// end ends the processes in order and looks through the stores.
+func (r *run) end() error {
+	r.transfer.Stop(stopLimit)
+	for _, e := range r.edges {
+		e.Stop(stopLimit)
+		if err := e.CheckStore(r.t.Context()); err != nil {
+			return fmt.Errorf("store of %s: %w", e.ID, err)
+		}
+	}
+	return nil
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
+
+// keep writes the steps of a failure where they outlive the test.
+func keep(t *testing.T, name string, steps []step) {
+	t.Helper()
+	dir, err := testdir.New()
+	if err == nil {
+		path := filepath.Join(dir, name+".walk")
+		if err = writeSteps(path, steps); err == nil {
+			t.Logf("the steps are in %s (take them back with -walk %s)", path, path)
+		}
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
