@@ -25,6 +25,8 @@ var (
 	figuresFlag = flag.String("figures", "", "append the figures to this file, not to standard output")
 	changesFlag = flag.Int("changes", 1_000_000, "changes of the throughput benchmarks, rows of the restart benchmark")
 	roundsFlag  = flag.Int("rounds", 3, "interleaved rounds of the throughput benchmark")
+	largeFlag   = flag.Int("large", 10_000_000, "rows of the large transaction")
+	copyFlag    = flag.Int("copy", 1_000_000, "rows of the first copy")
 	secondsFlag = flag.Int("seconds", 30, "length of the latency benchmark")
 )
 

@@ -29,6 +29,24 @@ type Status struct {
 	Chain      string   `json:"chain"`
 	Term       uint64   `json:"term"`
 	LagSeconds *float64 `json:"lag_seconds"`
+	// Tables are an edge's, with the rows that readers see.
+	Tables []TableStatus `json:"tables"`
+}
+
+// TableStatus is what an edge says of a table.
+type TableStatus struct {
+	Name string `json:"name"`
+	Rows uint64 `json:"rows"`
+}
+
+// Rows is the number of rows that readers see of a table, 0 if it is not there.
+func (s *Status) Rows(table string) uint64 {
+	for _, t := range s.Tables {
+		if t.Name == table {
+			return t.Rows
+		}
+	}
+	return 0
 }
 
 // Client reads one stream of an edge over HTTP. It is safe for concurrent use.

@@ -14,12 +14,18 @@ const clockTicks = 100
 func (p *Process) CPU() float64 { return CPUOf(p.PID()) }
 
 // MaxRSS returns the most memory that the process has held so far, in bytes.
-func (p *Process) MaxRSS() int64 {
+func (p *Process) MaxRSS() int64 { return p.memory("VmHWM:") }
+
+// Anonymous returns the memory that the process holds now and that is no page of
+// a file, in bytes.
+func (p *Process) Anonymous() int64 { return p.memory("RssAnon:") }
+
+func (p *Process) memory(name string) int64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return 0
 	}
-	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	_, rest, _ := strings.Cut(string(text), name)
 	var kib int64
 	if _, err := fmt.Sscanf(rest, "%d", &kib); err != nil {
 		return 0
