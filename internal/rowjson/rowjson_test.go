@@ -29,6 +29,7 @@ var testTypes = []millrace.TypeDesc{
 	{OID: 70001, Kind: millrace.TypeArray, Schema: "public", Name: "_pair", Elem: 70000},
 	{OID: 70002, Kind: millrace.TypeComposite, Schema: "public", Name: "nest", Attributes: []millrace.Attribute{{Name: "ps", Type: 70001}, {Name: "p", Type: 70000}}},
 	{OID: 70003, Kind: millrace.TypeDomain, Schema: "public", Name: "ints", Elem: 1007},
+	{OID: 70004, Kind: millrace.TypeBase, Schema: "public", Name: "hstore"},
 }
 
 func testSchema(types ...uint32) *millrace.Schema {
@@ -79,6 +80,8 @@ func TestAppendDatum(t *testing.T) {
 		{70001, `{"(1,\"a \"\"b\"\"\")",NULL}`, `[{"a":1,"b":"a \"b\""},null]`},
 		{70002, `("{""(1,\\""x y\\"")"",""(2,)""}","(3,z)")`, `{"ps":[{"a":1,"b":"x y"},{"a":2,"b":null}],"p":{"a":3,"b":"z"}}`},
 		{70003, "{1}", "[1]"},
+		{70004, "", "{}"},
+		{70004, `"a"=>"1", "b \\" =>"=>NULL, ""=>"\\\\"`, `{"a":"1","b \" =>":null,"":"\\"}`},
 	} {
 		e := newEncoder(t, tt.oid)
 		got, err := e.AppendDatum([]byte("x"), 0, value(tt.text))
@@ -120,6 +123,12 @@ func TestRefusesTextsThatPostgresDoesNotPrint(t *testing.T) {
 		{70000, `(1,"a)`},
 		{70000, `(1,"a"b)`},
 		{70000, "(1,a"},
+		{70004, `"a"`},
+		{70004, `"a"=>`},
+		{70004, `"a"=>1`},
+		{70004, `"a"=>"1`},
+		{70004, `"a"=>NULL,`},
+		{70004, `"a"=>"1""b"=>"2"`},
 	} {
 		got, err := newEncoder(t, tt.oid).AppendDatum([]byte("x"), 0, value(tt.text))
 		if err == nil || string(got) != "x" {
@@ -201,7 +210,7 @@ func TestRefusesTypesBuiltOfThemselves(t *testing.T) {
 
 // FuzzAppendDatum: whatever the text, the result is JSON or an error.
 func FuzzAppendDatum(f *testing.F) {
-	oids := []uint32{16, 22, 23, 25, 1007, 1009, 1020, 1114, 1184, 1700, 70000, 70001, 70002, 70003}
+	oids := []uint32{16, 22, 23, 25, 1007, 1009, 1020, 1114, 1184, 1700, 70000, 70001, 70002, 70003, 70004}
 	for i := range oids {
 		for _, text := range []string{"t", "1 2", "-1.5e+10", `a"\b`, "[2:3]={1,NULL}", `{"a\"b",c}`, "{{1},{2}}", `("{""(1,\\""x y\\"")"",""(2,)""}","(3,z)")`, "2024-01-02 03:04:05+00 BC"} {
 			f.Add(byte(i), []byte(text))

@@ -19,6 +19,7 @@ const (
 	formArray
 	formVector
 	formComposite
+	formHstore
 )
 
 // encoder writes the values of one type.
@@ -102,6 +103,9 @@ func (b *builder) build(t *millrace.TypeDesc, depth int) (*encoder, error) {
 		}
 		return e, nil
 	case millrace.TypeBase:
+		if isHstore(t) {
+			return &encoder{form: formHstore}, nil
+		}
 		return &encoder{form: baseForm(t.OID)}, nil
 	}
 	return &encoder{form: formString}, nil // enums, ranges and multiranges
@@ -143,6 +147,8 @@ func (e *encoder) append(dst, text []byte, s *scratch) ([]byte, error) {
 		return e.appendVector(dst, text, s)
 	case formComposite:
 		return e.appendComposite(dst, text, s)
+	case formHstore:
+		return appendHstore(dst, text, s)
 	}
 	return appendString(dst, text)
 }
