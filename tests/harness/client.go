@@ -31,6 +31,8 @@ type Status struct {
 	LagSeconds *float64 `json:"lag_seconds"`
 	// Tables are an edge's, with the rows that readers see.
 	Tables []TableStatus `json:"tables"`
+	// Loading are the tables of which an edge has a load under way.
+	Loading []string `json:"loading"`
 }
 
 // TableStatus is what an edge says of a table.

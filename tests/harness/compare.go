@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -17,8 +18,14 @@ import (
 	"github.com/millrace-db/millrace/internal/rowjson"
 )
 
-// Rows holds a hash of each row of a table by the JSON of its key columns.
-type Rows map[string]xxh3.Uint128
+// Rows holds a hash of each row of a table by the JSON of its key columns, and
+// the row itself where rows are sparse: those are of small tables.
+type Rows map[string]rowHash
+
+type rowHash struct {
+	hash xxh3.Uint128
+	text string
+}
 
 // add enters a row given as JSON: its columns in any order and spacing, its
 // numbers as they were written. sparse leaves out columns that are null.
@@ -51,13 +58,19 @@ func (r Rows) add(text []byte, key []string, sparse bool) error {
 	if _, ok := r[string(id)]; ok {
 		return fmt.Errorf("row %s comes twice", id)
 	}
-	r[string(id)] = xxh3.Hash128(whole)
+	one := rowHash{hash: xxh3.Hash128(whole)}
+	if sparse {
+		one.text = string(whole)
+	}
+	r[string(id)] = one
 	return nil
 }
 
 // Differences lists the rows in which two tables differ.
 type Differences struct {
 	Missing, Extra, Changed []string
+	// Example shows a changed row, where rows are held whole.
+	Example string
 }
 
 // Count is the number of rows that differ.
@@ -71,8 +84,8 @@ func (d Differences) String() string {
 		}
 		return strings.Join(keys, " ")
 	}
-	return fmt.Sprintf("%d missing (%s), %d too many (%s), %d changed (%s)",
-		len(d.Missing), some(d.Missing), len(d.Extra), some(d.Extra), len(d.Changed), some(d.Changed))
+	return fmt.Sprintf("%d missing (%s), %d too many (%s), %d changed (%s)%s",
+		len(d.Missing), some(d.Missing), len(d.Extra), some(d.Extra), len(d.Changed), some(d.Changed), d.Example)
 }
 
 // Diff compares what should be there with what is.
@@ -83,8 +96,10 @@ func Diff(want, got Rows) Differences {
 		switch {
 		case !ok:
 			d.Missing = append(d.Missing, key)
-		case other != hash:
-			d.Changed = append(d.Changed, key)
+		case other.hash != hash.hash:
+			if d.Changed = append(d.Changed, key); d.Example == "" && hash.text != "" {
+				d.Example = fmt.Sprintf("; want for instance %s, got %s", shortened(hash.text), shortened(other.text))
+			}
 		}
 	}
 	for key := range got {
@@ -93,6 +108,11 @@ func Diff(want, got Rows) Differences {
 		}
 	}
 	return d
+}
+
+// shortened cuts values that say no more by their length.
+func shortened(text string) string {
+	return regexp.MustCompile(`("[^"]{40})[^"]{40,}"`).ReplaceAllString(text, `$1…"`)
 }
 
 // KeyOf returns the names of the primary key's columns of table

@@ -54,13 +54,15 @@ type WitnessTable struct {
 	// Rows are encoded rows by encoded key; nil until the first load has ended.
 	Rows map[string][]byte
 	// Puts counts, by key, how often a row was put since the table's newest
-	// LoadEnd, its load included: an append-only table has 1 everywhere.
+	// LoadBegin that has an end; a row of the load itself counts as 1, whatever was
+	// before. An append-only table has 1 everywhere.
 	Puts map[string]int
 
 	schemas    map[millrace.SchemaVersion]*millrace.Schema
 	shadow     map[string][]byte
 	shadowPuts map[string]int
 	load       millrace.LoadID
+	loaded     uint64 // rows of the load
 }
 
 // NewWitness makes a witness of a topic that exists.
@@ -352,13 +354,21 @@ func (w *Witness) apply(e *millrace.Entry) error {
 func (t *WitnessTable) apply(e *millrace.Entry) error {
 	switch e.Kind {
 	case millrace.KindLoadBegin:
-		t.load, t.shadow, t.shadowPuts = e.Load, map[string][]byte{}, map[string]int{}
+		t.load, t.loaded, t.shadow, t.shadowPuts = e.Load, 0, map[string][]byte{}, map[string]int{}
 	case millrace.KindLoadEnd:
 		if t.load != e.Load {
 			return fmt.Errorf("load %v ends, %v is under way", e.Load, t.load)
 		}
-		if got := uint64(len(t.shadow)); e.LoadInfo != nil && got != e.LoadInfo.Rows {
-			return fmt.Errorf("load %v brought %d rows and says %d", e.Load, got, e.LoadInfo.Rows)
+		// A row may come more than once: it moves from block to block.
+		if e.LoadInfo != nil && t.loaded < e.LoadInfo.Rows {
+			return fmt.Errorf("load %v brought %d rows and says %d", e.Load, t.loaded, e.LoadInfo.Rows)
+		}
+		for key, row := range t.shadow {
+			if r, err := decodeRow(row); err != nil {
+				return err
+			} else if lacks(r) {
+				return fmt.Errorf("load %v ends without having brought all columns of row %x", e.Load, key)
+			}
 		}
 		t.Rows, t.Puts, t.load, t.shadow, t.shadowPuts = t.shadow, t.shadowPuts, 0, nil, nil
 	case millrace.KindTruncate:
@@ -389,34 +399,78 @@ func (t *WitnessTable) put(e *millrace.Entry) error {
 		if e.Load != t.load {
 			return fmt.Errorf("row of load %v, %v is under way", e.Load, t.load)
 		}
-		if _, ok := t.shadow[string(e.Key)]; !ok {
-			t.shadow[string(e.Key)] = e.Row
-		}
-		t.shadowPuts[string(e.Key)]++
+		// It is the row as it is here: what the stream has brought of it before is
+		// not a second one.
+		t.shadow[string(e.Key)] = e.Row
+		t.shadowPuts[string(e.Key)] = 1
+		t.loaded++
 		return nil
 	}
 	if t.Rows == nil && t.shadow == nil {
 		return errors.New("row of a table that was never loaded")
 	}
-	var failed error
-	t.each(func(rows map[string][]byte, puts map[string]int) {
-		from := e.Key
-		if len(e.From) > 0 {
-			from = e.From
+	from := e.Key
+	if len(e.From) > 0 {
+		from = e.From
+	}
+	loading := t.shadow != nil
+	if t.Rows != nil {
+		row, err := t.complete(e.Row, t.Rows[string(from)])
+		if err != nil && !loading {
+			return err
 		}
-		row, err := t.complete(e.Row, rows[string(from)])
+		// While an altered table is loaded anew its old rows may not have all that
+		// is needed; they go with the end of the load.
+		if err == nil {
+			t.Rows[string(e.Key)] = row
+			t.Puts[string(e.Key)]++
+		}
+	}
+	if loading {
+		row, err := t.begun(e.Row, t.shadow[string(from)])
 		if err != nil {
-			failed = err
-			return
+			return err
 		}
-		rows[string(e.Key)] = row
-		puts[string(e.Key)]++
-	})
-	return failed
+		t.shadow[string(e.Key)] = row
+		t.shadowPuts[string(e.Key)]++
+	}
+	return nil
 }
 
-// complete fills the unchanged columns of row from base, which may be of an older
-// schema: a column is the same if the catalog numbers it the same.
+// begun completes a row of a load under way; what it cannot is missing until the
+// load brings the row.
+func (t *WitnessTable) begun(row, base []byte) ([]byte, error) {
+	r, err := decodeRow(row)
+	if err != nil || !r.HasUnchanged() {
+		return row, err
+	}
+	var b *millrace.Row
+	if base != nil {
+		if b, err = decodeRow(base); err != nil {
+			return nil, err
+		}
+	}
+	for i := range r.Columns {
+		if r.Columns[i].State != millrace.ColumnUnchanged {
+			continue
+		}
+		d := millrace.Datum{State: millrace.ColumnMissing}
+		if b != nil {
+			if j := t.sameColumn(b.Version, r.Version, i); j >= 0 {
+				d = b.Columns[j]
+			}
+		}
+		r.Columns[i] = d
+	}
+	return millrace.AppendRow(nil, r.Version, r.Columns), nil
+}
+
+func lacks(r *millrace.Row) bool {
+	return slices.ContainsFunc(r.Columns, func(d millrace.Datum) bool { return d.State == millrace.ColumnMissing })
+}
+
+// complete fills the unchanged columns of row from base, which may be of another
+// schema.
 func (t *WitnessTable) complete(row, base []byte) ([]byte, error) {
 	r, err := decodeRow(row)
 	if err != nil {
@@ -432,26 +486,35 @@ func (t *WitnessTable) complete(row, base []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	is, was := t.schemas[r.Version], t.schemas[b.Version]
-	if is == nil || was == nil {
-		return nil, fmt.Errorf("rows of schema versions %v and %v, of which the topic lacks one", r.Version, b.Version)
-	}
 	for i := range r.Columns {
 		if r.Columns[i].State != millrace.ColumnUnchanged {
 			continue
 		}
-		j := slices.IndexFunc(was.Columns, func(c millrace.Column) bool {
-			if c.Number == 0 {
-				return c.Name == is.Columns[i].Name
-			}
-			return c.Number == is.Columns[i].Number
-		})
-		if j < 0 {
-			return nil, fmt.Errorf("unchanged column %s, which the row it comes from does not have", is.Columns[i].Name)
+		j := t.sameColumn(b.Version, r.Version, i)
+		if j < 0 || b.Columns[j].State == millrace.ColumnMissing {
+			return nil, fmt.Errorf("unchanged column %d, which the row it comes from does not have", i+1)
 		}
 		r.Columns[i] = b.Columns[j]
 	}
 	return millrace.AppendRow(nil, r.Version, r.Columns), nil
+}
+
+// sameColumn returns the place that column i of schema version is has in version
+// was, or -1: a column is the same if the catalog numbers it the same.
+func (t *WitnessTable) sameColumn(was, is millrace.SchemaVersion, i int) int {
+	if was == is {
+		return i
+	}
+	if t.schemas[was] == nil || t.schemas[is] == nil {
+		return -1
+	}
+	column := &t.schemas[is].Columns[i]
+	return slices.IndexFunc(t.schemas[was].Columns, func(c millrace.Column) bool {
+		if c.Number == 0 {
+			return c.Name == column.Name
+		}
+		return c.Number == column.Number
+	})
 }
 
 func decodeRow(b []byte) (*millrace.Row, error) {

@@ -36,14 +36,14 @@ var kinds = []struct {
 	{"message", 2, "", (*walker).message},
 	{"vacuum full", 2, "", (*walker).vacuumFull},
 	{"add nullable column", 3, "", (*walker).addColumn},
-	{"add column with default", 2, needsReload, (*walker).addDefault},
-	{"drop column", 2, needsReload, (*walker).dropColumn},
-	{"rename column", 2, needsReload, (*walker).renameColumn},
-	{"retype column", 2, needsReload, (*walker).retypeColumn},
-	{"rewrite column in its type", 1, needsReload, (*walker).rewriteColumn},
-	{"rename enum value", 1, needsReload, (*walker).renameLabel},
+	{"add column with default", 2, "", (*walker).addDefault},
+	{"drop column", 2, "", (*walker).dropColumn},
+	{"rename column", 2, "", (*walker).renameColumn},
+	{"retype column", 2, "", (*walker).retypeColumn},
+	{"rewrite column in its type", 1, "", (*walker).rewriteColumn},
+	{"rename enum value", 1, "", (*walker).renameLabel},
 	{"add enum value", 1, "", (*walker).addLabel},
-	{"rename table and back", 1, needsReload, (*walker).renameTable},
+	{"rename table and back", 1, "", (*walker).renameTable},
 	{"attach", 2, needsPartitions, (*walker).attach},
 	{"detach", 2, needsPartitions, (*walker).detach},
 	{"drop partition", 1, needsPartitions, (*walker).dropPartition},
@@ -61,7 +61,6 @@ var kinds = []struct {
 }
 
 const (
-	needsReload     = "DDL that changes stored rows starts a load"
 	needsPartitions = "partitioned tables under the root's name"
 )
 

@@ -100,7 +100,7 @@ func beginning(steps []step, n int) []step {
 	for i := range sessions {
 		short = append(short, step{Do: "sql", Session: i, SQL: "ROLLBACK"})
 	}
-	return append(short, step{Do: "check"})
+	return append(short, step{Do: "final check"})
 }
 
 // TestWalk wants a walk to depend on its seed alone, and all its kinds of steps

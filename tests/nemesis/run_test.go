@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,7 +108,7 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 		r.audited <- err
 	}()
 	// A slot is made only when no transaction is open, so the walk waits for it.
-	if err := r.settle(); err != nil {
+	if err := r.settle(true); err != nil {
 		t.Fatal(err)
 	}
 	return r
@@ -165,7 +166,10 @@ func (r *run) do(s step) error {
 		harness.Pass(r.t.Context(), time.Duration(s.MS)*time.Millisecond)
 		return nil
 	case "check":
-		return r.check()
+		return r.check(false)
+	case "final check":
+		r.forgetPrepared() // where a walk was cut off
+		return r.check(true)
 	}
 	if err := r.keepUp(); err != nil {
 		return err
@@ -236,13 +240,13 @@ func (r *run) keepUp() error {
 // zombie stops transfer, lets a successor publish, and wakes the stopped one.
 func (r *run) zombie() error {
 	// One that does not reign when it is stopped would only wait for its turn.
-	if err := r.settle(); err != nil {
+	if err := r.settle(false); err != nil {
 		return err
 	}
 	old := r.transfer
 	old.Pause()
 	r.transfer = r.s.StartTransfer(r.env...)
-	err := r.settle()
+	err := r.settle(false)
 	old.Resume()
 	if err != nil {
 		return fmt.Errorf("behind a stopped transfer: %w", err)
@@ -253,8 +257,9 @@ func (r *run) zombie() error {
 	return nil
 }
 
-// settle waits until every edge has what is committed now.
-func (r *run) settle() error {
+// settle waits until every edge has what is committed now, and with loads until
+// none is under way: one may wait for a transaction that has altered its table.
+func (r *run) settle(loads bool) error {
 	r.checks++
 	marker := fmt.Sprint(r.checks)
 	r.s.DB.Exec("INSERT INTO public.journal VALUES (-1, " + marker + ", 'marker')")
@@ -264,7 +269,16 @@ func (r *run) settle() error {
 			if gone = r.keepUp(); gone != nil {
 				return nil
 			}
-			_, err := e.Row(ctx, harness.JournalTable, "-1", marker)
+			if _, err := e.Row(ctx, harness.JournalTable, "-1", marker); err != nil {
+				return err
+			}
+			if !loads {
+				return nil
+			}
+			status, err := e.Status(ctx)
+			if err == nil && len(status.Loading) > 0 {
+				err = harness.NotYet("%v are being loaded", status.Loading)
+			}
 			return err
 		})
 		if err = errors.Join(gone, err); err != nil {
@@ -274,15 +288,25 @@ func (r *run) settle() error {
 	return nil
 }
 
-// check compares everything, with transactions open or not. The second edge
-// begins after the first checkpoint, at the topic's start.
-func (r *run) check() error {
-	if err := r.settle(); err != nil {
+// check compares everything with nothing open, and otherwise all but the tables
+// of which a load is under way: after a new publisher has begun, a load waits for
+// the transactions that were open then. The second edge begins after the first
+// check, at the topic's start.
+func (r *run) check(final bool) error {
+	// What DDL has done comes into the stream with the next change of the table.
+	r.s.DB.Exec("INSERT INTO item (id, n) VALUES (-1, 0) ON CONFLICT (id) DO UPDATE SET n = coalesce(item.n, 0) + 1")
+	if err := r.settle(final); err != nil {
 		return err
 	}
 	var faults []string
 	for _, e := range r.edges {
-		v := r.s.Judge(e, r.witness, r.transfer.Config, nil)
+		tables, err := r.comparable(e)
+		if err != nil {
+			return err
+		}
+		s := *r.s
+		s.Tables = tables
+		v := s.Judge(e, r.witness, r.transfer.Config, nil)
 		r.rows += v.Rows
 		for _, fault := range v.Faults {
 			faults = append(faults, e.ID+": "+fault)
@@ -295,6 +319,16 @@ func (r *run) check() error {
 		r.addEdge()
 	}
 	return nil
+}
+
+// comparable returns the tables of which no load is under way at e.
+func (r *run) comparable(e *harness.Edge) ([]string, error) {
+	status, err := e.Status(r.t.Context())
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", e.ID, err)
+	}
+	r.counts["left out, being loaded"] += len(status.Loading)
+	return slices.DeleteFunc(slices.Clone(r.s.Tables), func(table string) bool { return slices.Contains(status.Loading, table) }), nil
 }
 
 // end ends the processes in order and looks through the stores.
@@ -317,11 +351,10 @@ func lastLine(text string) string {
 // keep writes the steps of a failure where they outlive the test.
 func keep(t *testing.T, name string, steps []step) {
 	t.Helper()
-	dir, err := testdir.New()
+	f, err := os.CreateTemp("", "millrace-"+name+"-*.walk")
 	if err == nil {
-		path := filepath.Join(dir, name+".walk")
-		if err = writeSteps(path, steps); err == nil {
-			t.Logf("the steps are in %s (take them back with -walk %s)", path, path)
+		if err = errors.Join(f.Close(), writeSteps(f.Name(), steps)); err == nil {
+			t.Logf("the steps are in %s (take them back with -walk %s)", f.Name(), f.Name())
 		}
 	}
 	if err != nil {

@@ -97,7 +97,7 @@ func (w *walker) finish() {
 	for len(w.prepared) > 0 {
 		w.endPrepared()
 	}
-	w.steps = append(w.steps, step{Do: "check"})
+	w.steps = append(w.steps, step{Do: "final check"})
 }
 
 // some returns a session, an open one if it must be.
