@@ -96,11 +96,8 @@ func (w *walker) retypeColumn() bool {
 		return false
 	}
 	to := map[string]string{"int": "bigint", "bigint": "text", "text": "jsonb USING to_jsonb(" + name + ")", "jsonb": "text"}[w.shape.columns[name]]
-	if w.shape.columns[name] == "bigint" || w.shape.columns[name] == "int" {
-		w.say(s, "ALTER TABLE item ALTER COLUMN %s DROP DEFAULT, ALTER COLUMN %s TYPE %s", name, name, to)
-	} else {
-		w.say(s, "ALTER TABLE item ALTER COLUMN %s DROP DEFAULT; ALTER TABLE item ALTER COLUMN %s TYPE %s", name, name, to)
-	}
+	// What is left without a default must not need one.
+	w.say(s, "ALTER TABLE item ALTER COLUMN %s DROP NOT NULL, ALTER COLUMN %s DROP DEFAULT; ALTER TABLE item ALTER COLUMN %s TYPE %s", name, name, name, to)
 	w.shape.columns[name] = map[string]string{"int": "bigint", "bigint": "text", "text": "jsonb", "jsonb": "text"}[w.shape.columns[name]]
 	return true
 }
