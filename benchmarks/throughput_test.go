@@ -13,22 +13,49 @@ import (
 // backlogLimit bounds the work on one backlog.
 const backlogLimit = 10 * time.Minute
 
+// load is a kind of backlog.
+type load struct {
+	name string
+	// share of -changes that it has: a commit costs the source more than a change.
+	share int
+	// size is that of its transactions, in rows.
+	size int
+	// one is what a transaction does to the rows behind $1.
+	one string
+}
+
+const rowsOf = `SELECT i, i %% 1000, 'note of row ' || i || ' and some more text to make it a row of about 100 bytes' FROM generate_series(%s + 1, %s + %d) i`
+
+func loads() []load {
+	inserts := func(size int) string { return fmt.Sprintf("INSERT INTO bench "+rowsOf, "at", "at", size) }
+	return []load{
+		{"inserts in transactions of 1000", 1, 1000, inserts(1000)},
+		{"updates in transactions of 100", 5, 100, "UPDATE bench SET n = n + 1 WHERE id > at AND id <= at + 100"},
+		{"inserts in transactions of 1", 5, 1, inserts(1)},
+	}
+}
+
 // BenchmarkThroughput takes a backlog of changes from the source to the edge,
 // beside pg_recvlogical writing the same backlog, decoded by the same plugin
 // for the same publication, to /dev/null. The rounds are interleaved, each with
 // a new backlog that both take, in alternating order.
 func BenchmarkThroughput(b *testing.B) {
-	for _, size := range []int{1000, 1} {
-		b.Run(fmt.Sprintf("transactions of %d", size), func(b *testing.B) {
+	for _, l := range loads() {
+		b.Run(l.name, func(b *testing.B) {
 			for b.Loop() {
-				throughput(b, size)
+				throughput(b, l)
 			}
 		})
 	}
 }
 
-func throughput(b *testing.B, size int) {
-	s, e := newSystem(b, 0)
+func throughput(b *testing.B, l load) {
+	changes, updates := *changesFlag/l.share, l.name[0] == 'u'
+	before := 0
+	if updates {
+		before = changes
+	}
+	s, e := newSystem(b, before)
 	t := s.StartTransfer()
 	e.Start()
 	s.DB.Exec(`INSERT INTO bench VALUES (-1, 0, 'first')`)
@@ -36,19 +63,20 @@ func throughput(b *testing.B, size int) {
 		b.Fatal(err)
 	}
 	t.Stop(stopLimit)
-	changes := *changesFlag
-	if size == 1 {
-		changes /= 5 // a commit costs the source more than the change
-	}
 	var ours, theirs, ratios []float64
 	for round := range *roundsFlag {
 		slot := fmt.Sprintf("recv_%d", round)
 		s.DB.Exec(fmt.Sprintf(`SELECT pg_create_logical_replication_slot('%s', 'pgoutput')`, slot))
-		last := backlog(s, round*changes, changes, size)
+		from := round * changes
+		if updates {
+			from = 0
+		}
+		last := -2 - round
+		backlog(s, l, from, changes, last)
 		var r, m float64
 		steps := []func(){
-			func() { r = recvlogical(b, s, slot, size, changes) },
-			func() { m = millrace(b, s, e, last, size, changes) },
+			func() { r = recvlogical(b, s, slot, l, changes) },
+			func() { m = millrace(b, s, e, last, l, changes) },
 		}
 		steps[round%2]()
 		steps[1-round%2]()
@@ -60,31 +88,30 @@ func throughput(b *testing.B, size int) {
 	b.ReportMetric(median(theirs), "pg_recvlogical-changes/s")
 	b.ReportMetric(median(ratios), "ratio")
 	record(b, map[string]any{
-		"what": "ratio of millrace to pg_recvlogical, median of rounds", "transaction_size": size, "changes": changes, "rounds": *roundsFlag,
+		"what": "ratio of millrace to pg_recvlogical, median of rounds", "load": l.name, "changes": changes, "rounds": *roundsFlag,
 		"millrace_changes_per_second": median(ours), "pg_recvlogical_changes_per_second": median(theirs), "ratio": median(ratios),
 	})
 	e.Stop(stopLimit)
 }
 
-// backlog commits changes, size of them a transaction, and returns the ID of the
-// last row.
-func backlog(s *harness.System, from, changes, size int) (last int) {
+// backlog commits changes, and then a row with the given ID.
+func backlog(s *harness.System, l load, from, changes, last int) {
 	s.DB.Exec(fmt.Sprintf(`DO $$
 DECLARE at bigint := %d;
 BEGIN
   PERFORM set_config('synchronous_commit', 'off', false);
   WHILE at < %d LOOP
-    INSERT INTO bench SELECT i, i %% 1000, 'note of row ' || i || ' and some more text to make it a row of about 100 bytes' FROM generate_series(at + 1, at + %d) i;
+    %s;
     COMMIT;
     at := at + %d;
   END LOOP;
-END $$`, from, from+changes, size, size))
-	return from + changes
+END $$`, from, from+changes, l.one, l.size))
+	s.DB.Exec(fmt.Sprintf(`INSERT INTO bench VALUES (%d, 0, 'last')`, last))
 }
 
 // recvlogical returns changes a second of pg_recvlogical, from the start of its
 // process to its end behind the last change.
-func recvlogical(b *testing.B, s *harness.System, slot string, size, changes int) float64 {
+func recvlogical(b *testing.B, s *harness.System, slot string, l load, changes int) float64 {
 	b.Helper()
 	path, err := s.DB.Server.Binaries().Program("pg_recvlogical")
 	if err != nil {
@@ -104,7 +131,7 @@ func recvlogical(b *testing.B, s *harness.System, slot string, size, changes int
 	took := time.Since(began)
 	rate := float64(changes) / took.Seconds()
 	record(b, map[string]any{
-		"what": "pg_recvlogical to /dev/null", "transaction_size": size, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
+		"what": "pg_recvlogical to /dev/null", "load": l.name, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
 		"client_cpu_seconds": (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds(),
 	})
 	return rate
@@ -113,7 +140,7 @@ func recvlogical(b *testing.B, s *harness.System, slot string, size, changes int
 // millrace returns changes a second of transfer and edge together, from the
 // start of transfer's process to the moment when the last row is read at the
 // edge, which runs and has applied all that was before.
-func millrace(b *testing.B, s *harness.System, e *harness.Edge, last, size, changes int) float64 {
+func millrace(b *testing.B, s *harness.System, e *harness.Edge, last int, l load, changes int) float64 {
 	b.Helper()
 	edgeBefore, kafkaBefore := e.CPU(), harness.CPUOf(s.Kafka.PID(0))
 	began := time.Now()
@@ -125,7 +152,7 @@ func millrace(b *testing.B, s *harness.System, e *harness.Edge, last, size, chan
 	took := at.Sub(began)
 	rate := float64(changes) / took.Seconds()
 	record(b, map[string]any{
-		"what": "backlog to edge", "transaction_size": size, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
+		"what": "backlog to edge", "load": l.name, "changes": changes, "seconds": took.Seconds(), "changes_per_second": rate,
 		"transfer_cpu_seconds": t.CPU(), "edge_cpu_seconds": e.CPU() - edgeBefore,
 		"kafka_cpu_seconds": harness.CPUOf(s.Kafka.PID(0)) - kafkaBefore,
 		"transfer_rss_mib":  t.MaxRSS() >> 20, "edge_rss_mib": e.MaxRSS() >> 20,

@@ -33,6 +33,20 @@ type Status struct {
 	Tables []TableStatus `json:"tables"`
 	// Loading are the tables of which an edge has a load under way.
 	Loading []string `json:"loading"`
+	// Verify is what an edge has found.
+	Verify []TableVerify `json:"verify"`
+}
+
+// TableVerify is what an edge has found of a table.
+type TableVerify struct {
+	Table     string `json:"table"`
+	Different uint64 `json:"different"`
+	Pass      struct {
+		ID        uint64 `json:"id"`
+		Equal     uint64 `json:"equal"`
+		Different uint64 `json:"different"`
+	} `json:"pass"`
+	Differences []json.RawMessage `json:"differences"`
 }
 
 // TableStatus is what an edge says of a table.

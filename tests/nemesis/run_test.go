@@ -186,6 +186,10 @@ func (r *run) do(s step) error {
 		r.s.DB.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL")
 	case "zombie":
 		return r.zombie()
+	case "load":
+		return r.load(s.Table)
+	case "verify":
+		return r.verify(s.Table)
 	case "pause broker":
 		if err := r.g.kafka.Pause(0); err != nil {
 			r.t.Fatal(err)
@@ -294,12 +298,17 @@ func (r *run) settle(loads bool) error {
 // check, at the topic's start.
 func (r *run) check(final bool) error {
 	// What DDL has done comes into the stream with the next change of the table.
-	r.s.DB.Exec("INSERT INTO item (id, n) VALUES (-1, 0) ON CONFLICT (id) DO UPDATE SET n = coalesce(item.n, 0) + 1")
+	for _, table := range []string{"item", "whole"} {
+		r.s.DB.Exec(fmt.Sprintf("INSERT INTO %s (id, n) VALUES (-1, 0) ON CONFLICT (id) DO UPDATE SET n = coalesce(%s.n, 0) + 1", table, table))
+	}
 	if err := r.settle(final); err != nil {
 		return err
 	}
 	var faults []string
 	for _, e := range r.edges {
+		if err := r.agree(r.t.Context(), e); err != nil {
+			return err
+		}
 		tables, err := r.comparable(e)
 		if err != nil {
 			return err
@@ -314,6 +323,9 @@ func (r *run) check(final bool) error {
 	}
 	if len(faults) > 0 {
 		return errors.New(strings.Join(faults, "\n"))
+	}
+	if final && reason("verify") == "" {
+		return r.verifyAll()
 	}
 	if len(r.edges) == 1 {
 		r.addEdge()
