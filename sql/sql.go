@@ -10,3 +10,9 @@ import "embed"
 //
 //go:embed control/*.sql
 var Control embed.FS
+
+// EventTriggers tells of DDL in a source database. Whoever runs it needs the
+// right to make event triggers; it can be run again.
+//
+//go:embed ddl/event_triggers.sql
+var EventTriggers string

@@ -1,7 +1,6 @@
 package wal
 
 import (
-	"errors"
 	"strings"
 	"testing"
 
@@ -140,10 +139,6 @@ func TestPartitionedTable(t *testing.T) {
 		create table p_low partition of p_rest for values from (minvalue) to (100);
 		create table p_high partition of p_rest for values from (100) to (maxvalue);
 		insert into p select i, (array['eu', 'us', 'asia'])[i % 3 + 1], 'v' || i from generate_series(1, 300) i`)
-	refused := mustNew(t, Config{URL: db.URL, Stream: "s", Tables: []string{"public.p"}})
-	if err := refused.Install(t.Context()); !errors.Is(err, ErrTable) || !strings.Contains(err.Error(), "name its partitions") {
-		t.Fatalf("install of a partitioned table: %v, want it refused with the mend", err)
-	}
 	r := newRig(t, db, nil, "p")
 	r.open()
 	r.copied()

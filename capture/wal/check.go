@@ -63,6 +63,10 @@ func (c *Capture) Check(ctx context.Context) ([]finding.Finding, error) {
 			return nil, err
 		}
 		problems = append(problems, found...)
+		if found, err = checkTriggers(ctx, conn); err != nil {
+			return nil, err
+		}
+		problems = append(problems, found...)
 		slot, err := c.lookUpSlot(ctx, conn)
 		if err != nil {
 			return nil, err
@@ -228,10 +232,6 @@ func (c *Capture) checkTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, 
 			return nil, err
 		}
 		problems = append(problems, found...)
-		if !c.roots {
-			problems = append(problems, refuse(ErrTable, subject, "it is partitioned: rows that come or go with a partition (ATTACH, DETACH, DROP, TRUNCATE of one) are in no message of the WAL, and they are not followed yet",
-				"name its partitions in its place; each is then a table of its own"))
-		}
 	}
 	if t.partition {
 		root, err := coveredBy(ctx, conn, t, all)

@@ -55,36 +55,45 @@ func clean(text string) string {
 	return text
 }
 
-// altered are the tables that a message is about, each with the reason to load
-// it, or an empty one if it is only to be described anew. schemas are the
+// altered are the tables that a message is about, each with the cause to load
+// it, or none if it is only to be described anew. schemas are the
 // stream's.
-func (m *ddlMessage) altered(stream string, schemas map[millrace.TableID]*millrace.Schema) map[millrace.TableID]string {
-	all := make(map[millrace.TableID]string)
-	add := func(reason string, ids ...millrace.TableID) {
+func (m *ddlMessage) altered(stream string, schemas map[millrace.TableID]*millrace.Schema) map[millrace.TableID]cause {
+	all := make(map[millrace.TableID]cause)
+	add := func(c cause, ids ...millrace.TableID) {
 		for _, id := range ids {
-			if schemas[id] != nil && all[id] == "" {
-				all[id] = reason
+			if schemas[id] != nil && all[id].text == "" {
+				all[id] = c
 			}
 		}
 	}
 	tag := clean(m.Tag)
-	add(fmt.Sprintf("it was rewritten (%s)", tag), m.Rewritten...)
-	add(fmt.Sprintf("a partition came or went (%s)", tag), m.Partitions...)
+	add(cause{fmt.Sprintf("a partition came or went (%s)", tag), true}, m.Partitions...)
 	if m.Stream == stream {
-		add(clean(m.Reason), m.Load...)
+		add(cause{clean(m.Reason), true}, m.Load...)
 	}
 	if m.Doubt {
-		add(fmt.Sprintf("what %s did to it is not known", tag), slices.Collect(maps.Keys(schemas))...)
+		add(cause{fmt.Sprintf("what %s did to it is not known", tag), true}, slices.Collect(maps.Keys(schemas))...)
 	}
-	add("", m.Tables...)
+	add(cause{fmt.Sprintf("it was rewritten (%s)", tag), false}, m.Rewritten...)
+	add(cause{}, m.Tables...)
 	for id, s := range schemas {
 		for _, oid := range m.Types {
 			if s.Type(oid) != nil {
-				add("", id)
+				add(cause{}, id)
 			}
 		}
 	}
 	return all
+}
+
+// cause is why a table is loaded again.
+type cause struct {
+	// text says it to people; it is empty where there is no cause.
+	text string
+	// gone tells that rows may have gone without being sent, beside those that
+	// came or changed.
+	gone bool
 }
 
 // ddl takes a message about DDL.
@@ -116,7 +125,7 @@ func (d *decoder) ddl(content []byte) error {
 // rows of a load, and changes that follow are described by themselves. What
 // cannot be followed is left to them too: a key may be gone in between two
 // commands.
-func (d *decoder) alter(id millrace.TableID, reason string) error {
+func (d *decoder) alter(id millrace.TableID, c cause) error {
 	d.told[id]++
 	d.turn++
 	info, err := d.lookUp(id, nil)
@@ -131,8 +140,8 @@ func (d *decoder) alter(id millrace.TableID, reason string) error {
 			}
 		}
 	}
-	if reason == "" {
+	if c.text == "" {
 		return nil
 	}
-	return d.load(before.Table, reason)
+	return d.load(id, c)
 }

@@ -37,7 +37,7 @@ type decoder struct {
 	// settled waits until the source's catalogs show what a transaction did.
 	settled func(xid uint32) error
 	// loads are those under way, and loaded the tables of which the unit under
-	// way has begun one.
+	// way has begun one; true stands for one that takes nothing over.
 	loads  *loads
 	loaded map[millrace.TableID]bool
 	// lookUp asks the source's catalogs.

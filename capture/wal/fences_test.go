@@ -98,6 +98,26 @@ func TestSlotFences(t *testing.T) {
 }
 
 func TestTableFences(t *testing.T) {
+	t.Run("table removed after its copy was cut off", func(t *testing.T) {
+		db := pgtest.New(t)
+		db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1)")
+		r := newRig(t, db, nil, "a", "b")
+		r.open()
+		r.next() // the loads begin
+		r.reconfigure("a")
+		r.open()
+		r.copied()
+		r.sync()
+		r.equal()
+		if c := r.edge.at.Catalog; len(c.Schemas) != 1 || len(c.Loads) != 0 {
+			t.Errorf("the stream has %d tables, %d loads are under way", len(c.Schemas), len(c.Loads))
+		}
+		r.reconfigure("a", "b")
+		r.open()
+		r.sync()
+		r.load()
+		r.equal()
+	})
 	t.Run("publication dropped", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
@@ -137,12 +157,6 @@ func mustNew(t testing.TB, cfg Config) *Capture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c
-}
-
-// roots lets a capture take partitioned tables under the root's name.
-func roots(c *Capture) *Capture {
-	c.roots = true
 	return c
 }
 

@@ -61,7 +61,7 @@ func TestHalfOpenWithoutSenderTimeout(t *testing.T) {
 		t.Errorf("open over a frozen link: %v, want an error that a retry mends", err)
 	}
 	cfg.URL = db.URL // another way there
-	r.c = roots(mustNew(t, cfg))
+	r.c = mustNew(t, cfg)
 	r.open()
 	if units := r.sync(); len(units) < 1 || len(units[len(units)-1].entries) != 6000 {
 		t.Errorf("got %d units", len(units))

@@ -23,15 +23,16 @@ const watchInterval = 5 * time.Second
 // let go of WAL, while only other databases are busy; and so the stream shows
 // that all of it is alive.
 //
-// It watches the publication: a table that somebody takes out of it sends its
-// changes no more, and nothing in the stream would tell. And it watches how much
-// WAL the slot holds.
+// It watches the publication and the tables' partitions: a table that somebody
+// takes out of the publication sends its changes no more, nor do rows come or go
+// with a partition by changes, and nothing in the stream would tell. And it
+// watches how much WAL the slot holds.
 type attendant struct {
 	c           *Capture
 	loads       *loads
 	publication string // its fingerprint when the stream was opened
+	follow      *follower
 	conn        *pgx.Conn
-	failing     bool
 }
 
 // run works until ctx ends, or returns what must stop the stream.
@@ -43,31 +44,41 @@ func (a *attendant) run(ctx context.Context) error {
 	defer beat.Stop()
 	watch := time.NewTicker(a.c.watchInterval)
 	defer watch.Stop()
-	for {
-		duty := a.beat
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-beat.C:
-		case <-watch.C:
-			duty = a.watch
-		}
-		altered, err := a.do(ctx, duty)
+	beats := duty{a.beat, "heartbeat fails; the position stands still while the captured tables are idle", "heartbeat is back", false}
+	watches := duty{a.watch, "publication, partitions and slot cannot be looked at", "publication, partitions and slot are looked at again", false}
+	for d := &watches; ; {
+		altered, err := a.do(ctx, d.work)
 		if altered != nil {
 			return altered // also where the stream has ended because of it
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
-		if failed := err != nil; failed != a.failing {
-			a.failing = failed
+		if failed := err != nil; failed != d.failing {
+			d.failing = failed
 			if failed {
-				a.c.log.Warn("heartbeat fails; the position stands still while the captured tables are idle", "error", err)
+				a.c.log.Warn(d.fails, "error", err)
 			} else {
-				a.c.log.Info("heartbeat is back")
+				a.c.log.Info(d.back)
 			}
 		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-beat.C:
+			d = &beats
+		case <-watch.C:
+			d = &watches
+		}
 	}
+}
+
+// duty is one thing that the attendant does, and what it says when that begins to
+// fail and when it works again.
+type duty struct {
+	work        func(context.Context) (altered, err error)
+	fails, back string
+	failing     bool
 }
 
 // dutyLimit bounds one heartbeat or look.
@@ -127,7 +138,11 @@ func (a *attendant) watch(ctx context.Context) (altered, err error) {
 		return nil, err
 	}
 	if now != a.publication {
-		return fmt.Errorf("%w: publication %s was altered while the stream was open, so changes may not have been sent; mend: millrace init, then %s", ErrPublication, a.c.cfg.Publication, newEpoch), nil
+		return fmt.Errorf("%w: publication %s was altered while the stream was open, so changes may not have been sent; mend: millrace init if that was not by init itself, then start transfer again, which loads the tables that it concerns",
+			ErrPublication, a.c.cfg.Publication), nil
 	}
-	return a.c.slot.tend(ctx, a.conn, true)
+	if altered, err = a.c.slot.tend(ctx, a.conn, true); altered != nil || err != nil {
+		return altered, err
+	}
+	return nil, a.follow.run(ctx, a.conn)
 }

@@ -154,7 +154,8 @@ func (c *Capture) unfitPublication(p *publicationInfo) *problem {
 }
 
 // Install makes the publication of exactly the configured tables, or alters the
-// one that is there. A table whose updates would fail once it is published is
+// one that is there, and the event triggers that tell of DDL, where the role may.
+// A table whose updates would fail once it is published is
 // refused before. The slot is made by the first Open.
 //
 // A table is added under a SHARE ROW EXCLUSIVE lock, which waits for the writers
@@ -186,12 +187,16 @@ func (c *Capture) Install(ctx context.Context) error {
 		return err
 	}
 	if p == nil {
-		return c.createPublication(ctx, conn, tables)
+		err = c.createPublication(ctx, conn, tables)
+	} else if found := c.unfitPublication(p); found != nil {
+		err = firstError([]problem{*found})
+	} else {
+		err = c.alterPublication(ctx, conn, p, tables)
 	}
-	if found := c.unfitPublication(p); found != nil {
-		return firstError([]problem{*found})
+	if err != nil {
+		return err
 	}
-	return c.alterPublication(ctx, conn, p, tables)
+	return c.installTriggers(ctx, conn, tables)
 }
 
 const publicationOptions = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"

@@ -77,7 +77,7 @@ func TestMendsWork(t *testing.T) {
 func TestPartitionOfCapturedTable(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec("create table p (id int primary key) partition by range (id); create table p1 partition of p for values from (1) to (9)")
-	both := roots(mustNew(t, Config{URL: db.URL, Stream: "s", Tables: []string{"public.p", "public.p1"}}))
+	both := mustNew(t, Config{URL: db.URL, Stream: "s", Tables: []string{"public.p", "public.p1"}})
 	if err := both.Install(t.Context()); !errors.Is(err, ErrTable) || !strings.Contains(err.Error(), "partition of public.p") {
 		t.Errorf("install of root and leaf: %v", err)
 	}

@@ -10,20 +10,29 @@ import (
 
 // beginLoad puts the begin of a load of a table into the unit under way. Where
 // one is under way it begins its pass anew: the shadow generation stays, because
-// the stream has kept it up, and the new pass reads every row again.
-func (d *decoder) beginLoad(table millrace.TableID, reason string, initial bool) error {
+// the stream has kept it up, and the new pass reads every row again. If rows have
+// gone without being sent, another load takes its place, since nothing would
+// remove them from that generation.
+func (d *decoder) beginLoad(table millrace.TableID, c cause, initial bool) error {
 	l := d.loads
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	schema := d.schemas[table]
-	reason = clean(reason)
-	if ld := l.byTable[table]; ld != nil {
+	reason := clean(c.text)
+	ld := l.byTable[table]
+	if ld != nil && c.gone {
+		initial = ld.initial
+		l.removeLocked(ld)
+		ld = nil
+	}
+	d.loaded[table] = ld == nil
+	if ld != nil {
 		ld.work.Restart()
 		ld.reason = reason
 		return d.loadEntry(ld, millrace.KindLoadProgress, &millrace.LoadInfo{Progress: ld.note()})
 	}
 	l.lastLoad++
-	ld := &load{
+	ld = &load{
 		id: l.lastLoad, table: table, name: schema.QualifiedName(), reason: reason, initial: initial, schema: schema,
 		work: chunk.NewLoad(l.limits), started: time.Now(),
 	}

@@ -26,6 +26,7 @@ type Source struct {
 	server        *serverInfo
 	senderTimeout time.Duration
 	publication   string // its fingerprint
+	follow        *follower
 
 	confirmed atomic.Uint64 // newest LSN given to Confirm
 	given     atomic.Uint64 // newest LSN given out by Next
@@ -85,6 +86,7 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 	if err != nil {
 		return nil, err
 	}
+	s.follow = s.newFollower(tables)
 	position := from.Position
 	if position.IsZero() {
 		if position, err = c.makeSlot(ctx, conn, server); err != nil {
@@ -153,8 +155,7 @@ func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.P
 		return err
 	}
 	if s.loads, err = resumeLoads(ctx, conn, catalog, s.c.chunks); err == nil && !plan.isEmpty() {
-		err = plan.announce(ctx, conn)
-		s.c.log.Info("tables join and leave the stream", "joining", len(plan.joining), "leaving", len(plan.leaving))
+		err = s.announce(ctx, conn, plan)
 	}
 	if err != nil {
 		closeConn(repl)
@@ -171,6 +172,20 @@ func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.P
 		defer closeConn(conn)
 		return s.stream(ctx, conn, repl, p, schemas, version, plan)
 	})
+	return nil
+}
+
+// announce has a plan carried out.
+func (s *Source) announce(ctx context.Context, conn *pgx.Conn, p *plan) error {
+	marks, err := s.c.marks(ctx, conn, p.joining)
+	if err != nil {
+		return err
+	}
+	if err := p.announce(ctx, conn); err != nil {
+		return err
+	}
+	s.follow.began(marks, p.joining, p.lsn)
+	s.c.log.Info("tables join and leave the stream", "joining", len(p.joining), "leaving", len(p.leaving))
 	return nil
 }
 
@@ -226,7 +241,7 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 	beating, stop := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		a := &attendant{c: s.c, loads: s.loads, publication: s.publication}
+		a := &attendant{c: s.c, loads: s.loads, publication: s.publication, follow: s.follow}
 		if err := a.run(beating); err != nil {
 			s.cancel(fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, err))
 		}

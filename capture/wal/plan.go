@@ -108,7 +108,7 @@ func (d *decoder) carryOut(content []byte) error {
 		if p.initial {
 			reason = "first copy"
 		}
-		if err := d.beginLoad(id, reason, p.initial); err != nil {
+		if err := d.beginLoad(id, cause{text: reason}, p.initial); err != nil {
 			return err
 		}
 	}

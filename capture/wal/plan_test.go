@@ -56,7 +56,7 @@ func (r *rig) renew() {
 	r.t.Helper()
 	old := r.c
 	r.c = mustNew(r.t, r.cfg)
-	r.c.roots, r.c.watchInterval = old.roots, old.watchInterval
+	r.c.watchInterval = old.watchInterval
 }
 
 func TestTablesJoinAndLeave(t *testing.T) {

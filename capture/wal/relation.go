@@ -100,22 +100,20 @@ func (d *decoder) adopt(before, s *millrace.Schema, info *tableInfo) (*millrace.
 	}
 	s, err := d.introduce(s)
 	if err == nil && step.rows != "" {
-		err = d.load(s.Table, step.rows)
+		err = d.load(s.Table, cause{text: step.rows})
 	}
 	return s, err
 }
 
 // load begins a load of a table where the unit under way stands, because rows
-// have changed at the source without being sent: reason says why, for people. A
-// unit begins one load of a table at most, since none of its rows can be loaded
-// before the unit has ended.
-func (d *decoder) load(id millrace.TableID, reason string) error {
-	if d.loaded[id] {
+// have changed at the source without being sent. A unit begins one load of a
+// table at most, since none of its rows can be loaded before the unit has ended.
+func (d *decoder) load(id millrace.TableID, c cause) error {
+	if anew, begun := d.loaded[id]; begun && (anew || !c.gone) {
 		return nil
 	}
-	d.loaded[id] = true
-	d.log.Info("load begins", "table", d.schemas[id].QualifiedName(), "reason", reason)
-	return d.beginLoad(id, reason, false)
+	d.log.Info("load begins", "table", d.schemas[id].QualifiedName(), "reason", c.text)
+	return d.beginLoad(id, c, false)
 }
 
 // introduce gives s the next version and puts it into the stream.

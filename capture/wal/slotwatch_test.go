@@ -295,7 +295,7 @@ func TestSlotWAL(t *testing.T) {
 		cfg := r.cfgWithout()
 		cfg.URL = strings.Replace(db.URL, "postgres@", "reader@", 1)
 		cfg.RetainLimit, cfg.DropAtLimit, cfg.Registerer = 64<<20, true, reg
-		r.c = roots(mustNew(t, cfg))
+		r.c = mustNew(t, cfg)
 		r.c.watchInterval = 20 * time.Millisecond
 		r.open()
 		db.Exec("insert into a values (2)")

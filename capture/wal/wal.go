@@ -129,8 +129,6 @@ type Capture struct {
 	// Set by New; tests shorten the times, and measure without gathering.
 	statusInterval, confirmDelay, watchInterval time.Duration
 	gather                                      func(net.Conn, time.Duration, int)
-	// roots lets tests capture partitioned tables under the root's name.
-	roots bool
 	// chunks bounds what loads read at once and hold.
 	chunks chunk.Limits
 	// holdLoads makes loads wait from the start until PauseLoads(false).

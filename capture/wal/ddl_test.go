@@ -1,0 +1,407 @@
+package wal
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+func TestMessageAbout(t *testing.T) {
+	schemas := map[millrace.TableID]*millrace.Schema{
+		1: {Table: 1, Types: []millrace.TypeDesc{{OID: 20}, {OID: 5000}}},
+		2: {Table: 2, Types: []millrace.TypeDesc{{OID: 20}}},
+	}
+	for _, c := range []struct {
+		name string
+		m    ddlMessage
+		want map[millrace.TableID]cause
+	}{
+		{"another stream's", ddlMessage{Tag: "X", Tables: []millrace.TableID{9}, Types: []uint32{6}, Rewritten: []millrace.TableID{8}}, map[millrace.TableID]cause{}},
+		{"a table", ddlMessage{Tag: "X", Tables: []millrace.TableID{2, 9}}, map[millrace.TableID]cause{2: {}}},
+		{"a type", ddlMessage{Tag: "X", Types: []uint32{5000}}, map[millrace.TableID]cause{1: {}}},
+		{"rewritten", ddlMessage{Tag: "X", Tables: []millrace.TableID{2}, Rewritten: []millrace.TableID{2}}, map[millrace.TableID]cause{2: {"it was rewritten (X)", false}}},
+		{"a partition", ddlMessage{Tag: "X", Partitions: []millrace.TableID{1}, Rewritten: []millrace.TableID{1}, Tables: []millrace.TableID{2}}, map[millrace.TableID]cause{1: {"a partition came or went (X)", true}, 2: {}}},
+		{"doubt", ddlMessage{Tag: "X", Doubt: true}, map[millrace.TableID]cause{1: {"what X did to it is not known", true}, 2: {"what X did to it is not known", true}}},
+		{"asked for", ddlMessage{Stream: "s", Load: []millrace.TableID{1, 9}, Reason: "be\ncause"}, map[millrace.TableID]cause{1: {"because", true}}},
+		{"asked for by another", ddlMessage{Stream: "t", Load: []millrace.TableID{1}, Reason: "because"}, map[millrace.TableID]cause{}},
+		{"endless", ddlMessage{Tag: strings.Repeat("ä", 300), Rewritten: []millrace.TableID{1}}, map[millrace.TableID]cause{1: {"it was rewritten (" + strings.Repeat("ä", 100) + ")", false}}},
+	} {
+		if got := c.m.altered("s", schemas); !maps.Equal(got, c.want) {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
+	}
+}
+
+func TestMarksDiffer(t *testing.T) {
+	plain := func(published string) *mark { return &mark{Published: published} }
+	root := func(triggers string, leaves ...string) *mark {
+		m := &mark{Published: "p", Triggers: triggers, Leaves: map[string]leafMark{}}
+		for i, since := range leaves {
+			m.Leaves[fmt.Sprint(i)] = leafMark{Since: since, File: 7}
+		}
+		return m
+	}
+	truncated := root("e", "a")
+	truncated.Leaves["0"] = leafMark{Since: "a", File: 8}
+	for _, c := range []struct {
+		name      string
+		seen, now *mark
+		want      string
+	}{
+		{"plain, first seen", nil, plain("p"), ""},
+		{"plain, the same", plain("p"), plain("p"), ""},
+		{"taken out and put back", plain("p"), plain("q"), "publication"},
+		{"root, first seen", nil, root("e", "a"), "not known"},
+		{"root without partitions, first seen", nil, root(""), "not known"},
+		{"the same", root("", "a", "b"), root("", "a", "b"), ""},
+		{"came", root("", "a"), root("", "a", "b"), "a partition came"},
+		{"gone", root("", "a", "b"), root("", "a"), "is gone"},
+		{"detached and attached", root("", "a"), root("", "c"), "a partition came"},
+		{"truncated", root("e", "a"), truncated, "truncated"},
+		{"came, and was told", root("e", "a"), root("e", "a", "b"), ""},
+		{"gone, and was told", root("e", "a", "b"), root("e", "a"), ""},
+		{"came while triggers were made again", root("d", "a"), root("e", "a", "b"), "came"},
+		{"came after the triggers went", root("e", "a"), root("", "a", "b"), "came"},
+		{"triggers alone", root("", "a"), root("e", "a"), ""},
+	} {
+		if got := c.now.differs(c.seen); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// register makes the control schema and enters the rig's stream, as init does
+// before and after Install.
+func register(t testing.TB, db *pgtest.DB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn)
+	if err := control.Migrate(ctx, conn); err != nil {
+		t.Fatal(err)
+	}
+	_, err = control.CreateStream(ctx, conn, control.Stream{Name: "s", Capture: "wal", Topic: "s", TopicID: "x", Publication: "millrace_s", Slot: "s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// With event triggers, tables that nobody writes to are seen to as well, and what
+// no change can tell of.
+func TestEventTriggers(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec(`create type e as enum ('a', 'b'); create type p as (x int, y text); create domain d as e;
+		create table a (id int primary key, v text, n int, e e, p p, d d);
+		create table idle (id int primary key, ee e[], dd d, q numeric(10, 2));
+		create table other (id int primary key, v text, p p);
+		insert into a select i, 'v', i, 'a', row(i, 'y')::p, 'b' from generate_series(1, 3) i; insert into idle values (1, '{a,b}', 'a', 1.5)`)
+	r := newRig(t, db, nil, "a", "idle")
+	r.open()
+	r.copied()
+	r.sync()
+	// alter runs DDL and compares the units that come of it, and the reasons.
+	alter := func(sql, kinds string, reasons ...string) {
+		t.Helper()
+		db.Exec(sql)
+		var got []string
+		for _, u := range r.sync() {
+			got = append(got, u.kinds())
+		}
+		if got := strings.Join(got, "; "); got != kinds {
+			t.Errorf("%s: got %s, want %s", sql, got, kinds)
+		}
+		asked := r.load()
+		slices.Sort(asked)
+		if !slices.EqualFunc(asked, reasons, func(a, b string) bool { return strings.HasPrefix(a, b) }) {
+			t.Errorf("%s: loads were begun because of %q, want %q", sql, asked, reasons)
+		}
+		r.equal()
+	}
+	alter("alter type e rename value 'a' to 'z'", "schema load_begin schema load_begin", "a: a label of enum e was renamed", "idle: a label of enum e was renamed")
+	alter("alter type e add value 'c'", "schema schema")
+	alter("alter type p add attribute z int cascade", "schema load_begin", "a: type p was altered")
+	alter("alter type p rename attribute x to xx cascade", "schema load_begin", "a: type p was altered")
+	alter("alter table idle alter column q type numeric(12, 4)", "schema load_begin", "idle: column q has another type")
+	alter("alter table idle alter column q type numeric(12, 4) using q * 2", "load_begin", "idle: it was rewritten (ALTER TABLE)")
+	alter("alter table idle add column w float default random()", "schema load_begin", "idle: column w came with a value")
+	alter("alter table idle add column g float default 1; alter table idle alter column g drop default", "schema load_begin", "idle: column g came with a value")
+	alter("alter table idle drop column w", "schema load_begin", "idle: column w was dropped")
+	alter("alter table idle rename column q to r", "schema load_begin", "idle: column q was renamed to r")
+	alter("alter table idle add column nullable text", "schema")
+	alter("alter table idle rename to idle2; alter table idle2 rename to idle", "")
+	// The key is gone in between.
+	alter("alter table idle drop constraint idle_pkey; alter table idle add primary key (id)", "")
+	// A command of the transaction that changes rows too: one load.
+	alter("begin; insert into a values (10); alter table a alter column n type bigint; insert into a values (11); update a set n = 1; commit",
+		"put schema load_begin put put put put put put", "a: column n has another type")
+	// Rolled back, of another table, of none: nothing.
+	alter("begin; alter table a drop column v; rollback; alter table other alter column v type int using 1; create table more (id int); drop table more; alter table other drop column p;"+
+		"create schema sch create table t (id int); drop schema sch cascade; create temp table tt (id int); alter table a set (fillfactor = 90); create index on a (n); truncate other", "")
+	alter("vacuum full a", "")
+	// A role of no rights, and one that silences triggers.
+	db.Exec("create role nobody_" + db.Name + "; grant create on schema public to nobody_" + db.Name)
+	alter("set role nobody_"+db.Name+"; create table mine (id int primary key); alter table mine add column v int; drop table mine; reset role", "")
+	alter("set session_replication_role = replica; alter table idle add column silent int default 1; reset session_replication_role", "schema load_begin", "idle: column silent came")
+	db.Exec("drop owned by nobody_" + db.Name + "; drop role nobody_" + db.Name)
+	// The trigger fails: the command does not, and all tables are loaded.
+	db.Exec("alter table millrace.stream rename column publication to gone")
+	r.sync()
+	r.load()
+	alter("alter table other add column x int", "load_begin load_begin", "a: what ALTER TABLE did to it is not known", "idle: what ALTER TABLE did")
+	db.Exec("alter table millrace.stream rename column gone to publication")
+	r.sync()
+	r.load()
+	r.restart()
+	r.sync()
+	if got := r.load(); len(got) > 0 {
+		t.Errorf("after a restart, loads were begun because of %q", got)
+	}
+	r.equal()
+
+	// With the last stream all of it goes.
+	r.close()
+	conn, err := pgx.Connect(r.ctx(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(conn)
+	if dropped, err := control.DropStream(r.ctx(), conn, "s"); err != nil || !dropped {
+		t.Fatalf("drop stream: %v, %v", dropped, err)
+	}
+	if got := db.String("select count(*) from pg_event_trigger"); got != "0" {
+		t.Errorf("%s event triggers are left", got)
+	}
+	db.Exec("alter table a add column y int")
+}
+
+// Without the right to make event triggers, init goes on and check warns.
+func TestNoEventTriggers(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec("create table a (id int primary key)")
+	role := "plain_" + db.Name
+	db.Exec("create role " + role + " login replication password 'x'; grant create on database " + db.Name + " to " + role + "; alter table a owner to " + role +
+		"; grant usage, create on schema millrace to " + role + "; alter table millrace.leaf owner to " + role)
+	t.Cleanup(func() { db.Exec("drop owned by " + role + " cascade; drop role " + role) })
+	r := newRig(t, db, func(c *Config) { c.URL = strings.Replace(db.URL, "postgres://postgres@", "postgres://"+role+":x@", 1) }, "a")
+	findings, err := r.c.Check(r.ctx())
+	if err != nil || len(findings) != 1 || !strings.Contains(findings[0].Text, "every few seconds") || !strings.Contains(findings[0].Mend, "superuser") {
+		t.Errorf("check: %v, %v", findings, err)
+	}
+	if got := db.String("select count(*) from pg_event_trigger"); got != "0" {
+		t.Errorf("%s event triggers were made", got)
+	}
+	r.c = mustNew(t, Config{URL: db.URL, Stream: "s", Slot: r.cfg.Slot, Tables: r.cfg.Tables, SpoolDir: t.TempDir()})
+	if err := r.c.Install(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if findings, err = r.c.Check(r.ctx()); err != nil || len(findings) != 0 {
+		t.Errorf("check after init as a superuser: %v, %v", findings, err)
+	}
+	db.Exec("alter event trigger millrace_ddl_drop disable")
+	if findings, err = r.c.Check(r.ctx()); err != nil || len(findings) != 1 {
+		t.Errorf("check with a trigger that is turned off: %v, %v", findings, err)
+	}
+	if err := r.c.Install(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if findings, err = r.c.Check(r.ctx()); err != nil || len(findings) != 0 {
+		t.Errorf("check after init: %v, %v", findings, err)
+	}
+}
+
+const partitionedTables = `create table p (id int, region text, v text, primary key (region, id)) partition by list (region);
+	create table p_eu partition of p for values in ('eu');
+	create table p_us partition of p for values in ('us');
+	create table p_rest partition of p default partition by range (id);
+	create table p_low partition of p_rest for values from (minvalue) to (100);
+	create table p_high partition of p_rest for values from (100) to (maxvalue);
+	insert into p select i, (array['eu', 'us', 'asia'])[i % 3 + 1], 'v' || i from generate_series(1, 300) i`
+
+// loaded takes units until the table was asked to be loaded, and ends the load.
+func (r *rig) loaded(what, want string) {
+	r.t.Helper()
+	for len(r.edge.at.Catalog.Loads) == 0 {
+		r.next()
+	}
+	r.sync()
+	if got := r.load(); len(got) != 1 || !strings.Contains(got[0], want) {
+		r.t.Errorf("%s: loads were begun because of %q, want one because of %q", what, got, want)
+	}
+	r.equal()
+}
+
+// kept publishes what was taken, and waits until the marks are kept as they are
+// by now.
+func (r *rig) kept(what string) {
+	r.t.Helper()
+	conn, err := r.c.connect(r.ctx(), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer closeConn(conn)
+	var ids []millrace.TableID
+	for _, s := range r.edge.at.Catalog.Schemas {
+		ids = append(ids, s.Table)
+	}
+	now, err := r.c.marks(r.ctx(), conn, ids)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	until(r.t, what+": the marks are kept", func() bool {
+		r.sync()
+		r.src.Confirm(r.edge.at.Position)
+		f := r.src.newFollower(nil)
+		if err := f.read(r.ctx(), conn); err != nil {
+			r.t.Fatal(err)
+		}
+		return maps.EqualFunc(now, f.known, func(a, b *mark) bool { return a.equal(b) })
+	})
+	if got := r.load(); len(got) > 0 {
+		r.t.Errorf("%s: loads were begun because of %q", what, got)
+	}
+}
+
+func TestPartitionsByTriggers(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec(partitionedTables)
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "p")
+	r.c.watchInterval = 20 * time.Millisecond
+	r.open()
+	r.copied()
+	none := func(what, sql string) {
+		t.Helper()
+		db.Exec(sql)
+		r.sync()
+		if got := r.load(); len(got) > 0 {
+			t.Errorf("%s: loads were begun because of %q", what, got)
+		}
+		r.equal()
+	}
+	all := func(what, sql, want string) {
+		t.Helper()
+		db.Exec(sql)
+		r.loaded(what, want)
+	}
+	none("a new partition", "create table p_af partition of p for values in ('af'); insert into p values (1, 'af', 'x')")
+	none("an empty table is attached", "create table p_oc (like p including all); alter table p attach partition p_oc for values in ('oc'); insert into p values (1, 'oc', 'x')")
+	none("a column", "alter table p add column w int; update p set w = 1 where id = 5")
+	all("a table with rows is attached", "create table p_sa (like p including all); insert into p_sa values (1, 'sa', 'x'); alter table p attach partition p_sa for values in ('sa')", "came or went (ALTER TABLE)")
+	all("one is filled in the transaction", "begin; create table p_na (like p including all); insert into p_na values (1, 'na', 'x'); alter table p attach partition p_na for values in ('na'); update p set v = 'y' where region = 'na'; commit", "came or went (ALTER TABLE)")
+	all("detached", "alter table p detach partition p_sa", "came or went (ALTER TABLE)")
+	none("an empty one is detached", "delete from p_oc; truncate p_oc; alter table p detach partition p_oc")
+	all("dropped", "drop table p_us", "came or went (DROP TABLE)")
+	all("one below another is dropped", "drop table p_low", "came or went (DROP TABLE)")
+	all("truncated", "truncate p_eu", "was truncated or rewritten")
+	// The comparison cannot tell a rewrite from TRUNCATE, and asks a second time.
+	db.Exec("alter table p alter column v type varchar using 'rewritten'")
+	for asked := []string(nil); len(asked) < 2; asked = append(asked, r.load()...) {
+		for len(r.edge.at.Catalog.Loads) == 0 {
+			r.next()
+		}
+		r.sync()
+	}
+	r.equal()
+	// What TRUNCATE of the root has done to its partitions is seen by comparison
+	// all the same.
+	all("the root is truncated", "insert into p values (7, 'eu', 'x'); truncate p", "was truncated or rewritten")
+}
+
+// Without event triggers partitions are compared, over restarts too.
+func TestPartitionsByComparison(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec(partitionedTables + "; create table plain (id int primary key)")
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "p", "plain")
+	db.Exec("drop event trigger millrace_ddl_end; drop event trigger millrace_ddl_drop; drop event trigger millrace_ddl_rewrite")
+	r.c.watchInterval = 20 * time.Millisecond
+	r.open()
+	r.copied()
+	r.kept("first copy")
+	r.equal()
+	r.restart()
+	r.kept("restart")
+	db.Exec("insert into p values (1000, 'eu', 'x'); update p set v = 'y' where id < 10; insert into plain values (1); truncate plain")
+	db.Exec("vacuum")
+	db.Exec("vacuum full plain")
+	r.sync()
+	r.equal()
+	r.kept("nothing")
+
+	db.Exec("create table p_sa (like p including all); insert into p_sa values (1, 'sa', 'x'); alter table p attach partition p_sa for values in ('sa')")
+	r.loaded("attached", "a partition came")
+	db.Exec("truncate p_eu")
+	r.loaded("truncated", "was truncated")
+	// While nobody looks. The same partition, with other rows, is another one.
+	r.kept("before")
+	r.close()
+	db.Exec("alter table p detach partition p_sa; insert into p_sa values (2, 'sa', 'y'); alter table p attach partition p_sa for values in ('sa')")
+	r.open()
+	r.loaded("detached and attached", "a partition came")
+	// A begin that was not published does not count.
+	r.close()
+	r.open()
+	r.loaded("detached and attached, not confirmed", "a partition came")
+	r.kept("after")
+	r.close()
+	db.Exec("drop table p_sa")
+	r.open()
+	r.loaded("dropped", "is gone")
+	r.kept("dropped")
+
+	// Out of the publication and back in, while nobody looks.
+	r.close()
+	db.Exec("alter publication millrace_s drop table plain; insert into plain values (77); alter publication millrace_s add table plain")
+	r.open()
+	r.loaded("taken out and put back", "taken out of the publication")
+	r.kept("at the end")
+	r.restart()
+	r.kept("at the very end")
+	r.equal()
+}
+
+// A partition goes after some of its rows were loaded: what brought them must not
+// end with them.
+func TestPartitionGoesDuringLoad(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec(`create table p (id int, region text, v text, primary key (region, id)) partition by list (region);
+		create table p_a partition of p for values in ('a'); create table p_b partition of p for values in ('b');
+		insert into p select i, (array['a', 'b'])[i % 2 + 1], repeat('v', 100) from generate_series(1, 2000) i`)
+	r := newRig(t, db, nil, "p")
+	r.c.chunks.Blocks = 4
+	r.open()
+	r.copied()
+	r.sync()
+	if err := r.src.RequestLoad(r.ctx(), "public.p", "test"); err != nil {
+		t.Fatal(err)
+	}
+	r.sync()
+	r.src.PauseLoads(false)
+	for a := r.next(); !a.has(millrace.KindPut); {
+		a = r.next()
+	}
+	r.src.PauseLoads(true)
+	db.Exec("alter table p detach partition p_a")
+	r.sync()
+	if got := r.load(); len(got) != 2 || !strings.Contains(got[1], "came or went") {
+		t.Errorf("loads were begun because of %q", got)
+	}
+	r.equal()
+}
