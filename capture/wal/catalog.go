@@ -28,6 +28,8 @@ type tableInfo struct {
 	indexes     []indexInfo
 	// types describes every type that the columns use.
 	types []millrace.TypeDesc
+	// choice is which columns and rows are captured.
+	choice choice
 }
 
 type columnInfo struct {
@@ -40,6 +42,7 @@ type columnInfo struct {
 	hasMissing bool // rows written before the column have a value for it all the same
 	collation  string
 	loose      bool // the collation is nondeterministic
+	outOfLine  bool // its values may be stored out of line
 }
 
 type indexInfo struct {
@@ -104,7 +107,7 @@ SELECT a.attnum, a.attname::text, a.atttypid::bigint, a.atttypmod, a.attnotnull,
        -- So may the default of a domain.
        a.atthasmissing OR a.atthasdef OR t.typdefault IS NOT NULL,
        coalesce(CASE WHEN n.nspname = 'pg_catalog' THEN l.collname::text ELSE n.nspname || '.' || l.collname END, ''),
-       coalesce(NOT l.collisdeterministic, false)
+       coalesce(NOT l.collisdeterministic, false), a.attstorage <> 'p'
 FROM pg_attribute a
 JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_collation l ON l.oid = a.attcollation
@@ -116,7 +119,7 @@ ORDER BY a.attnum`, int64(t.id))
 	}
 	t.columns, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c columnInfo, err error) {
 		var typ int64
-		err = row.Scan(&c.number, &c.name, &typ, &c.typmod, &c.notNull, &c.generated, &c.hasMissing, &c.collation, &c.loose)
+		err = row.Scan(&c.number, &c.name, &typ, &c.typmod, &c.notNull, &c.generated, &c.hasMissing, &c.collation, &c.loose, &c.outOfLine)
 		c.typ = uint32(typ)
 		return c, err
 	})

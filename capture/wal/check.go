@@ -59,6 +59,7 @@ func (c *Capture) Check(ctx context.Context) ([]finding.Finding, error) {
 			return nil, err
 		}
 		problems = append(problems, found...)
+		problems = append(problems, c.checkChoices(server)...)
 		if found, err = c.checkPublication(ctx, conn, server, tables); err != nil {
 			return nil, err
 		}
@@ -186,9 +187,11 @@ func (c *Capture) checkTables(ctx context.Context, conn *pgx.Conn) ([]*tableInfo
 			problems = append(problems, refuse(ErrTables, "table "+name.String(), "the source has no such table", "correct its name in the configuration, or create it"))
 			continue
 		}
+		t.choice = c.configured(name)
 		tables = append(tables, t)
 	}
 	for _, t := range tables {
+		problems = append(problems, t.checkChoice()...)
 		found, err := c.checkTable(ctx, conn, t, tables)
 		if err != nil {
 			return nil, nil, err

@@ -310,7 +310,24 @@ func (d *decoder) insert(b []byte) error {
 	if err := m.end(); err != nil {
 		return r.wrap(err)
 	}
+	if r.filtered {
+		if err := d.entered(r); err != nil {
+			return err
+		}
+	}
 	return d.put(r, nil)
+}
+
+// entered sees to a row that an update has brought into what is captured: it
+// comes as an insert, without the values that are stored out of line and did not
+// change. Only a load has them.
+func (d *decoder) entered(r *relation) error {
+	for i := range r.new {
+		if r.new[i].State == millrace.ColumnUnchanged {
+			return d.load(r.id, cause{text: "a row came into what is captured without its value of column " + r.schema.Columns[i].Name})
+		}
+	}
+	return nil
 }
 
 // put writes the row in r.new. old is the row that it was before, if the source

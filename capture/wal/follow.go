@@ -39,10 +39,8 @@ type leafMark struct {
 // of. TRUNCATE of one fires no event trigger.
 func (now *mark) differs(seen *mark) string {
 	switch {
-	case seen == nil && now.Leaves == nil:
-		return ""
 	case seen == nil:
-		return "what partitions it had when it was loaded is not known"
+		return "what it looked like when it was loaded is not known"
 	case seen.Published != now.Published:
 		return "it was taken out of the publication and put back, or other columns or rows of it were chosen"
 	}
@@ -186,6 +184,9 @@ func (f *follower) run(ctx context.Context, conn *pgx.Conn) error {
 			seen = b.mark
 		}
 		reason := now[id].differs(seen)
+		if seen == nil && !f.kept && now[id].Leaves == nil {
+			reason = "" // without the control schema there is nothing to go by
+		}
 		switch {
 		case reason != "":
 			f.c.log.Warn("rows of a table came or went without being sent; it is loaded again", "oid", id, "reason", reason)

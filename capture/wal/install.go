@@ -29,13 +29,18 @@ type publicationInfo struct {
 }
 
 type publicationMember struct {
-	id       millrace.TableID
-	name     tableName
-	filtered bool // has a column list or row filter
+	id   millrace.TableID
+	name tableName
+	choice
 }
 
-func (p *publicationInfo) has(id millrace.TableID) bool {
-	return slices.ContainsFunc(p.members, func(m publicationMember) bool { return m.id == id })
+// member returns nil if the publication does not have the table.
+func (p *publicationInfo) member(id millrace.TableID) *publicationMember {
+	i := slices.IndexFunc(p.members, func(m publicationMember) bool { return m.id == id })
+	if i < 0 {
+		return nil
+	}
+	return &p.members[i]
 }
 
 // lookUpPublication returns nil if there is none.
@@ -45,18 +50,22 @@ func (c *Capture) lookUpPublication(ctx context.Context, conn *pgx.Conn, server 
 	}
 	var p publicationInfo
 	err := conn.QueryRow(ctx, `
-SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot
-FROM pg_publication WHERE pubname = $1`, c.cfg.Publication).Scan(&p.allTables, &p.everything, &p.viaRoot)
+SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate AND coalesce(to_jsonb(p)->>'pubgencols', 'n') = 'n', pubviaroot
+FROM pg_publication p WHERE pubname = $1`, c.cfg.Publication).Scan(&p.allTables, &p.everything, &p.viaRoot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
 		return fail(err)
 	}
-	// Column lists and row filters came with Postgres 15; through jsonb the
-	// query suits 14 too.
+	choice := "'', NULL::text[]" // column lists and row filters came with Postgres 15
+	if server.version >= 150000 {
+		choice = `coalesce(pg_get_expr(r.prqual, r.prrelid), ''),
+       CASE WHEN r.prattrs IS NOT NULL THEN
+           ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs::int2[]) ORDER BY a.attnum) END`
+	}
 	rows, err := conn.Query(ctx, `
-SELECT c.oid::bigint, n.nspname::text, c.relname::text, to_jsonb(r)->>'prqual' IS NOT NULL OR to_jsonb(r)->>'prattrs' IS NOT NULL
+SELECT c.oid::bigint, n.nspname::text, c.relname::text, `+choice+`
 FROM pg_publication p
 JOIN pg_publication_rel r ON r.prpubid = p.oid
 JOIN pg_class c ON c.oid = r.prrelid
@@ -68,7 +77,7 @@ ORDER BY 2, 3`, c.cfg.Publication)
 	}
 	p.members, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (m publicationMember, err error) {
 		var id int64
-		err = row.Scan(&id, &m.name.schema, &m.name.name, &m.filtered)
+		err = row.Scan(&id, &m.name.schema, &m.name.name, &m.where, &m.columns)
 		m.id = millrace.TableID(id)
 		return m, err
 	})
@@ -117,8 +126,16 @@ func (c *Capture) checkPublication(ctx context.Context, conn *pgx.Conn, server *
 		problems = append(problems, refuse(ErrPublication, subject, "it leaves out some operations, or publishes partitions under their own names", "millrace init"))
 	}
 	for _, t := range tables {
-		if !p.has(t.id) {
+		m := p.member(t.id)
+		if m == nil {
 			problems = append(problems, refuse(ErrPublication, subject, "it lacks table "+t.name.String(), "millrace init"))
+			continue
+		}
+		same, err := m.sameAs(ctx, conn, t)
+		if err != nil {
+			problems = append(problems, refuse(ErrPublication, subject, fmt.Sprintf("source.where of table %v cannot be read: %v", t.name, err), "correct source.where"))
+		} else if !same {
+			problems = append(problems, refuse(ErrPublication, subject, "it has other columns or rows of table "+t.name.String()+" than source.columns and source.where choose", "millrace init; transfer then loads the table again"))
 		}
 	}
 	for _, m := range p.members {
@@ -139,12 +156,6 @@ func (c *Capture) unfitPublication(p *publicationInfo) *problem {
 		text = "it is FOR ALL TABLES, and would publish the control schema too"
 	case p.schemas > 0:
 		text = "it is FOR TABLES IN SCHEMA, and would publish tables that are not configured"
-	default:
-		for _, m := range p.members {
-			if m.filtered {
-				text = "it has a row filter or column list for table " + m.name.String()
-			}
-		}
 	}
 	if text == "" {
 		return nil
@@ -186,12 +197,15 @@ func (c *Capture) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := firstError(c.checkChoices(server)); err != nil {
+		return err
+	}
 	if p == nil {
-		err = c.createPublication(ctx, conn, tables)
+		err = c.createPublication(ctx, conn, server, tables)
 	} else if found := c.unfitPublication(p); found != nil {
 		err = firstError([]problem{*found})
 	} else {
-		err = c.alterPublication(ctx, conn, p, tables)
+		err = c.alterPublication(ctx, conn, server, p, tables)
 	}
 	if err != nil {
 		return err
@@ -199,14 +213,58 @@ func (c *Capture) Install(ctx context.Context) error {
 	return c.installTriggers(ctx, conn, tables)
 }
 
-const publicationOptions = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
-
-func (c *Capture) createPublication(ctx context.Context, conn *pgx.Conn, tables []*tableInfo) error {
-	var names []string
-	for _, t := range tables {
-		names = append(names, t.name.quoted())
+// checkChoices refuses column lists and row filters where the server has none.
+func (c *Capture) checkChoices(server *serverInfo) []problem {
+	if server.version >= 150000 || len(c.cfg.Columns) == 0 && len(c.cfg.Where) == 0 {
+		return nil
 	}
-	_, err := conn.Exec(ctx, "CREATE PUBLICATION "+quote(c.cfg.Publication)+" FOR TABLE "+strings.Join(names, ", ")+" WITH "+publicationOptions)
+	return []problem{refuse(ErrVersion, "source.columns and source.where", fmt.Sprintf("column lists and row filters came with Postgres 15, the source is %d", server.version/10000),
+		"remove both from the configuration, or upgrade the source")}
+}
+
+func publicationOptions(server *serverInfo) string {
+	text := "publish = 'insert, update, delete, truncate', publish_via_partition_root = true"
+	if server.version >= 180000 {
+		text += ", publish_generated_columns = none"
+	}
+	return "(" + text + ")"
+}
+
+// PublicationSQL returns the statement that makes the publication, for people.
+func (c *Capture) PublicationSQL() string {
+	var members []string
+	for _, name := range c.tables {
+		members = append(members, c.member(name))
+	}
+	return "CREATE PUBLICATION " + quote(c.cfg.Publication) + " FOR TABLE " + strings.Join(members, ", ") + "\n    WITH " + publicationOptions(&serverInfo{})
+}
+
+// sameAs reports whether a member has the columns and rows that are configured
+// for its table.
+func (m *publicationMember) sameAs(ctx context.Context, conn *pgx.Conn, t *tableInfo) (bool, error) {
+	if (m.columns == nil) != (t.choice.columns == nil) || len(m.columns) != len(t.choice.columns) {
+		return false, nil
+	}
+	for _, column := range t.choice.columns {
+		if !slices.Contains(m.columns, column) {
+			return false, nil
+		}
+	}
+	return sameWhere(ctx, conn, t.name, m.where, t.choice.where)
+}
+
+func (c *Capture) createPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*tableInfo) error {
+	var members []string
+	for _, t := range tables {
+		members = append(members, c.member(t.name))
+	}
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := c.fitFilters(ctx, tx, tables); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, "CREATE PUBLICATION "+quote(c.cfg.Publication)+" FOR TABLE "+strings.Join(members, ", ")+" WITH "+publicationOptions(server))
+		return err
+	})
 	if err != nil {
 		return c.publicationError("create", err)
 	}
@@ -222,21 +280,26 @@ func (c *Capture) publicationError(verb string, err error) error {
 	return fmt.Errorf("%s publication %s: %w", verb, c.cfg.Publication, err)
 }
 
-func (c *Capture) alterPublication(ctx context.Context, conn *pgx.Conn, p *publicationInfo, tables []*tableInfo) error {
+func (c *Capture) alterPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, p *publicationInfo, tables []*tableInfo) error {
 	alter := "ALTER PUBLICATION " + quote(c.cfg.Publication)
 	if !p.everything || !p.viaRoot {
-		if _, err := conn.Exec(ctx, alter+" SET "+publicationOptions); err != nil {
+		if _, err := conn.Exec(ctx, alter+" SET "+publicationOptions(server)); err != nil {
 			return c.publicationError("alter", err)
 		}
 	}
 	for _, t := range tables {
-		if p.has(t.id) {
-			continue
+		m := p.member(t.id)
+		if m != nil {
+			if same, err := m.sameAs(ctx, conn, t); err != nil {
+				return fmt.Errorf("%w: table %v: source.where: %w", ErrTable, t.name, err)
+			} else if same {
+				continue
+			}
 		}
-		if err := c.addTable(ctx, conn, t.name); err != nil {
+		if err := c.addTable(ctx, conn, t, m != nil); err != nil {
 			return err
 		}
-		c.log.Info("table added to publication", "publication", c.cfg.Publication, "table", t.name.String())
+		c.log.Info("table added to publication", "publication", c.cfg.Publication, "table", t.name.String(), "again", m != nil)
 	}
 	for _, m := range p.members {
 		if slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == m.id }) {
@@ -250,19 +313,26 @@ func (c *Capture) alterPublication(ctx context.Context, conn *pgx.Conn, p *publi
 	return nil
 }
 
-func (c *Capture) addTable(ctx context.Context, conn *pgx.Conn, name tableName) error {
+// addTable puts a table into the publication; again says that it is there, with
+// other columns or rows.
+func (c *Capture) addTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, again bool) error {
+	name := t.name
+	alter := "ALTER PUBLICATION " + quote(c.cfg.Publication)
 	for attempt := 1; ; attempt++ {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			for _, sql := range []string{
+			statements := []string{
 				fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds()),
 				"LOCK TABLE " + name.quoted() + " IN SHARE ROW EXCLUSIVE MODE",
-				"ALTER PUBLICATION " + quote(c.cfg.Publication) + " ADD TABLE " + name.quoted(),
-			} {
+			}
+			if again {
+				statements = append(statements, alter+" DROP TABLE "+name.quoted())
+			}
+			for _, sql := range append(statements, alter+" ADD TABLE "+c.member(name)) {
 				if _, err := tx.Exec(ctx, sql); err != nil {
 					return err
 				}
 			}
-			return nil
+			return c.fitFilters(ctx, tx, []*tableInfo{t})
 		})
 		var pg *pgconn.PgError
 		if err == nil {

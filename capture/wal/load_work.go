@@ -240,7 +240,7 @@ func altered(err error) bool {
 func (w *worker) describe(ctx context.Context, known *millrace.Schema) (progress, error) {
 	var info *tableInfo
 	err := pgx.BeginTxFunc(ctx, w.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
-		info, err = tableByID(ctx, tx.Conn(), known.Table, nil)
+		info, err = w.c.table(ctx, tx.Conn(), known.Table, nil)
 		return err
 	})
 	if err != nil {
@@ -273,7 +273,9 @@ func (w *worker) prepare(ctx context.Context, schema *millrace.Schema) (err erro
 	if w.reader != nil && w.schema == schema {
 		return nil
 	}
-	w.reader, err = chunk.NewReader(ctx, w.conn, chunk.ReaderConfig{Schema: schema, Bytes: chunkBytes})
+	w.reader, err = chunk.NewReader(ctx, w.conn, chunk.ReaderConfig{
+		Schema: schema, Listed: w.c.choiceOf(schema.Table).columns != nil, Where: w.c.choiceOf(schema.Table).where, Bytes: chunkBytes,
+	})
 	w.schema = schema
 	return err
 }

@@ -123,7 +123,27 @@ func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serve
 	if err != nil {
 		return nil, err
 	}
-	return tables, firstError(append(problems, more...))
+	if err := firstError(append(append(problems, c.checkChoices(server)...), more...)); err != nil {
+		return nil, err
+	}
+	return tables, c.choose(ctx, conn, server)
+}
+
+// choose takes over which columns and rows the publication has, as the server
+// prints them.
+func (c *Capture) choose(ctx context.Context, conn *pgx.Conn, server *serverInfo) error {
+	p, err := c.lookUpPublication(ctx, conn, server)
+	if err != nil {
+		return err
+	}
+	chosen := make(map[millrace.TableID]choice)
+	if p != nil {
+		for _, m := range p.members {
+			chosen[m.id] = m.choice
+		}
+	}
+	c.chosen.Store(&chosen)
+	return nil
 }
 
 // fenceNames says which tables of the stream are not configured by the names that
@@ -277,7 +297,7 @@ const lookUpLimit = 20 * time.Second
 
 func (l *lookUps) table(ctx context.Context, id millrace.TableID, types []uint32) (info *tableInfo, err error) {
 	err = l.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		info, err = tableByID(ctx, conn, id, types)
+		info, err = l.c.table(ctx, conn, id, types)
 		return err
 	})
 	return info, err

@@ -15,6 +15,8 @@ type relation struct {
 	// schema is nil until the first change. It was the newest that the stream
 	// had of the table, and told was the number of what was told of the table,
 	// when the decoder's turn was checked.
+	// filtered tells that not all rows are captured.
+	filtered bool
 	schema   *millrace.Schema
 	told     uint64
 	checked  uint64
@@ -80,7 +82,7 @@ func (d *decoder) describe(r *relation) error {
 	if r.codec, err = millrace.NewKeyCodec(s); err != nil {
 		return fmt.Errorf("%w: %v: %w", ErrTable, r.name, err)
 	}
-	r.schema = s
+	r.schema, r.filtered = s, info != nil && info.choice.where != ""
 	r.new = make([]millrace.Datum, len(s.Columns))
 	r.old = make([]millrace.Datum, len(s.Columns))
 	return nil
@@ -146,6 +148,9 @@ func (t *tableInfo) missing() func(*millrace.Column) bool {
 		return nil
 	}
 	return func(column *millrace.Column) bool {
+		if t.choice.columns != nil {
+			return true // it may have been there all the time, and not been chosen
+		}
 		for _, c := range t.columns {
 			if c.name == column.Name && (column.Number == 0 || uint32(c.number) == column.Number) {
 				return c.hasMissing

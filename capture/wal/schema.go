@@ -102,7 +102,10 @@ func (t *tableInfo) schema() (*millrace.Schema, error) {
 	s := &millrace.Schema{Table: t.id, Namespace: t.name.schema, Name: t.name.name}
 	for i := range t.columns {
 		c := &t.columns[i]
-		if c.generated {
+		if c.generated || !t.choice.chooses(c.name) {
+			if slices.Contains(key, c.number) {
+				return nil, fmt.Errorf("%w: %v: source.columns leaves out column %s of its key; mend: add it there", ErrTable, t.name, c.name)
+			}
 			continue
 		}
 		s.Columns = append(s.Columns, millrace.Column{

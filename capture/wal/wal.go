@@ -33,10 +33,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/chunk"
 )
 
@@ -72,6 +74,11 @@ type Config struct {
 	// Tables are the captured tables as schema.table, exactly as the catalog
 	// writes them.
 	Tables []string
+	// Columns are the captured columns of tables, and Where conditions for
+	// captured rows, as in CREATE PUBLICATION; both are keyed by the tables'
+	// names. Tables that are not named have all. Postgres 15 and later.
+	Columns map[string][]string
+	Where   map[string]string
 	// MemoryBudget bounds what is held for transactions, in bytes: a quarter of
 	// it for all that are still open at the source, a quarter for the one being
 	// decoded, half for those that wait for Next. A single row may need up to
@@ -129,6 +136,9 @@ type Capture struct {
 	// Set by New; tests shorten the times, and measure without gathering.
 	statusInterval, confirmDelay, watchInterval time.Duration
 	gather                                      func(net.Conn, time.Duration, int)
+	// chosen are the columns and rows of the publication, by table, while a
+	// Source is open.
+	chosen atomic.Pointer[map[millrace.TableID]choice]
 	// chunks bounds what loads read at once and hold.
 	chunks chunk.Limits
 	// holdLoads makes loads wait from the start until PauseLoads(false).
@@ -195,6 +205,9 @@ func New(cfg Config) (*Capture, error) {
 		}
 		seen[t] = true
 		c.tables = append(c.tables, t)
+	}
+	if err := c.checkNames(&cfg); err != nil {
+		return nil, bad("%v", err)
 	}
 	if cfg.MemoryBudget == 0 {
 		cfg.MemoryBudget = DefaultMemoryBudget

@@ -19,6 +19,7 @@ import (
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/topic"
+	"github.com/millrace-db/millrace/sql"
 )
 
 // newCapture makes the capture of a stream. registered is its row in the
@@ -26,6 +27,7 @@ import (
 func newCapture(s *config.Stream, registered control.Stream, log *slog.Logger, reg prometheus.Registerer) (*wal.Capture, error) {
 	cfg := wal.Config{
 		URL: s.Source.URL.Reveal(), Stream: s.Name, Tables: s.Source.Tables,
+		Columns: s.Source.Columns, Where: s.Source.Where,
 		Slot: registered.Slot, Publication: registered.Publication,
 		MemoryBudget: int64(s.Source.Memory), SpoolDir: s.Source.SpoolDir, Heartbeat: duration(s.Source.Heartbeat),
 		LoadWorkers: s.Source.Load.Workers, LoadRate: s.Source.Load.RowsPerSecond, LoadMaxLag: duration(s.Source.Load.MaxReplicaLag),
@@ -278,21 +280,12 @@ func (u *setup) publication(ctx context.Context, registered control.Stream) erro
 	if err != nil {
 		return err
 	}
-	u.say("-- publication, made or altered to hold exactly these tables\nCREATE PUBLICATION %s FOR TABLE %s\n    WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);",
-		pgx.Identifier{name}.Sanitize(), strings.Join(quotedTables(u.stream.Source.Tables), ", "))
+	u.say("-- publication, made or altered to hold exactly these tables\n%s;", c.PublicationSQL())
+	u.say("-- event triggers, where the role may make them\n%s", strings.TrimSpace(sql.EventTriggers))
 	for _, f := range found {
 		u.say("-- %s: %s", f.Level, oneLine(f.String()))
 	}
 	return nil
-}
-
-func quotedTables(tables []string) []string {
-	quoted := make([]string, len(tables))
-	for i, table := range tables {
-		schema, name, _ := strings.Cut(table, ".")
-		quoted[i] = pgx.Identifier{schema, name}.Sanitize()
-	}
-	return quoted
 }
 
 func (u *setup) createTopic(ctx context.Context, t *topic.Topic) (topic.Info, error) {

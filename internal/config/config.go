@@ -37,15 +37,17 @@ type Stream struct {
 
 // Source is where changes come from.
 type Source struct {
-	URL       Secret    `key:"url" unit:"connection string" doc:"How init, check, uninstall and transfer reach Postgres: the server itself, not a pooler, and not a standby. Keep passwords out of the file with the environment variable, PGPASSFILE or a service file."`
-	Capture   string    `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
-	Tables    []string  `key:"tables" unit:"schema.table" doc:"The tables to capture. Each needs a primary key that is not deferrable."`
-	Heartbeat Duration  `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
-	Memory    Size      `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
-	SpoolDir  string    `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are larger than memory. Made if missing; emptied at start."`
-	Load      Loading   `key:"load" doc:"How tables are loaded: the first copy, and every table that is loaded again."`
-	Verify    Verifying `key:"verify" doc:"How the tables are verified: what the edges have stored is compared with the source."`
-	WAL       WAL       `key:"wal" doc:"How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
+	URL       Secret              `key:"url" unit:"connection string" doc:"How init, check, uninstall and transfer reach Postgres: the server itself, not a pooler, and not a standby. Keep passwords out of the file with the environment variable, PGPASSFILE or a service file."`
+	Capture   string              `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
+	Tables    []string            `key:"tables" unit:"schema.table" doc:"The tables to capture. Each needs a primary key that is not deferrable."`
+	Columns   map[string][]string `key:"columns" unit:"columns" doc:"Columns to capture, by table; all of a table that is not named here. The key's columns have to be among them. Postgres 15 and later. Changed, the table is loaded again."`
+	Where     map[string]string   `key:"where" unit:"SQL condition" doc:"Which rows to capture, by table, as in CREATE PUBLICATION … WHERE; all rows of a table that is not named here. It may use the key's columns only, or any under REPLICA IDENTITY FULL. Postgres 15 and later. Changed, the table is loaded again."`
+	Heartbeat Duration            `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
+	Memory    Size                `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
+	SpoolDir  string              `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are larger than memory. Made if missing; emptied at start."`
+	Load      Loading             `key:"load" doc:"How tables are loaded: the first copy, and every table that is loaded again."`
+	Verify    Verifying           `key:"verify" doc:"How the tables are verified: what the edges have stored is compared with the source."`
+	WAL       WAL                 `key:"wal" doc:"How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
 }
 
 // Loading says how tables are loaded.

@@ -83,6 +83,50 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// Columns and rows are chosen by names of tables, which are no keys of ours.
+func TestChoices(t *testing.T) {
+	source := func(text string) string {
+		return "streams:\n  - name: bank\n    kafka: {brokers: [\"127.0.0.1:9092\"]}\n    source:\n      tables: [public.a, public.b]\n" + text
+	}
+	c, err := Parse("m.yaml", []byte(source("      columns: {public.a: [id, v], public.b: [id]}\n      where:\n        public.a: \"region = 'eu'\"\n")), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(c *Config) {
+		t.Helper()
+		s := c.Streams[0].Source
+		if !reflect.DeepEqual(s.Columns, map[string][]string{"public.a": {"id", "v"}, "public.b": {"id"}}) || !reflect.DeepEqual(s.Where, map[string]string{"public.a": "region = 'eu'"}) {
+			t.Errorf("got %v, %v", s.Columns, s.Where)
+		}
+	}
+	check(c)
+	text, err := c.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = Parse("m.yaml", text, nil); err != nil {
+		t.Fatal(err)
+	}
+	check(c)
+	for text, want := range map[string]string{
+		"      columns: {public.c: [id]}\n":           `m.yaml:6: streams.bank.source.columns.public.c: did you mean "public.`,
+		"      columns: {public.a: []}\n":             "m.yaml:6: streams.bank.source.columns.public.a: names no column",
+		"      columns: {public.a: [id, id]}\n":       `"id" stands there twice`,
+		"      columns: {public.a: id}\n":             "want a list",
+		"      columns: [a]\n":                        "want names and values",
+		"      where: {public.a: \"\"}\n":             "is empty",
+		"      where: {public.a: [x]}\n":              "want a single value",
+		"      where: {elsewhere.at_all: \"true\"}\n": "no table of this name",
+	} {
+		if _, err := Parse("m.yaml", []byte(source(text)), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+	if _, err := Parse("m.yaml", []byte(source("")), []string{"MILLRACE_STREAMS_BANK_SOURCE_WHERE=x"}); err == nil || !strings.Contains(err.Error(), "unknown environment variable") {
+		t.Errorf("variable: %v", err)
+	}
+}
+
 func TestDefaultsOfAnEdge(t *testing.T) {
 	c, err := Parse("m.yaml", []byte("streams:\n- name: a\n  kafka:\n    brokers:\n    - k:9092\n"), nil)
 	if err != nil {

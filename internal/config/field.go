@@ -30,6 +30,9 @@ func keysOf(t reflect.Type) []key {
 // isSection reports whether the type holds keys of its own.
 func isSection(t reflect.Type) bool { return t.Kind() == reflect.Struct }
 
+// isMap reports whether the type holds values by names that are not ours.
+func isMap(t reflect.Type) bool { return t.Kind() == reflect.Map }
+
 // isSectionList reports whether the type is a list of sections.
 func isSectionList(t reflect.Type) bool { return t.Kind() == reflect.Slice && isSection(t.Elem()) }
 

@@ -101,6 +101,9 @@ func (c *Config) environment(environ []string) []Problem {
 		if strings.HasPrefix(path, "streams.") && k.name == "name" {
 			return // the variables of a stream are named after it
 		}
+		if isMap(v.Type()) {
+			return // the names within would not fit into a variable's
+		}
 		known[variable(path)] = target{path, v}
 	})
 	var problems []Problem

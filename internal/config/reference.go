@@ -16,7 +16,7 @@ millrace reads one YAML file, named with ` + "`-c FILE`" + ` or ` + "`MILLRACE_C
 It is strict: an unknown key is refused, with its line and the nearest known key. One file can serve all
 hosts: each command reads what it needs, and an edge needs nothing under ` + "`source`" + `.
 
-Every key can be set by an environment variable, which wins over the file. The variable of a stream's key has
+Every key but those that name tables can be set by an environment variable, which wins over the file. The variable of a stream's key has
 the stream's name in it: ` + "`MILLRACE_STREAMS_BANK_SOURCE_URL`" + ` for the stream ` + "`bank`" + `, which the file has to name.
 Lists are comma-separated there. Any other variable that begins with ` + "`MILLRACE_`" + ` is refused, but for
 %s, which are no configuration.
@@ -77,7 +77,12 @@ func referenceRows(b *strings.Builder, t reflect.Type, path string) {
 			name = ""
 		}
 		unit := k.unit
-		if f.Kind() == reflect.Slice {
+		switch {
+		case isMap(f) && f.Elem().Kind() == reflect.Slice:
+			name, unit = "", "list of "+unit+" by schema.table"
+		case isMap(f):
+			name, unit = "", unit+" by schema.table"
+		case f.Kind() == reflect.Slice:
 			unit = "list of " + unit
 		}
 		fmt.Fprintf(b, "| `%s` | %s | %s | %s | %s |\n", strings.TrimPrefix(at, "streams.<name>."), unit, preset, name, k.doc)

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -116,6 +117,7 @@ func (k *checker) stream(path string, s *Stream) {
 			k.bad(path+".source.tables", "%q stands there twice", table)
 		}
 	}
+	k.choices(path+".source", &s.Source)
 	k.between(path+".source.heartbeat", s.Source.Heartbeat, 10*time.Millisecond, time.Minute)
 	k.atLeast(path+".source.memory", s.Source.Memory, 1<<20)
 	k.load(path+".source.load", &s.Source.Load)
@@ -218,6 +220,40 @@ func (k *checker) known(path string, names []string) {
 			k.bad(path, "%s", text)
 		case slices.Index(names, name) != i:
 			k.bad(path, "%q stands there twice", name)
+		}
+	}
+}
+
+// choices checks the columns and rows that are chosen of tables.
+func (k *checker) choices(path string, s *Source) {
+	unknown := func(key, table string) {
+		text := "the stream has no table of this name"
+		if near := nearest(table, s.Tables); near != "" {
+			text = fmt.Sprintf("did you mean %q?", near)
+		}
+		k.bad(path+"."+key+"."+table, "%s", text)
+	}
+	for _, table := range slices.Sorted(maps.Keys(s.Columns)) {
+		at := path + ".columns." + table
+		if !slices.Contains(s.Tables, table) {
+			unknown("columns", table)
+		}
+		columns := s.Columns[table]
+		if len(columns) == 0 {
+			k.bad(at, "names no column; name those to capture, or remove the line")
+		}
+		for i, c := range columns {
+			if slices.Index(columns, c) != i {
+				k.bad(at, "%q stands there twice", c)
+			}
+		}
+	}
+	for _, table := range slices.Sorted(maps.Keys(s.Where)) {
+		if !slices.Contains(s.Tables, table) {
+			unknown("where", table)
+		}
+		if strings.TrimSpace(s.Where[table]) == "" {
+			k.bad(path+".where."+table, "is empty; write a condition, or remove the line")
 		}
 	}
 }

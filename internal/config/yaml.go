@@ -81,6 +81,8 @@ func (r *reader) value(node ast.Node, path string, v reflect.Value) {
 		r.section(node, path, v)
 	case isSectionList(v.Type()):
 		r.sectionList(node, path, v)
+	case isMap(v.Type()):
+		r.mapping(node, path, v)
 	case v.Kind() == reflect.Slice:
 		r.list(node, path, v)
 	default:
@@ -94,6 +96,31 @@ func (r *reader) value(node ast.Node, path string, v reflect.Value) {
 		if err := setText(v, text); err != nil {
 			r.problem(line(node), "%s: %v", path, err)
 		}
+	}
+}
+
+// mapping fills a map from a mapping with names of the user's.
+func (r *reader) mapping(node ast.Node, path string, v reflect.Value) {
+	var values []*ast.MappingValueNode
+	switch n := node.(type) {
+	case *ast.MappingNode:
+		values = n.Values
+	case *ast.MappingValueNode:
+		values = []*ast.MappingValueNode{n}
+	case *ast.NullNode:
+		return
+	default:
+		r.problem(line(node), "%s: want names and values, as in {public.accounts: …}", path)
+		return
+	}
+	v.Set(reflect.MakeMap(v.Type()))
+	for _, value := range values {
+		name := value.Key.GetToken().Value
+		at := join(path, name)
+		r.lines[at] = line(value.Key)
+		element := reflect.New(v.Type().Elem()).Elem()
+		r.value(value.Value, at, element)
+		v.SetMapIndex(reflect.ValueOf(name), element)
 	}
 }
 

@@ -1,0 +1,186 @@
+package wal
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+// equalWhere compares the rows of table a that are chosen.
+func (r *rig) equalWhere(where string) {
+	r.t.Helper()
+	conn, err := r.c.connect(r.ctx(), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer closeConn(conn)
+	if err := r.edge.equalTable(r.ctx(), conn, tableName{"public", "a"}, where); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// choose goes on with other columns and rows of table a.
+func (r *rig) choose(columns []string, where string) {
+	r.t.Helper()
+	r.kept("before columns and rows are chosen anew")
+	r.close()
+	r.cfg.Columns, r.cfg.Where = nil, nil
+	if columns != nil {
+		r.cfg.Columns = map[string][]string{"public.a": columns}
+	}
+	if where != "" {
+		r.cfg.Where = map[string]string{"public.a": where}
+	}
+	r.renew()
+	r.openFails(ErrPublication)
+	if err := r.c.Install(r.ctx()); err != nil {
+		r.t.Fatal(err)
+	}
+	if findings, err := r.c.Check(r.ctx()); err != nil || slices.ContainsFunc(findings, func(f finding.Finding) bool { return f.Level == finding.Problem }) {
+		r.t.Errorf("check after init: %v, %v", findings, err)
+	}
+	r.open()
+	for len(r.edge.at.Catalog.Loads) == 0 {
+		r.next()
+	}
+	r.sync()
+	if got := r.load(); len(got) != 1 || !strings.Contains(got[0], "chosen") && !strings.Contains(got[0], "column") {
+		r.t.Errorf("after columns and rows were chosen anew, loads were begun because of %q", got)
+	}
+}
+
+func TestChosenColumnsAndRows(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec(`create table a (id int, region text, v text, secret text, big text, n int, g int generated always as (n + 1) stored, primary key (region, id));
+		insert into a select i, (array['eu', 'us'])[i % 2 + 1], 'v', 'secret', ` + outOfLine + `, i from generate_series(1, 20) i`)
+	eu := "region = 'eu' and id > 3"
+	r := newRig(t, db, func(c *Config) {
+		c.Columns = map[string][]string{"public.a": {"v", "id", "region", "big"}}
+		c.Where = map[string]string{"public.a": eu}
+		c.Heartbeat = 20 * time.Millisecond
+	}, "a")
+	r.c.watchInterval = 20 * time.Millisecond
+	findings, err := r.c.Check(r.ctx())
+	if err != nil || len(findings) != 1 || !strings.Contains(findings[0].Text, "out of line") {
+		t.Errorf("check: %v, %v", findings, err)
+	}
+	columns := func(want string) {
+		t.Helper()
+		var names []string
+		for _, c := range r.edge.at.Catalog.Schemas[0].Columns {
+			names = append(names, c.Name)
+		}
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("columns are %s, want %s", got, want)
+		}
+	}
+	r.open()
+	r.copied()
+	r.equalWhere(eu)
+	columns("id region v big")
+	db.Exec("insert into a (id, region, v, secret) values (100, 'eu', 'x', 's'), (101, 'us', 'x', 's'), (3, 'eu', 'x', 's'); update a set v = 'y', n = 7; delete from a where id in (5, 6)")
+	r.sync()
+	r.equalWhere(eu)
+	// Rows leave what is chosen, and come in; those that come in lack what is
+	// stored out of line.
+	db.Exec("update a set region = 'us' where region = 'eu' and id = 7; update a set region = 'us' where region = 'eu' and id = 9")
+	r.sync()
+	r.equalWhere(eu)
+	if got := r.load(); len(got) > 0 {
+		t.Errorf("rows that leave: loads were begun because of %q", got)
+	}
+	db.Exec("update a set region = 'eu' where region = 'us' and id = 11")
+	r.sync()
+	if got := r.load(); len(got) != 1 || !strings.Contains(got[0], "column big") {
+		t.Errorf("a row that comes in: loads were begun because of %q", got)
+	}
+	r.equalWhere(eu)
+	db.Exec("alter table a add column later text default 'x'; alter table a drop column secret; update a set v = 'z'; truncate a; insert into a (id, region) values (50, 'eu'), (51, 'us')")
+	r.sync()
+	r.load()
+	r.equalWhere(eu)
+	columns("id region v big")
+	r.kept("before a restart")
+	r.restart()
+	r.sync()
+	r.equalWhere(eu)
+	r.kept("after a restart")
+
+	// Chosen anew, one after the other.
+	r.choose([]string{"region", "id", "later"}, eu)
+	columns("id region later")
+	r.equalWhere(eu)
+	r.choose(nil, "region = 'us'")
+	columns("id region v big n later")
+	r.equalWhere("region = 'us'")
+	db.Exec("alter table a replica identity full; insert into a (id, region, big) values (60, 'us', " + outOfLine + "), (61, 'us', 'small')")
+	r.choose(nil, "n is null or n > 3")
+	db.Exec("update a set n = 2 where id = 60; update a set n = 3 where id = 61")
+	r.sync()
+	r.equalWhere("n is null or n > 3")
+	db.Exec("update a set n = 5 where id in (60, 61)")
+	r.sync()
+	if got := r.load(); len(got) > 0 {
+		t.Errorf("a row that comes in under REPLICA IDENTITY FULL: loads were begun because of %q", got)
+	}
+	r.equalWhere("n is null or n > 3")
+	r.choose(nil, "")
+	r.equal()
+	columns("id region v big n later")
+}
+
+func TestUnfitChoices(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int, region text, v text, g int generated always as (id + 1) stored, primary key (id)); create table f (id int primary key, v text); alter table f replica identity full")
+	for _, c := range []struct {
+		name    string
+		columns []string
+		where   string
+		table   string
+		want    error
+		says    string
+	}{
+		{"no key", []string{"v"}, "", "a", ErrTable, "leaves out column id"},
+		{"unknown column", []string{"id", "x"}, "", "a", ErrTable, "column x"},
+		{"generated column", []string{"id", "g"}, "", "a", ErrTable, "generated"},
+		{"identity full", []string{"id"}, "", "f", ErrTable, "FULL"},
+		{"not of the key", nil, "region = 'eu'", "a", ErrTable, "column region"},
+		{"no condition", nil, "id +", "a", ErrTable, "syntax error"},
+		{"unknown column in the condition", nil, "x = 1", "a", ErrTable, "does not exist"},
+		{"volatile", nil, "id > random()", "a", ErrTable, ""},
+	} {
+		cfg := Config{URL: db.URL, Stream: "s", Tables: []string{"public." + c.table}}
+		if c.columns != nil {
+			cfg.Columns = map[string][]string{"public." + c.table: c.columns}
+		}
+		if c.where != "" {
+			cfg.Where = map[string]string{"public." + c.table: c.where}
+		}
+		err := mustNew(t, cfg).Install(t.Context())
+		if !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: got %v", c.name, err)
+		}
+		if got := db.String("select count(*) from pg_publication"); got != "0" {
+			t.Fatalf("%s: %s publications were made", c.name, got)
+		}
+	}
+	for _, cfg := range []Config{
+		{URL: db.URL, Stream: "s", Tables: []string{"public.a"}, Columns: map[string][]string{"public.b": {"id"}}},
+		{URL: db.URL, Stream: "s", Tables: []string{"public.a"}, Where: map[string]string{"public.b": "true"}},
+		{URL: db.URL, Stream: "s", Tables: []string{"public.a"}, Columns: map[string][]string{"public.a": {}}},
+	} {
+		if _, err := New(cfg); err == nil {
+			t.Errorf("%+v is taken", cfg)
+		}
+	}
+	old := mustNew(t, Config{URL: db.URL, Stream: "s", Tables: []string{"public.a"}, Where: map[string]string{"public.a": "id > 1"}})
+	if p := old.checkChoices(&serverInfo{version: 140010}); len(p) != 1 || !strings.Contains(p[0].Text, "Postgres 15") {
+		t.Errorf("Postgres 14: %v", p)
+	}
+}
