@@ -36,6 +36,8 @@ type decoder struct {
 	plan *plan
 	// settled waits until the source's catalogs show what a transaction did.
 	settled func(xid uint32) error
+	// snapshot takes one of the source as it is now.
+	snapshot func() (chunk.Snapshot, error)
 	// loads are those under way, and loaded the tables of which the unit under
 	// way has begun one; true stands for one that takes nothing over.
 	loads  *loads
@@ -225,6 +227,21 @@ func (d *decoder) finish(c commitMessage) error {
 		}
 	}
 	d.passed = d.passed[:0]
+	return d.unburden()
+}
+
+// unburden asks the source what it sees where that has not been told for long,
+// because the heartbeat's connection fails: until then every transaction is kept in
+// mind.
+func (d *decoder) unburden() error {
+	if !d.loads.burdened() {
+		return nil
+	}
+	s, err := d.snapshot()
+	if err != nil {
+		return err
+	}
+	d.loads.relieve(s)
 	return nil
 }
 

@@ -41,6 +41,8 @@ type loads struct {
 	pending *chunk.Pending
 	// schemas are the newest of the stream's tables.
 	schemas map[millrace.TableID]*millrace.Schema
+	// waiting is how many transactions the newest snapshot of relieve did not see.
+	waiting int
 	xid     chunk.XID // of the transaction under way
 	byTable map[millrace.TableID]*load
 	// taps hear of each change of a table: the windows that are open.
@@ -182,6 +184,25 @@ func (l *loads) show(s chunk.Snapshot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.pending.Show(s)
+}
+
+// maxPending is how many transactions are kept in mind before the source is asked
+// what it sees: 1 MiB of them.
+const maxPending = 1 << 17
+
+// burdened reports whether more transactions are kept in mind than need be.
+func (l *loads) burdened() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pending.Len() >= max(maxPending, 2*l.waiting)
+}
+
+// relieve tells of a snapshot, and notes how many transactions it did not see.
+func (l *loads) relieve(s chunk.Snapshot) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pending.Show(s)
+	l.waiting = l.pending.Len()
 }
 
 // begin notes that a transaction is being emitted.

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -273,5 +274,27 @@ func writeLoaded(ctx context.Context, t *testing.T, conn *pgx.Conn, random *rand
 				return
 			}
 		}
+	}
+}
+
+// Transactions are kept in mind only until the source sees them, also without a
+// heartbeat.
+func TestPendingIsBounded(t *testing.T) {
+	d := testDecoder(t, func(*millrace.Unit) {})
+	asked := 0
+	d.snapshot = func() (chunk.Snapshot, error) {
+		asked++
+		return chunk.Snapshot{Xmin: 1 << 20, Xmax: 1 << 20}, nil
+	}
+	for i := range uint64(2*maxPending + 10) {
+		lsn := 200 + 16*i
+		for _, m := range [][]byte{msg('B').u64(lsn).u64(1).u32(uint32(i + 5)).b, commitMsg(lsn)} {
+			if err := d.message(m); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := d.loads.pending.Len(); asked != 1 || n != 0 {
+		t.Errorf("asked %d times, %d transactions kept", asked, n)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/chunk"
 )
 
 // Source gives the units of a stream, from a Position on. Next is called by one
@@ -240,6 +241,13 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 		stream: s.c.cfg.Stream, position: p, schemas: schemas, version: version, plan: plan,
 		lookUp:  func(id millrace.TableID, types []uint32) (*tableInfo, error) { return catalog.table(ctx, id, types) },
 		settled: func(xid uint32) error { return catalog.settled(ctx, xid, st.breathe) },
+		snapshot: func() (snapshot chunk.Snapshot, err error) {
+			err = catalog.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+				snapshot, err = chunk.CurrentSnapshot(ctx, conn)
+				return err
+			})
+			return snapshot, err
+		},
 		emit: func(u *millrace.Unit, size int64) error {
 			s.c.metrics.received.Set(float64(u.Position.LSN))
 			return st.push(ctx, u, size)
