@@ -100,22 +100,20 @@ func (u *setup) reportTopic(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = t.Close() }() // nothing is appended
-	_, err = t.Info(ctx)
-	switch {
-	case errors.Is(err, topic.ErrNoTopic) && u.dry:
-		u.say("-- Kafka topic %s: 1 partition, compacted, for what edges report of themselves", t.Name())
-		return nil
-	case errors.Is(err, topic.ErrNoTopic):
+	if !u.dry {
 		replicas, err := createTopic(ctx, u.stream.Kafka.Replicas, t.CreateCompacted)
-		if err != nil {
+		if err == nil {
+			u.say("topic %s: made with %d replicas, compacted, for what edges report", t.Name(), replicas)
+		}
+		if !errors.Is(err, topic.ErrTopicExists) {
 			return err
 		}
-		u.say("topic %s: made with %d replicas, compacted, for what edges report", t.Name(), replicas)
-		return nil
-	case err != nil:
-		return err
 	}
 	found, err := t.CheckCompacted(ctx)
+	if errors.Is(err, topic.ErrNoTopic) && u.dry {
+		u.say("-- Kafka topic %s: 1 partition, compacted, for what edges report of themselves", t.Name())
+		return nil
+	}
 	for _, f := range found {
 		u.log.Warn("the topic that edges report to is not as it should be", "stream", u.stream.Name, "topic", t.Name(), "found", f.Text, "mend", f.Mend)
 	}
