@@ -177,7 +177,13 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{db: pgtest.New(t), dir: testdir.For(t)}
+	return newWorldOn(t, pgtest.New(t))
+}
+
+// newWorldOn is a world whose source is db.
+func newWorldOn(t *testing.T, db *pgtest.DB) *world {
+	t.Helper()
+	w := &world{db: db, dir: testdir.For(t)}
 	broker, err := embeddedkafka.Start(embeddedkafka.Config{Dir: filepath.Join(w.dir, "kafka")})
 	if err != nil {
 		t.Fatal(err)
