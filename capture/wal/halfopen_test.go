@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"context"
 	"errors"
 	"net"
 	"strconv"
@@ -66,5 +67,35 @@ func TestHalfOpenWithoutSenderTimeout(t *testing.T) {
 	if units := r.sync(); len(units) < 1 || len(units[len(units)-1].entries) != 6000 {
 		t.Errorf("got %d units", len(units))
 	}
+	r.equal()
+}
+
+// A source that is reached and does not answer while a stream is being opened.
+func TestOpeningIsBounded(t *testing.T) {
+	r := started(t, nil)
+	r.close()
+	s := r.client()
+	s.exec("begin; lock table pg_publication in access exclusive mode")
+	r.c.stepLimit = 500 * time.Millisecond
+	done := make(chan error, 1)
+	go func() {
+		src, err := r.c.Open(r.ctx(), &r.edge.at)
+		if err == nil {
+			err = src.Close()
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) || millrace.NeedsOperator(err) {
+			t.Errorf("open: %v, want a time-out that a retry mends", err)
+		}
+	case <-time.After(limit / 2):
+		t.Fatal("open does not end")
+	}
+	s.exec("rollback")
+	r.c.stepLimit = stepLimit
+	r.open()
+	r.sync()
 	r.equal()
 }

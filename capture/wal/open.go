@@ -55,7 +55,13 @@ func (c *Capture) Open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 	return s, nil
 }
 
-func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source, error) {
+// stepLimit bounds the steps of opening that ask the source something which it
+// answers at once: a link may take what is sent and carry nothing.
+const stepLimit = 2 * time.Minute
+
+func (c *Capture) open(whole context.Context, from *millrace.Checkpoint) (*Source, error) {
+	ctx, cancel := context.WithTimeout(whole, c.stepLimit)
+	defer cancel()
 	conn, err := c.connect(ctx, nil)
 	if err != nil {
 		return nil, err
@@ -90,11 +96,11 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 	s.follow = s.newFollower(tables)
 	position := from.Position
 	if position.IsZero() {
-		if position, err = c.makeSlot(ctx, conn, server); err != nil {
+		if position, err = c.makeSlot(whole, conn, server); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.resume(ctx, conn, position, from.Time, &from.Catalog, tables); err != nil {
+	if err := s.resume(whole, conn, position, from.Time, &from.Catalog, tables); err != nil {
 		return nil, err
 	}
 	keep = true // the source's goroutine closes it

@@ -47,6 +47,9 @@ func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serve
 	if err := c.fenceCapture(p); err != nil {
 		return fail(err)
 	}
+	whole := ctx // what may take long is not bounded
+	ctx, cancel := context.WithTimeout(whole, c.stepLimit)
+	defer cancel()
 	repl, err := c.connectReplication(ctx)
 	if err != nil {
 		return fail(err)
@@ -77,9 +80,11 @@ func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serve
 	if err := c.fenceSlot(slot, server); err != nil {
 		return fail(err)
 	}
-	if err := c.fencePosition(ctx, slot, p, at); err != nil {
+	if err := c.fencePosition(whole, slot, p, at); err != nil {
 		return fail(err)
 	}
+	ctx, cancel = context.WithTimeout(whole, c.stepLimit)
+	defer cancel()
 	if err := c.freeSlot(ctx, conn); err != nil { // from our own look at its history
 		return fail(err)
 	}

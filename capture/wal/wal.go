@@ -134,8 +134,8 @@ type Capture struct {
 	slot    *slotWatch
 
 	// Set by New; tests shorten the times, and measure without gathering.
-	statusInterval, confirmDelay, watchInterval time.Duration
-	gather                                      func(net.Conn, time.Duration, int)
+	statusInterval, confirmDelay, watchInterval, stepLimit time.Duration
+	gather                                                 func(net.Conn, time.Duration, int)
 	// chosen are the columns and rows of the publication, by table, while a
 	// Source is open.
 	chosen atomic.Pointer[map[millrace.TableID]choice]
@@ -190,7 +190,7 @@ func New(cfg Config) (*Capture, error) {
 	if len(cfg.Tables) == 0 {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
-	c := &Capture{chunks: chunkLimits(), statusInterval: statusInterval, confirmDelay: confirmDelay, watchInterval: watchInterval, gather: gather}
+	c := &Capture{chunks: chunkLimits(), statusInterval: statusInterval, confirmDelay: confirmDelay, watchInterval: watchInterval, stepLimit: stepLimit, gather: gather}
 	seen := make(map[tableName]bool, len(cfg.Tables))
 	for _, text := range cfg.Tables {
 		schema, name, ok := strings.Cut(text, ".")
