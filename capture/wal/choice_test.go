@@ -8,7 +8,6 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/finding"
-	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
 // equalWhere compares the rows of table a that are chosen.
@@ -55,7 +54,7 @@ func (r *rig) choose(columns []string, where string) {
 }
 
 func TestChosenColumnsAndRows(t *testing.T) {
-	db := pgtest.New(t)
+	db := since(t, 15)
 	register(t, db)
 	db.Exec(`create table a (id int, region text, v text, secret text, big text, n int, g int generated always as (n + 1) stored, primary key (region, id));
 		insert into a select i, (array['eu', 'us'])[i % 2 + 1], 'v', 'secret', ` + outOfLine + `, i from generate_series(1, 20) i`)
@@ -136,7 +135,7 @@ func TestChosenColumnsAndRows(t *testing.T) {
 }
 
 func TestUnfitChoices(t *testing.T) {
-	db := pgtest.New(t)
+	db := since(t, 15)
 	db.Exec("create table a (id int, region text, v text, g int generated always as (id + 1) stored, primary key (id)); create table f (id int primary key, v text); alter table f replica identity full")
 	for _, c := range []struct {
 		name    string

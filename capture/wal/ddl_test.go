@@ -210,7 +210,7 @@ func TestNoEventTriggers(t *testing.T) {
 	if got := db.String("select count(*) from pg_event_trigger"); got != "0" {
 		t.Errorf("%s event triggers were made", got)
 	}
-	r.c = mustNew(t, Config{URL: db.URL, Stream: "s", Slot: r.cfg.Slot, Tables: r.cfg.Tables, SpoolDir: t.TempDir()})
+	r.c = mustNew(t, Config{URL: db.URL, Stream: "s", Slot: r.cfg.Slot, Tables: r.cfg.Tables, SpoolDir: t.TempDir(), RetainLimit: 1 << 40})
 	if err := r.c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}

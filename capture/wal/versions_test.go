@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,6 +20,17 @@ func TestVersions(t *testing.T) {
 	for _, version := range []int{14, 16, 17} {
 		t.Run(strconv.Itoa(version), func(t *testing.T) { smoke(t, version) })
 	}
+}
+
+// since is a database on a server of at least a version: what older ones refuse
+// is tested on that version where the tests run on an older one.
+func since(t *testing.T, version int) *pgtest.DB {
+	t.Helper()
+	server := pgtest.Server(t)
+	if server.Binaries().Version < version {
+		server = pgtest.Cluster(t, pgtest.Options{Version: version})
+	}
+	return pgtest.On(t, server)
 }
 
 func smoke(t *testing.T, version int) {
@@ -88,6 +100,14 @@ func smoke(t *testing.T, version int) {
 	r.sync()
 	r.equal()
 
+	// Column lists and row filters came with 15.
+	if version < 15 {
+		cfg := r.cfgWithout()
+		cfg.Where = map[string]string{"public.a": "id > 0"}
+		if err := mustNew(t, cfg).Install(r.ctx()); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "source.where") {
+			t.Errorf("install with a row filter: %v", err)
+		}
+	}
 	// Slots that standbys take over came with 17.
 	failover := version >= 17
 	if got := db.String("select coalesce(to_jsonb(s)->>'failover', 'false') from pg_replication_slots s where slot_name = $1", r.cfg.Slot); got != strconv.FormatBool(failover) {
