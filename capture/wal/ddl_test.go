@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -203,10 +204,20 @@ func TestNoEventTriggers(t *testing.T) {
 		"; grant usage, create on schema millrace to " + role + "; alter table millrace.leaf owner to " + role)
 	t.Cleanup(func() { db.Exec("drop owned by " + role + " cascade; drop role " + role) })
 	r := newRig(t, db, func(c *Config) { c.URL = strings.Replace(db.URL, "postgres://postgres@", "postgres://"+role+":x@", 1) }, "a")
-	findings, err := r.c.Check(r.ctx())
-	if err != nil || len(findings) != 1 || !strings.Contains(findings[0].Text, "every few seconds") || !strings.Contains(findings[0].Mend, "superuser") {
-		t.Errorf("check: %v, %v", findings, err)
+	warned := func(when string, want bool) {
+		t.Helper()
+		findings, err := r.c.Check(r.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(findings, func(f finding.Finding) bool { return f.Subject == "event triggers" })
+		if (i >= 0) != want {
+			t.Errorf("%s: check says %v", when, findings)
+		} else if want && (!strings.Contains(findings[i].Text, "every few seconds") || !strings.Contains(findings[i].Mend, "superuser")) {
+			t.Errorf("%s: check says %v", when, findings[i])
+		}
 	}
+	warned("after init as another role", true)
 	if got := db.String("select count(*) from pg_event_trigger"); got != "0" {
 		t.Errorf("%s event triggers were made", got)
 	}
@@ -214,19 +225,13 @@ func TestNoEventTriggers(t *testing.T) {
 	if err := r.c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}
-	if findings, err = r.c.Check(r.ctx()); err != nil || len(findings) != 0 {
-		t.Errorf("check after init as a superuser: %v, %v", findings, err)
-	}
+	warned("after init as a superuser", false)
 	db.Exec("alter event trigger millrace_ddl_drop disable")
-	if findings, err = r.c.Check(r.ctx()); err != nil || len(findings) != 1 {
-		t.Errorf("check with a trigger that is turned off: %v, %v", findings, err)
-	}
+	warned("with a trigger that is turned off", true)
 	if err := r.c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}
-	if findings, err = r.c.Check(r.ctx()); err != nil || len(findings) != 0 {
-		t.Errorf("check after init: %v, %v", findings, err)
-	}
+	warned("after init once more", false)
 }
 
 const partitionedTables = `create table p (id int, region text, v text, primary key (region, id)) partition by list (region);
