@@ -54,6 +54,13 @@ func TestMarksDiffer(t *testing.T) {
 	}
 	truncated := root("e", "a")
 	truncated.Leaves["0"] = leafMark{Since: "a", File: 8}
+	noted := func(m *mark, file uint32) *mark {
+		m.noted = make(map[string]uint32)
+		for oid := range m.Leaves {
+			m.noted[oid] = file
+		}
+		return m
+	}
 	for _, c := range []struct {
 		name      string
 		seen, now *mark
@@ -69,9 +76,14 @@ func TestMarksDiffer(t *testing.T) {
 		{"gone", root("", "a", "b"), root("", "a"), "is gone"},
 		{"detached and attached", root("", "a"), root("", "c"), "a partition came"},
 		{"truncated", root("e", "a"), truncated, "truncated"},
-		{"came, and was told", root("e", "a"), root("e", "a", "b"), ""},
+		{"came, and was told", root("e", "a"), noted(root("e", "a", "b"), 7), ""},
+		{"came and was truncated, and only the first was told", root("e", "a"), noted(root("e", "a", "b"), 6), "truncated"},
+		{"came, and was not noted", root("e", "a"), root("e", "a", "b"), "a partition came"},
+		{"detached and attached, and was told", root("e", "a"), noted(root("e", "c"), 7), ""},
+		{"detached, truncated and attached, and was told", root("e", "a"), noted(root("e", "c"), 7), ""},
+		{"attached, then truncated, and only the first was told", root("e", "a"), noted(root("e", "c"), 5), "truncated"},
 		{"gone, and was told", root("e", "a", "b"), root("e", "a"), ""},
-		{"came while triggers were made again", root("d", "a"), root("e", "a", "b"), "came"},
+		{"came while triggers were made again", root("d", "a"), noted(root("e", "a", "b"), 7), "came"},
 		{"came after the triggers went", root("e", "a"), root("", "a", "b"), "came"},
 		{"triggers alone", root("", "a"), root("e", "a"), ""},
 	} {
@@ -318,6 +330,7 @@ func TestPartitionsByTriggers(t *testing.T) {
 	all("dropped", "drop table p_us", "came or went (DROP TABLE)")
 	all("one below another is dropped", "drop table p_low", "came or went (DROP TABLE)")
 	all("truncated", "truncate p_eu", "was truncated or rewritten")
+	all("a new partition is truncated at once", "create table p_br partition of p for values in ('br'); insert into p values (1, 'br', 'x'); commit; truncate p_br", "was truncated or rewritten")
 	// The comparison cannot tell a rewrite from TRUNCATE, and asks a second time.
 	db.Exec("alter table p alter column v type varchar using 'rewritten'")
 	for asked := []string(nil); len(asked) < 2; asked = append(asked, r.load()...) {

@@ -22,6 +22,9 @@ type mark struct {
 	Triggers string `json:"triggers,omitempty"`
 	// Leaves are the partitions that hold rows, by OID; nil for a plain table.
 	Leaves map[string]leafMark `json:"leaves"`
+	// noted are the files that partitions had when the event triggers told of
+	// them.
+	noted map[string]uint32
 }
 
 type leafMark struct {
@@ -36,7 +39,7 @@ type leafMark struct {
 // now, or "". seen is nil if nothing is known.
 //
 // Partitions that came or went while the event triggers were there have been told
-// of. TRUNCATE of one fires no event trigger.
+// of, and noted. TRUNCATE of one fires no event trigger.
 func (now *mark) differs(seen *mark) string {
 	switch {
 	case seen == nil:
@@ -47,10 +50,12 @@ func (now *mark) differs(seen *mark) string {
 	told := now.Triggers != "" && now.Triggers == seen.Triggers
 	for oid, leaf := range now.Leaves {
 		before, known := seen.Leaves[oid]
-		switch {
-		case (!known || before.Since != leaf.Since) && !told:
-			return "a partition came, with OID " + oid
-		case known && before.Since == leaf.Since && before.File != leaf.File:
+		if !known || before.Since != leaf.Since {
+			if before.File, known = now.noted[oid]; !known || !told {
+				return "a partition came, with OID " + oid
+			}
+		}
+		if before.File != leaf.File {
 			return "the partition with OID " + oid + " was truncated or rewritten"
 		}
 	}
@@ -111,7 +116,32 @@ func (c *Capture) marks(ctx context.Context, conn *pgx.Conn, ids []millrace.Tabl
 	if err != nil {
 		return nil, fmt.Errorf("look at the tables' partitions: %w", err)
 	}
-	return all, nil
+	return all, c.readNoted(ctx, conn, all)
+}
+
+// readNoted adds what the event triggers have noted.
+func (c *Capture) readNoted(ctx context.Context, conn *pgx.Conn, all map[millrace.TableID]*mark) error {
+	var kept bool
+	err := conn.QueryRow(ctx, "SELECT to_regclass('millrace.leaf') IS NOT NULL").Scan(&kept)
+	if err != nil || !kept {
+		return err
+	}
+	rows, err := conn.Query(ctx, "SELECT root::bigint, leaf::text, file::bigint FROM millrace.leaf")
+	if err != nil {
+		return fmt.Errorf("read partitions that were told of: %w", err)
+	}
+	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (leaf string, err error) {
+		var root, file int64
+		err = row.Scan(&root, &leaf, &file)
+		if m := all[millrace.TableID(root)]; m != nil {
+			if m.noted == nil {
+				m.noted = make(map[string]uint32)
+			}
+			m.noted[leaf] = uint32(file)
+		}
+		return leaf, err
+	})
+	return err
 }
 
 // follower has tables loaded again where their rows came or went without being

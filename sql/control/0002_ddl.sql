@@ -5,6 +5,7 @@
 CREATE TABLE millrace.leaf (
     root oid NOT NULL,
     leaf oid NOT NULL,
+    file oid NOT NULL, -- its relfilenode then: TRUNCATE replaces it
     PRIMARY KEY (root, leaf)
 );
 

@@ -44,8 +44,8 @@ BEGIN
         WHERE l.root = of_root AND NOT EXISTS (SELECT FROM now n WHERE n.leaf = l.leaf)
         RETURNING l.leaf
     ), come AS (
-        INSERT INTO millrace.leaf (root, leaf)
-        SELECT of_root, n.leaf FROM now n
+        INSERT INTO millrace.leaf (root, leaf, file)
+        SELECT of_root, n.leaf, coalesce(pg_relation_filenode(n.leaf), 0) FROM now n
         WHERE NOT EXISTS (SELECT FROM millrace.leaf l WHERE l.root = of_root AND l.leaf = n.leaf)
         RETURNING leaf
     )

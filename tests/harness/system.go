@@ -37,6 +37,9 @@ type System struct {
 	Dir string
 	// Tables are the captured ones, schema.table.
 	Tables []string
+	// More is put behind the other keys of the configuration's source, such as
+	// ", where: {public.a: true}".
+	More string
 	// SourceURL is that of DB unless a test puts another in its place.
 	SourceURL string
 	// Brokers stand in configurations in the place of Kafka's where they are set.
@@ -68,8 +71,8 @@ func (s *System) stream(source bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "streams:\n  - name: %s\n", s.Stream)
 	if source {
-		fmt.Fprintf(&b, "    source: {url: %q, capture: wal, tables: [%s], heartbeat: 1s, spool_dir: %q}\n",
-			s.SourceURL, strings.Join(s.Tables, ", "), filepath.Join(s.Dir, fmt.Sprintf("spool-%d", s.transfers)))
+		fmt.Fprintf(&b, "    source: {url: %q, capture: wal, tables: [%s], heartbeat: 1s, spool_dir: %q%s}\n",
+			s.SourceURL, strings.Join(s.Tables, ", "), filepath.Join(s.Dir, fmt.Sprintf("spool-%d", s.transfers)), s.More)
 	}
 	brokers := make([]string, 0, 3)
 	addresses := s.Kafka.Brokers()
