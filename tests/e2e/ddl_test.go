@@ -103,7 +103,7 @@ func (r *ddlRun) equal(what string) {
 	}
 }
 
-// alter runs DDL beside a writer. Where it has to wait for a lock it tries again.
+// alter runs DDL beside a writer.
 func (r *ddlRun) alter(sql string) {
 	r.t.Helper()
 	r.while(sql, func() { r.s.DB.Exec(sql) })
