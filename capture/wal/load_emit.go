@@ -130,7 +130,7 @@ func (d *decoder) emitChunk(ld *load, c chunk.Chunk, schema *millrace.Schema, ro
 		return nil // the worker reads it again
 	}
 	err := rows.each(func(key, row []byte) error {
-		if w.LeavesOut(key) {
+		if w.LeavesOut(key) && !d.planted.windowless() {
 			return nil
 		}
 		ld.work.Row(key)

@@ -9,3 +9,5 @@ type planted struct{}
 func (planted) aborting(*streamed, uint32) bool { return false }
 
 func (planted) putting(*relation) {}
+
+func (planted) windowless() bool { return false }

@@ -14,6 +14,7 @@ import (
 //	subabort_ignored  what a subtransaction of a streamed transaction did stays after its abort
 //	subabort_whole    its abort takes the whole transaction along
 //	unchanged_lost    a column that the source did not send, because it did not change, becomes null
+//	window_ignored    rows of a load's chunk come although the stream has changed them since its snapshot
 type planted struct{}
 
 func plant(name string) bool { return os.Getenv("MILLRACE_PLANT") == name }
@@ -37,3 +38,5 @@ func (planted) putting(r *relation) {
 		}
 	}
 }
+
+func (planted) windowless() bool { return plant("window_ignored") }

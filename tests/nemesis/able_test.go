@@ -48,8 +48,8 @@ var kinds = []struct {
 	{"detach", 2, needsPartitions, (*walker).detach},
 	{"drop partition", 1, needsPartitions, (*walker).dropPartition},
 	{"truncate partition", 2, needsPartitions, (*walker).truncatePartition},
-	{"load", 3, "loads of a table that is live", func(w *walker) bool { return w.command("load") }},
-	{"verify", 2, "verification", func(w *walker) bool { return w.command("verify") }},
+	{"load", 3, "", (*walker).load},
+	{"verify", 2, "", func(w *walker) bool { return w.command("verify") }},
 	{"epoch", 1, "a new epoch by command", func(w *walker) bool { return w.fault("epoch", 1) }},
 	{"kill transfer", 2, "", func(w *walker) bool { return w.fault("kill transfer", 4) }},
 	{"kill edge", 2, "", func(w *walker) bool { return w.fault("kill edge", 4) }},
@@ -60,9 +60,7 @@ var kinds = []struct {
 	{"check", 1, "", (*walker).check},
 }
 
-const (
-	needsPartitions = "partitioned tables under the root's name"
-)
+const needsPartitions = "partitioned tables under the root's name"
 
 // reason says why a kind of step is not taken, or "".
 func reason(name string) string {

@@ -19,8 +19,9 @@ const (
 	verifyLimit  = time.Minute
 )
 
-// errRefused is the answer of a transfer that does not publish at the moment.
-var errRefused = errors.New("transfer does not publish")
+// errRefused is the answer of a transfer that does not publish at the moment, or
+// whose stream has the table under another name for the moment.
+var errRefused = errors.New("transfer does not take the command now")
 
 // pass is what transfer says of the newest verification of a table.
 type pass struct {
@@ -54,7 +55,7 @@ func (r *run) command(ctx context.Context, method, path string, body, into any) 
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: %w", errRefused, err)
-	case resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusConflict:
+	case resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusConflict || resp.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%w: %s", errRefused, bytes.TrimSpace(answer))
 	case resp.StatusCode >= http.StatusBadRequest:
 		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, bytes.TrimSpace(answer))

@@ -492,6 +492,30 @@ func (w *walker) command(what string) bool {
 	return true
 }
 
+// load has changes of the same table right behind it, so that some come between
+// the snapshot of a chunk and its place in the stream.
+func (w *walker) load() bool {
+	table := w.tables[w.r.IntN(len(w.tables))]
+	s := w.some(false)
+	if s.open || w.locked(s, table, false) {
+		return w.command("load")
+	}
+	w.steps = append(w.steps, step{Do: "load", Table: table})
+	for range 4 + w.r.IntN(8) {
+		switch w.r.IntN(3) {
+		case 0:
+			w.say(s, "DELETE FROM %s WHERE %s", table, w.mine(s, 2))
+		case 1:
+			w.say(s, "UPDATE %s SET n = coalesce(n, 0) + 1, big = CASE WHEN id %% 3 = 0 THEN big ELSE 'while loading' END WHERE %s", table, w.mine(s, 10))
+		default:
+			from := w.r.IntN(places-20) * stripes
+			w.say(s, "UPDATE %s t SET id = id + %d WHERE id %% %d = %d AND id BETWEEN %d AND %d AND NOT EXISTS (SELECT FROM %s o WHERE o.id = t.id + %d)",
+				table, away, stripes, s.stripe, from, from+10*stripes, table, away)
+		}
+	}
+	return true
+}
+
 // fault happens so often in a walk at most.
 func (w *walker) fault(what string, most int) bool {
 	if w.faults[what] == most {
