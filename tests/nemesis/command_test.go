@@ -57,6 +57,8 @@ func (r *run) command(ctx context.Context, method, path string, body, into any) 
 		return fmt.Errorf("%w: %w", errRefused, err)
 	case resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusConflict || resp.StatusCode == http.StatusNotFound:
 		return fmt.Errorf("%w: %s", errRefused, bytes.TrimSpace(answer))
+	case bytes.Contains(answer, []byte("is being loaded already")):
+		return fmt.Errorf("%w: %s", errRefused, bytes.TrimSpace(answer))
 	case resp.StatusCode >= http.StatusBadRequest:
 		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, bytes.TrimSpace(answer))
 	case into == nil:
