@@ -57,8 +57,8 @@ const lockName = "writer.lock"
 // on an open file, so it holds between containers that share the directory and
 // is gone with the process. LMDB's own lock tells processes apart by PID, which
 // containers have in common.
-func lockDir(dir string) (*os.File, error) {
-	path := filepath.Join(dir, lockName)
+func lockDir(dir, name string) (*os.File, error) {
+	path := filepath.Join(dir, name)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock file: %w; mend: choose a data directory that this user may write", err)

@@ -62,6 +62,11 @@ var (
 	// allows. Mend: read in smaller steps.
 	ErrExpired = errors.New("view was open for too long")
 
+	// ErrSuperseded occurs when readers have gone over to the store of a newer
+	// epoch. Mend: Close the store and Open its directory again; that leads to
+	// the newer one.
+	ErrSuperseded = errors.New("store was superseded by that of a newer epoch")
+
 	// ErrClosed occurs when the store was closed.
 	ErrClosed = errors.New("store is closed")
 )

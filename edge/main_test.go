@@ -16,6 +16,7 @@ var children = map[string]func() error{
 	"writer": writerChild,
 	"hold":   holdChild,
 	"view":   viewChild,
+	"follow": followChild,
 }
 
 func TestMain(m *testing.M) {

@@ -80,8 +80,11 @@ type head struct {
 	term  millrace.Term
 	// catalog numbers the state of schemas and generations.
 	catalog uint64
+	// superseded tells that readers have gone over to the store of a newer epoch.
+	superseded bool
 }
 
+// headSize is that of a store in use; a superseded one has one byte more.
 const headSize = 8 + 32 + 8 + 8 + 8 + 8
 
 func (h *head) append(dst []byte) []byte {
@@ -94,7 +97,11 @@ func (h *head) append(dst []byte) []byte {
 	dst = binary.BigEndian.AppendUint64(dst, uint64(us))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(h.epoch))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(h.term))
-	return binary.BigEndian.AppendUint64(dst, h.catalog)
+	dst = binary.BigEndian.AppendUint64(dst, h.catalog)
+	if h.superseded {
+		dst = append(dst, 1)
+	}
+	return dst
 }
 
 func (h *head) decode(sealed []byte) error {
@@ -102,7 +109,8 @@ func (h *head) decode(sealed []byte) error {
 	if err != nil {
 		return err
 	}
-	if len(b) != headSize {
+	h.superseded = len(b) == headSize+1 && b[headSize] == 1
+	if len(b) != headSize && !h.superseded {
 		return fmt.Errorf("meta record %q has %d bytes, want %d", keyHead, len(b), headSize)
 	}
 	h.index = millrace.Index(binary.BigEndian.Uint64(b))

@@ -28,10 +28,9 @@ func newMetrics(s *Store) *metrics {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "millrace_edge_" + name, Help: help})
 	}
 	m := &metrics{
-		registerer: s.opts.Registerer,
-		commits:    counter("commits_total", "Commits of the store."),
-		entries:    counter("entries_total", "Entries applied, those of units that were given up included."),
-		swept:      counter("swept_rows_total", "Rows removed from generations that are gone."),
+		commits: counter("commits_total", "Commits of the store."),
+		entries: counter("entries_total", "Entries applied, those of units that were given up included."),
+		swept:   counter("swept_rows_total", "Rows removed from generations that are gone."),
 		commitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "millrace_edge_commit_seconds", Help: "Time of a commit, from the first sorted row to the synced disk.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
@@ -65,14 +64,22 @@ func newMetrics(s *Store) *metrics {
 			return float64(size)
 		})),
 	}
-	if m.registerer != nil {
-		for _, c := range m.collectors {
-			m.registerer.MustRegister(c)
-		}
-	}
+	m.register(s.opts.Registerer)
 	return m
 }
 
+// register shows the metrics at r, nil for nowhere.
+func (m *metrics) register(r prometheus.Registerer) {
+	if m.registerer = r; r == nil {
+		return
+	}
+	for _, c := range m.collectors {
+		r.MustRegister(c)
+	}
+}
+
+// unregister takes them away, once: another store's may stand in their place
+// afterwards.
 func (m *metrics) unregister() {
 	if m.registerer == nil {
 		return
@@ -80,6 +87,7 @@ func (m *metrics) unregister() {
 	for _, c := range m.collectors {
 		m.registerer.Unregister(c)
 	}
+	m.registerer = nil
 }
 
 // whileOpen guards a metric that asks the environment, which is gone once the

@@ -56,6 +56,9 @@ type Options struct {
 
 	// growDBs tells that MaxDBs was left to Open.
 	growDBs bool
+	// exact tells that Dir is the store itself, whatever a CURRENT file in it
+	// says.
+	exact bool
 }
 
 const (
@@ -137,7 +140,8 @@ type Store struct {
 }
 
 // Open opens the store at a directory, or makes it. It does not read the rows,
-// so it takes the same time whatever their number.
+// so it takes the same time whatever their number. The directory may be a Home:
+// then the store is the one that its readers are to use.
 //
 // Errors that a caller may want to tell apart: ErrInUse, ErrOtherStream,
 // ErrNoStore, ErrCorrupt.
@@ -145,6 +149,29 @@ func Open(opts Options) (*Store, error) {
 	if err := opts.complete(); err != nil {
 		return nil, err
 	}
+	if opts.exact {
+		return open(opts)
+	}
+	home := opts.Dir
+	for {
+		name, err := readCurrent(home)
+		if err != nil {
+			return nil, err
+		}
+		opts.Dir = filepath.Join(home, name)
+		s, err := open(opts)
+		if err == nil || !errors.Is(err, ErrNoStore) {
+			return s, err
+		}
+		// The home's edge may have gone over to another store, and removed this
+		// one.
+		if now, again := readCurrent(home); again != nil || now == name {
+			return nil, err
+		}
+	}
+}
+
+func open(opts Options) (*Store, error) {
 	s := &Store{opts: opts, dir: opts.Dir, log: opts.Logger, handles: make(map[string]lmdb.DBI), closing: make(chan struct{})}
 	ch := make(chan struct{})
 	s.changed.Store(&ch)
@@ -177,7 +204,7 @@ func (s *Store) open() (err error) {
 		return err
 	}
 	if !s.opts.ReadOnly {
-		if s.lock, err = lockDir(s.dir); err != nil {
+		if s.lock, err = lockDir(s.dir, lockName); err != nil {
 			return err
 		}
 	}

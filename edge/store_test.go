@@ -100,6 +100,7 @@ type feed struct {
 	s     *Store
 	w     *Writer
 	index millrace.Index
+	epoch millrace.Epoch
 	loads map[millrace.TableID]millrace.LoadID
 }
 
@@ -110,12 +111,12 @@ func newFeed(t testing.TB, s *Store) *feed {
 		t.Fatalf("NewWriter: %v", err)
 	}
 	t.Cleanup(w.Close)
-	return &feed{t: t, s: s, w: w, index: s.Index(), loads: make(map[millrace.TableID]millrace.LoadID)}
+	return &feed{t: t, s: s, w: w, index: s.Index(), epoch: max(s.Place().Epoch, 1), loads: make(map[millrace.TableID]millrace.LoadID)}
 }
 
 func (f *feed) checkpoint() *millrace.Checkpoint {
 	c := &millrace.Checkpoint{
-		Stream: f.s.Stream(), Epoch: 1, Index: f.index, Chain: millrace.NewChain(f.s.Stream(), 1), Term: 1,
+		Stream: f.s.Stream(), Epoch: f.epoch, Index: f.index, Chain: millrace.NewChain(f.s.Stream(), f.epoch), Term: 1,
 		Offset: millrace.Offset(f.index), Time: time.UnixMicro(int64(f.index)).UTC(),
 	}
 	for table, load := range f.loads {

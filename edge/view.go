@@ -72,6 +72,9 @@ func (v *View) begin() error {
 		if err := v.s.readHead(v.txn, &v.head); err != nil {
 			return err
 		}
+		if v.head.superseded {
+			return fmt.Errorf("%w: store %s holds epoch %v; mend: close it and open its directory again", ErrSuperseded, v.s.dir, v.head.epoch)
+		}
 		if v.cat = v.s.catalog.Load(); v.cat.number == v.head.catalog {
 			break
 		}

@@ -57,6 +57,9 @@ func (s *Store) NewWriter() (*Writer, error) {
 	if s.opts.ReadOnly {
 		return nil, fmt.Errorf("open writer of %s: the store was opened for reading only", s.dir)
 	}
+	if s.place.Load().superseded {
+		return nil, fmt.Errorf("open writer of %s: %w", s.dir, ErrSuperseded)
+	}
 	if !s.writing.CompareAndSwap(false, true) {
 		return nil, fmt.Errorf("open writer of %s: %w: this process has one already", s.dir, ErrInUse)
 	}
