@@ -54,7 +54,7 @@ func (f *fetcher) start(ctx context.Context) error {
 func (f *fetcher) meet(src Source) error {
 	id := src.TopicID()
 	if f.topic != "" && id != f.topic {
-		return fmt.Errorf("%w: the store was filled from topic ID %s, this one has %s; mend: if the topic was deleted and made again, begin a new epoch; if the brokers are the wrong ones, correct the configuration",
+		return fmt.Errorf("%w: the store was filled from topic ID %s, this one has %s; mend: if the topic was deleted and made again, millrace epoch new STREAM; if the brokers are the wrong ones, correct the configuration",
 			ErrOtherTopic, f.topic, id)
 	}
 	f.topic = id
@@ -85,7 +85,7 @@ func (f *fetcher) run(ctx context.Context, src Source, q *queue) error {
 func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 	r, err := millrace.DecodeRecord(value, nil)
 	if err != nil {
-		return nil, fmt.Errorf("record at offset %v: %w: %w; mend: millrace tail shows it; if the topic itself is damaged, begin a new epoch", offset, errRefetch, err)
+		return nil, fmt.Errorf("record at offset %v: %w: %w; mend: millrace tail shows it; if the topic itself is damaged, millrace epoch new STREAM", offset, errRefetch, err)
 	}
 	if err := f.begin(r); err != nil {
 		return nil, fmt.Errorf("record at offset %v: %w", offset, err)

@@ -17,7 +17,9 @@ import (
 var errLostRace = errors.New("another publisher was first to begin a term")
 
 // mendLost is what is left to do when the topic is not what it was.
-const mendLost = "bring the topic back as it was, or begin a new epoch of the stream"
+//
+// STREAM stands for the stream's name, which whoever prints the error puts in.
+const mendLost = "bring the topic back as it was, or begin a new epoch: millrace epoch new STREAM"
 
 // witness is a place of the history that is known from outside the topic. A fold
 // of the topic must come by it.

@@ -18,12 +18,13 @@ import (
 	"github.com/millrace-db/millrace"
 )
 
-// newEpoch is the mend for all that only a fresh copy can cure.
+// newEpoch is the mend for all that only a fresh copy can cure. STREAM stands for
+// the stream's name, which whoever prints the error puts in.
 //
 // copyAgain is the mend where one table is at fault: while it is out of the
 // stream its changes are left out, however they look.
 const (
-	newEpoch  = "begin a new epoch of the stream, which copies its tables anew"
+	newEpoch  = "millrace epoch new STREAM, which copies its tables anew"
 	copyAgain = "take the table out of source.tables, run millrace init and start transfer again, then put it back in the same way, which copies it again"
 )
 

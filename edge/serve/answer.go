@@ -135,6 +135,7 @@ func (q *request) at(v *edge.View) {
 
 // Headers under their canonical names.
 const (
+	headerEpoch = "X-Millrace-Epoch"
 	headerIndex = "X-Millrace-Index"
 	headerLag   = "X-Millrace-Lag"
 )
@@ -150,6 +151,7 @@ func (q *request) send(status int) {
 		if !q.hasPlace {
 			q.place = q.stream.store.Place()
 		}
+		h[headerEpoch] = []string{q.place.Epoch.String()}
 		h[headerIndex] = []string{q.place.Index.String()}
 		h[headerLag] = []string{lagText(q.place.Time, q.now)}
 	}

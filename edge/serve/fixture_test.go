@@ -188,7 +188,7 @@ func newStoreOf(t testing.TB, views int) (*edge.Store, *source) {
 func newServer(t testing.TB, store *edge.Store, change ...func(*serve.Config)) *serve.Server {
 	t.Helper()
 	registry := prometheus.NewRegistry()
-	config := serve.Config{Streams: map[string]*edge.Store{"bank": store}, Gatherer: registry, Registerer: registry}
+	config := serve.Config{Streams: map[string]serve.Reader{"bank": store}, Gatherer: registry, Registerer: registry}
 	for _, f := range change {
 		f(&config)
 	}

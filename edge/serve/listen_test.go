@@ -122,7 +122,7 @@ func TestRefusesAddresses(t *testing.T) {
 		"example.com:7480": "only loopback addresses",
 		"7480":             "give host and port",
 	} {
-		_, err := serve.New(serve.Config{Streams: map[string]*edge.Store{"bank": store}, Listen: address})
+		_, err := serve.New(serve.Config{Streams: map[string]serve.Reader{"bank": store}, Listen: address})
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "mend:") {
 			t.Errorf("%s: got %v, want %q and a mend", address, err, want)
 		}

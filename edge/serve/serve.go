@@ -15,9 +15,9 @@
 //	POST /v1/streams/{stream}/rows:get                      several rows in one snapshot
 //	GET  /livez /readyz /metrics
 //
-// Every answer about a stream carries X-Millrace-Index, the index that it is
-// true for, and X-Millrace-Lag, the age in seconds of the newest unit here
-// ("unknown" before the first). An answer other than 200 has the body
+// Every answer about a stream carries X-Millrace-Epoch and X-Millrace-Index, the
+// epoch and the index in it that it is true for, and X-Millrace-Lag, the age in
+// seconds of the newest unit here ("unknown" before the first). An answer other than 200 has the body
 //
 //	{"error":{"code":"…","message":"…","mend":"…"}}
 //
@@ -41,14 +41,23 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 )
 
+// Reader is what is read of a stream: an *edge.Store, or the *edge.Home that leads
+// to the store in use.
+type Reader interface {
+	View(ctx context.Context, fn func(*edge.View) error) error
+	Place() edge.Place
+	Stream() millrace.StreamID
+}
+
 // Config of a Server. Streams and one of Listen and Unix must be set.
 type Config struct {
-	// Streams are the stores by the names of their streams. The caller closes
-	// them after Run has returned.
-	Streams map[string]*edge.Store
+	// Streams are where each stream is read, by name. The caller closes them
+	// after Run has returned.
+	Streams map[string]Reader
 	// Listen is the TCP address, of a loopback interface; empty for none. Port 0
 	// takes a free one.
 	Listen string
@@ -57,6 +66,10 @@ type Config struct {
 	// Fault says what keeps a stream from going on, nil if nothing does. It is
 	// shown in the stream's status. May be nil.
 	Fault func(stream string) error
+	// Next says which newer epoch of a stream is being copied beside the one that
+	// is read, and where that copy stands; epoch 0 if none is. It is shown in the
+	// stream's status. May be nil.
+	Next func(stream string) (millrace.Epoch, edge.Place)
 	// Gatherer gives what /metrics shows; nil for nothing.
 	Gatherer prometheus.Gatherer
 	// Registerer takes the server's own metrics; nil drops them.
@@ -100,7 +113,7 @@ type Server struct {
 // stream is one of the streams with the encoders of its rows.
 type stream struct {
 	name     string
-	store    *edge.Store
+	store    Reader
 	encoders encoders
 	// complained is when damage was last logged, in Unix seconds.
 	complained atomic.Int64

@@ -38,6 +38,14 @@ type Status struct {
 	Verifying millrace.Index     `json:"verifying"`
 	// Fault says what keeps the stream from going on.
 	Fault string `json:"fault,omitempty"`
+	// Next is a newer epoch that is being copied while this one is read.
+	Next *NextStatus `json:"next,omitempty"`
+}
+
+// NextStatus says how far the copy of a newer epoch is.
+type NextStatus struct {
+	Epoch millrace.Epoch `json:"epoch"`
+	Index millrace.Index `json:"index"`
 }
 
 // TableStatus says what an edge has of a table.
@@ -104,6 +112,11 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 	if s.config.Fault != nil {
 		if err := s.config.Fault(st.name); err != nil {
 			status.Fault = err.Error()
+		}
+	}
+	if s.config.Next != nil {
+		if epoch, place := s.config.Next(st.name); epoch != 0 {
+			status.Next = &NextStatus{Epoch: epoch, Index: place.Index}
 		}
 	}
 	return status, nil

@@ -207,7 +207,7 @@ func (f *fetcher) fetch(from millrace.Offset) chunk {
 	broker, epoch, err := f.client.LeaderAndEpoch(f.topic, 0)
 	if err != nil {
 		if errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
-			err = fmt.Errorf("%w: run millrace init to make it; if it was there before, its records are lost and the stream needs a new epoch", ErrNoTopic)
+			err = fmt.Errorf("%w: run millrace init to make it; if it was there before, its records are lost: millrace epoch new STREAM", ErrNoTopic)
 		}
 		return chunk{err: err}
 	}

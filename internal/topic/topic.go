@@ -230,7 +230,7 @@ func (c *connection) close() {
 // noTopic turns the library's errors about a missing topic into ErrNoTopic.
 func (t *Topic) noTopic(err error) error {
 	if errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
-		return fmt.Errorf("topic %s at %v: %w: run millrace init to make it; if it was there before, its records are lost and the stream needs a new epoch", t.config.Topic, t.config.Brokers, ErrNoTopic)
+		return fmt.Errorf("topic %s at %v: %w: run millrace init to make it; if it was there before, its records are lost: millrace epoch new STREAM", t.config.Topic, t.config.Brokers, ErrNoTopic)
 	}
 	return err
 }
