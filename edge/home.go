@@ -170,6 +170,15 @@ func (h *Home) Stream() millrace.StreamID { return h.Store().Stream() }
 // Place returns where the store stands that readers use.
 func (h *Home) Place() Place { return h.Store().Place() }
 
+// Verified, Verifying and VerifyNews are those of the store that readers use.
+func (h *Home) Verified() []TableVerify { return h.Store().Verified() }
+
+// Verifying is Store.Verifying of the store that readers use.
+func (h *Home) Verifying() millrace.Index { return h.Store().Verifying() }
+
+// VerifyNews is Store.VerifyNews of the store that readers use.
+func (h *Home) VerifyNews() uint64 { return h.Store().VerifyNews() }
+
 // Following returns the epoch that is being copied and how far it is; 0 if none
 // is.
 func (h *Home) Following() (millrace.Epoch, Place) {

@@ -247,7 +247,7 @@ func (d *dev) life(ctx context.Context) error {
 		return errors.Join(err, publisher.close())
 	}
 	d.atEnd(keeper.close)
-	store := keeper.streams[0].store
+	store := keeper.streams[0].home.Store()
 
 	// The stages outlive ctx: the last proof needs them.
 	stages, stopStages := context.WithCancel(context.WithoutCancel(ctx))

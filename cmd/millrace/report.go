@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/internal/config"
@@ -21,23 +19,36 @@ func reportTopic(s *config.Stream, client string, log *slog.Logger) topic.Config
 }
 
 // reports makes the reporter of a stream at this edge.
-func (k *keeper) reports(one *kept, log *slog.Logger, metrics prometheus.Registerer) (*edgestatus.Reporter, error) {
+func (f *follower) reports() (*edgestatus.Reporter, error) {
 	started := time.Now().UTC()
 	return edgestatus.NewReporter(edgestatus.Config{
-		Topic: reportTopic(one.config, "millrace-edge-", log), Interval: duration(k.c.Edge.Report), Logger: log, Registerer: metrics,
+		Topic: reportTopic(f.config, "millrace-edge-", f.log), Interval: duration(f.edge.Report), Logger: f.log, Registerer: f.metrics,
 		State: func() string {
-			s := one.applier.Status()
-			return fmt.Sprint(s.Epoch, reportState(&s), s.Err != nil, one.store.VerifyNews())
+			s := f.status()
+			return fmt.Sprint(s.Epoch, reportState(&s), s.Err != nil, f.home.VerifyNews())
 		},
 		Report: func(ctx context.Context) (*edgestatus.Report, error) {
-			r, err := one.report(ctx)
+			r, err := f.report(ctx)
 			if err != nil {
 				return nil, err
 			}
-			r.Edge, r.StartedAt = k.c.Edge.ID, started
+			r.Edge, r.StartedAt = f.edge.ID, started
 			return r, nil
 		},
 	})
+}
+
+// status is that of the epoch that readers use, with all that is wrong.
+func (f *follower) status() applier.Status {
+	f.mu.Lock()
+	current := f.current
+	f.mu.Unlock()
+	s := applier.Status{Phase: applier.PhaseConnecting, StreamID: f.home.Stream(), Epoch: f.home.Place().Epoch}
+	if current != nil {
+		s = current.Status()
+	}
+	s.Err = f.fault()
+	return s
 }
 
 // reportState is the phase of an applier as people and peers are told it.
@@ -52,16 +63,16 @@ func reportState(s *applier.Status) string {
 }
 
 // report says how far the stream is here.
-func (k *kept) report(ctx context.Context) (*edgestatus.Report, error) {
-	s := k.applier.Status()
-	r := &edgestatus.Report{Stream: k.config.Name, State: reportState(&s), Version: version}
+func (f *follower) report(ctx context.Context) (*edgestatus.Report, error) {
+	s := f.status()
+	r := &edgestatus.Report{Stream: f.config.Name, State: reportState(&s), Version: version}
 	if s.Err != nil {
 		r.Error = oneLine(s.Err.Error())
 	}
 	if !s.StreamID.IsZero() {
 		r.StreamID = s.StreamID.String()
 	}
-	err := k.store.View(ctx, func(v *edge.View) error {
+	err := f.home.View(ctx, func(v *edge.View) error {
 		p := v.Place()
 		r.Epoch, r.Index, r.Term = p.Epoch, p.Index, p.Term
 		if p.Index > 0 {
@@ -88,8 +99,8 @@ func (k *kept) report(ctx context.Context) (*edgestatus.Report, error) {
 		return nil, err
 	}
 	// First what is pending, so that nothing is left out of both.
-	r.Verifying = k.store.Verifying()
-	for _, v := range k.store.Verified() {
+	r.Verifying = f.home.Verifying()
+	for _, v := range f.home.Verified() {
 		r.Verify = append(r.Verify, reportVerify(&v))
 	}
 	return r, nil

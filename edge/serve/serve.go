@@ -51,6 +51,8 @@ type Reader interface {
 	View(ctx context.Context, fn func(*edge.View) error) error
 	Place() edge.Place
 	Stream() millrace.StreamID
+	Verified() []edge.TableVerify
+	Verifying() millrace.Index
 }
 
 // Config of a Server. Streams and one of Listen and Unix must be set.

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/topic"
+)
+
+// successors looks which epochs of a stream have begun, by the topics that there
+// are. An epoch has begun when its topic holds a record of it: one whose topic is
+// merely there may have been prepared and given up. It is used by one goroutine.
+type successors struct {
+	config *config.Stream
+	log    *slog.Logger
+	finder *topic.Finder
+	// told are the topics that were complained about.
+	told map[string]bool
+}
+
+func newSuccessors(s *config.Stream, log *slog.Logger) (*successors, error) {
+	finder, err := topic.NewFinder(topic.Config{Brokers: s.Kafka.Brokers, Topic: s.Kafka.Topic, ClientID: "millrace-" + s.Name, Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	return &successors{config: s, log: log, finder: finder, told: make(map[string]bool)}, nil
+}
+
+func (s *successors) close() { s.finder.Close() }
+
+// newest returns the newest epoch after the given one that has begun, 0 if there
+// is none. want is the stream that its records must be of; zero takes any. After
+// 0 it looks through all topics.
+func (s *successors) newest(ctx context.Context, after millrace.Epoch, want millrace.StreamID) (millrace.Epoch, error) {
+	ask := s.finder.All
+	if after > 0 {
+		ask = func(ctx context.Context) ([]millrace.Epoch, error) { return s.finder.After(ctx, after) }
+	}
+	epochs, err := ask(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for i := len(epochs) - 1; i >= 0; i-- {
+		begun, err := s.begun(ctx, epochs[i], want)
+		if begun || err != nil {
+			return epochs[i], err
+		}
+	}
+	return 0, nil
+}
+
+// begun reports whether the topic of an epoch holds a record of it.
+func (s *successors) begun(ctx context.Context, epoch millrace.Epoch, want millrace.StreamID) (bool, error) {
+	name := topic.EpochName(s.config.Kafka.Topic, epoch)
+	t, err := openTopic(ctx, s.config, name, s.log)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = t.Close() }() // nothing is appended
+	info, err := t.Info(ctx)
+	if errors.Is(err, topic.ErrNoTopic) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	id, ok, err := topicIdentity(ctx, t, info)
+	switch {
+	case millrace.NeedsOperator(err):
+		s.complain(name, "its first record is none of millrace's")
+		return false, nil
+	case err != nil || !ok:
+		return false, err
+	case id.epoch != epoch:
+		s.complain(name, "its records are of epoch "+id.epoch.String())
+		return false, nil
+	case !want.IsZero() && id.stream != want:
+		s.complain(name, "its records are of stream "+id.stream.String())
+		return false, nil
+	}
+	return true, nil
+}
+
+// complain says once of a topic that it is not what its name says.
+func (s *successors) complain(name, why string) {
+	if s.told[name] {
+		return
+	}
+	s.told[name] = true
+	s.log.Warn("a topic has the name of an epoch of the stream and is left alone", "topic", name, "why", why)
+}
