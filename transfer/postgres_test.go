@@ -93,6 +93,27 @@ func TestHoldTakenAway(t *testing.T) {
 	w.check(10)
 }
 
+// TestEpochBegunMeanwhile: one that waits for the hold while a new epoch is begun
+// does not publish in the old one.
+func TestEpochBegunMeanwhile(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	_, conn, config := onPostgres(t, w)
+	w.commit(5)
+	first := w.start(config)
+	w.waitConfirmed(5)
+	second := w.start(config)
+	next := w.stream
+	next.Epoch, next.Topic, next.TopicID = 2, w.stream.Topic+".2", "another"
+	if err := control.BeginEpoch(testContext(t), conn, w.stream, next); err != nil {
+		t.Fatal(err)
+	}
+	first.stop()
+	if err := second.wait(); !errors.Is(err, ErrEpoch) || millrace.NeedsOperator(err) || !strings.Contains(err.Error(), next.Topic) {
+		t.Errorf("the second one ends with %v, want ErrEpoch", err)
+	}
+	w.check(5)
+}
+
 func TestNotInitialised(t *testing.T) {
 	w := newWorld(t, kafkatest.Fake(t))
 	_, conn, config := onPostgres(t, w)

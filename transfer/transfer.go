@@ -183,7 +183,7 @@ func New(config Config) (*Transfer, error) {
 	}
 	if c.AcquireHold == nil {
 		c.AcquireHold = func(ctx context.Context, p millrace.PublisherID) (Hold, error) {
-			return control.AcquireHold(ctx, config.SourceURL, s.Name, p, c.Lease, c.Logger)
+			return acquireHold(ctx, config.SourceURL, &s, p, c.Lease, c.Logger)
 		}
 	}
 	if c.OpenLedger == nil {
@@ -211,7 +211,7 @@ func setDefault[T int64 | time.Duration](v *T, d T) {
 }
 
 // Run publishes until ctx ends, and then returns nil; or until it is fenced
-// (ErrFenced) or an operator has to act (millrace.NeedsOperator). All other
+// (ErrFenced), finds that a new epoch was begun (ErrEpoch), or an operator has to act (millrace.NeedsOperator). All other
 // errors end a reign; after a pause the next one begins.
 func (t *Transfer) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
@@ -220,7 +220,7 @@ func (t *Transfer) Run(ctx context.Context) error {
 	for lost := 0; ; {
 		r, err := t.reign(ctx)
 		switch {
-		case errors.Is(err, ErrFenced):
+		case errors.Is(err, ErrFenced), errors.Is(err, ErrEpoch):
 			t.fail(PhaseFenced, err)
 			return err
 		case millrace.NeedsOperator(err):

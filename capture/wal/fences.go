@@ -189,6 +189,11 @@ func (s *slotInfo) mend() string {
 	return "raise max_slot_wal_keep_size"
 }
 
+// slotMissing is the error of a stream at p whose slot is gone.
+func (c *Capture) slotMissing(p millrace.Position) error {
+	return fmt.Errorf("%w: slot %s, at which the stream stands at %v: it was dropped; mend: %s", ErrSlotMissing, c.cfg.Slot, p.LSN, newEpoch)
+}
+
 // fencePosition refuses a slot that does not begin at or before p, and a source
 // that has another history up to there. at is the time of the newest unit.
 func (c *Capture) fencePosition(ctx context.Context, s *slotInfo, p millrace.Position, at time.Time) error {

@@ -75,7 +75,7 @@ func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serve
 		return fail(err)
 	}
 	if slot == nil {
-		return fail(fmt.Errorf("%w: slot %s, at which the stream stands at %v; mend: %s", ErrSlotMissing, c.cfg.Slot, p.LSN, newEpoch))
+		return fail(c.slotMissing(p))
 	}
 	if err := c.fenceSlot(slot, server); err != nil {
 		return fail(err)
