@@ -5,12 +5,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
 
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
@@ -21,14 +26,17 @@ import (
 
 func (a *app) checkCommand() *cobra.Command {
 	var stream string
-	var asJSON, quick bool
+	var asJSON, quick, fix bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Look at sources, topics and local stores, and say what does not fit",
 		Long: `Look at sources, topics and local stores without changing anything, and say what does not fit, each
 with its mend. Of a stream it looks at what the configuration names: the source if there is a source.url, the
 topic if there are brokers, the local store if there is an edge section. Every row of a local store is read,
-unless --quick. Exit code 4 if there is a problem; warnings do not count.`,
+unless --quick. Exit code 4 if there is a problem; warnings do not count.
+
+With --fix, what can be mended without losing anything is mended first: control schema and publication of
+streams that are registered. Of the rest each line names the command.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
@@ -45,6 +53,9 @@ unless --quick. Exit code 4 if there is a problem; warnings do not count.`,
 			}
 			k := &check{c: c, quick: quick, app: a}
 			for _, name := range names {
+				if s := c.Stream(name); fix && s.Source.URL != "" {
+					k.fix(cmd.Context(), s)
+				}
 				if err := k.streamIn(cmd.Context(), c.Stream(name)); err != nil {
 					return err
 				}
@@ -54,6 +65,7 @@ unless --quick. Exit code 4 if there is a problem; warnings do not count.`,
 	}
 	cmd.Flags().StringVar(&stream, "stream", "", "only this stream")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&fix, "fix", false, "mend what can be mended without losing anything")
 	cmd.Flags().BoolVar(&quick, "quick", false, "do not read the rows of local stores")
 	return cmd
 }
@@ -86,8 +98,30 @@ type check struct {
 
 func (k *check) add(s *config.Stream, found ...finding.Finding) {
 	for _, f := range found {
+		f.Text, f.Mend = mendText(s.Name, f.Text), mendText(s.Name, f.Mend)
 		k.found = append(k.found, checked{s.Name, f})
 	}
+}
+
+// fix mends at the source what init would mend. What it cannot do is told by the
+// check that follows.
+func (k *check) fix(ctx context.Context, s *config.Stream) {
+	u := &setup{stream: s, log: k.logger(k.c), out: io.Discard}
+	err := withSource(ctx, s, func(conn *pgx.Conn) error {
+		registered, err := control.LoadStream(ctx, conn, s.Name)
+		if err != nil {
+			return err
+		}
+		if err := u.schema(ctx, conn); err != nil {
+			return err
+		}
+		return u.publication(ctx, registered)
+	})
+	if err != nil {
+		k.done = append(k.done, "source of "+s.Name+", to mend it: "+oneLine(mendText(s.Name, err.Error())))
+		return
+	}
+	k.done = append(k.done, "source of "+s.Name+": control schema and publication are as init makes them")
 }
 
 // problem turns an error into a finding: its text names the mend itself.
@@ -150,6 +184,9 @@ func (k *check) source(ctx context.Context, s *config.Stream) (registered contro
 		if found, err = capture.Check(ctx); err == nil {
 			k.add(s, found...)
 		}
+		if err == nil && registered.Epoch != 0 && len(s.Kafka.Brokers) > 0 {
+			err = k.fences(ctx, s, registered, capture)
+		}
 	}
 	if err != nil {
 		k.problem(s, "source", err)
@@ -157,8 +194,40 @@ func (k *check) source(ctx context.Context, s *config.Stream) (registered contro
 	return registered
 }
 
+// fences says whether capture could go on where the topic ends.
+func (k *check) fences(ctx context.Context, s *config.Stream, registered control.Stream, capture *wal.Capture) error {
+	found, err := capture.CheckPosition(ctx, func(ctx context.Context) (p millrace.Position, at time.Time, err error) {
+		err = withSource(ctx, s, func(conn *pgx.Conn) error {
+			p, at, err = publishedPosition(ctx, conn, s, registered, k.logger(k.c))
+			return err
+		})
+		var kafka *net.OpError
+		if errors.As(err, &kafka) {
+			return millrace.Position{}, at, nil // the look at the topic tells of it
+		}
+		return p, at, err
+	})
+	k.add(s, found...)
+	return err
+}
+
+// topicOf names the topic to look at: the registry's, or, where there is no source
+// to ask, that of the newest epoch that has begun.
+func (k *check) topicOf(ctx context.Context, s *config.Stream, registered control.Stream) (string, error) {
+	if registered.Topic != "" {
+		return registered.Topic, nil
+	}
+	epoch, err := newestEpoch(ctx, s, k.logger(k.c))
+	return topic.EpochName(s.Kafka.Topic, epoch), err
+}
+
 func (k *check) topic(ctx context.Context, s *config.Stream, registered control.Stream) {
-	t, err := openTopic(ctx, s, registered.Topic, k.logger(k.c))
+	name, err := k.topicOf(ctx, s, registered)
+	if err != nil {
+		k.problem(s, "kafka", err)
+		return
+	}
+	t, err := openTopic(ctx, s, name, k.logger(k.c))
 	if err != nil {
 		k.problem(s, "kafka", err)
 		return

@@ -20,6 +20,7 @@ type environment struct {
 	args           []string
 	environ        []string
 	stdout, stderr io.Writer
+	stdin          io.Reader // may be nil
 }
 
 // app is what all commands share.
@@ -75,7 +76,7 @@ Exit codes: 0 done, 1 failed and worth another try, 2 command line or configurat
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(
 		a.initCommand(), a.uninstallCommand(), a.checkCommand(),
-		a.transferCommand(), a.edgeCommand(), a.devCommand(),
+		a.transferCommand(), a.edgeCommand(), a.devCommand(), a.epochCommand(),
 		a.statusCommand(), a.getCommand(), a.scanCommand(), a.tailCommand(),
 		a.loadCommand(), a.verifyCommand(),
 		a.versionCommand(),

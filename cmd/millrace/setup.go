@@ -71,21 +71,16 @@ func (u *setup) say(format string, args ...any) { fmt.Fprintf(u.out, format+"\n"
 // run returns the stream's row in the registry; with dry the one that it would
 // get.
 func (u *setup) run(ctx context.Context) (control.Stream, error) {
-	t, err := openTopic(ctx, u.stream, "", u.log)
-	if err != nil {
-		return control.Stream{}, err
-	}
-	defer func() { _ = t.Close() }() // nothing is appended
 	var registered control.Stream
-	err = withSource(ctx, u.stream, func(conn *pgx.Conn) error {
-		registered, err = u.all(ctx, conn, t)
+	err := withSource(ctx, u.stream, func(conn *pgx.Conn) (err error) {
+		registered, err = u.all(ctx, conn)
 		return err
 	})
-	return registered, err
+	return registered, withMend(u.stream.Name, err)
 }
 
-func (u *setup) all(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (control.Stream, error) {
-	registered, err := u.streamIn(ctx, conn, t)
+func (u *setup) all(ctx context.Context, conn *pgx.Conn) (control.Stream, error) {
+	registered, err := u.streamIn(ctx, conn)
 	if err != nil {
 		return control.Stream{}, err
 	}
@@ -120,7 +115,7 @@ func (u *setup) reportTopic(ctx context.Context) error {
 	return err
 }
 
-func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (control.Stream, error) {
+func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn) (control.Stream, error) {
 	registered, err := control.LoadStream(ctx, conn, u.stream.Name)
 	known := err == nil
 	if err != nil && !errors.Is(err, control.ErrNoStream) && !errors.Is(err, control.ErrNotInitialised) {
@@ -132,6 +127,16 @@ func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (c
 		}
 	}
 	// What can be refused is refused before anything is made.
+	if !known {
+		if registered.Epoch, err = u.newEpoch(ctx); err != nil {
+			return control.Stream{}, err
+		}
+	}
+	t, err := openTopic(ctx, u.stream, topic.EpochName(u.stream.Kafka.Topic, registered.Epoch), u.log)
+	if err != nil {
+		return control.Stream{}, err
+	}
+	defer func() { _ = t.Close() }() // nothing is appended
 	info, create, err := u.lookAtTopic(ctx, t, registered, known)
 	if err != nil {
 		return control.Stream{}, err
@@ -154,15 +159,39 @@ func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn, t *topic.Topic) (c
 		u.say("stream %s is registered with ID %v, topic %s", registered.Name, registered.ID, registered.Topic)
 		return registered, nil
 	}
-	return u.register(ctx, conn, info)
+	return u.register(ctx, conn, registered.Epoch, t.Name(), info)
+}
+
+// newEpoch is the epoch of a stream that has no registry: 1, or, where one whose
+// ID the configuration names had one, that after all that have a topic. Edges that
+// have the stream go over to it.
+func (u *setup) newEpoch(ctx context.Context) (millrace.Epoch, error) {
+	topics, err := epochTopics(ctx, u.stream, u.log)
+	if err != nil {
+		return 0, err
+	}
+	for i := len(topics) - 1; i >= 0; i-- {
+		newest := &topics[i]
+		if newest.info.End == 0 {
+			continue
+		}
+		t, err := openTopic(ctx, u.stream, newest.name, u.log)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = t.Close() }() // nothing is appended
+		if err := u.occupied(ctx, t, newest.info); err != nil {
+			return 0, err
+		}
+		u.say("topic %s holds epoch %v of this stream, whose registry is gone: the stream goes on with epoch %v, and its tables are copied anew", newest.name, newest.epoch, newest.epoch+1)
+		return newest.epoch + 1, nil
+	}
+	return 1, nil
 }
 
 // sameStream compares the configuration with the registry.
 func sameStream(s *config.Stream, r control.Stream) error {
-	wanted := s.Kafka.Topic
-	if r.Epoch > 1 {
-		wanted = fmt.Sprintf("%s.%d", wanted, r.Epoch)
-	}
+	wanted := topic.EpochName(s.Kafka.Topic, r.Epoch)
 	switch {
 	case r.Topic != wanted:
 		return operator("stream %s is registered with topic %s, and streams.%[1]s.kafka.topic says %[3]s; put the configuration back", s.Name, r.Topic, s.Kafka.Topic)
@@ -179,7 +208,7 @@ func (u *setup) lookAtTopic(ctx context.Context, t *topic.Topic, registered cont
 	info, err = t.Info(ctx)
 	if errors.Is(err, topic.ErrNoTopic) {
 		if known {
-			return info, false, operator("topic %s of stream %s is gone: it was deleted, and with it the stream's history; the stream has to begin anew: millrace uninstall, then millrace init", registered.Topic, registered.Name)
+			return info, false, operator("topic %s of stream %s is gone: it was deleted, and with it the stream's history; mend: %s", registered.Topic, registered.Name, epochCommand(registered.Name))
 		}
 		return info, true, nil
 	}
@@ -188,9 +217,6 @@ func (u *setup) lookAtTopic(ctx context.Context, t *topic.Topic, registered cont
 	}
 	if err := sameTopic(registered, known, info); err != nil {
 		return info, false, err
-	}
-	if !known && info.End > info.Start {
-		return info, false, u.occupied(ctx, t, info)
 	}
 	found, err := t.Check(ctx)
 	if err != nil {
@@ -205,24 +231,32 @@ func (u *setup) lookAtTopic(ctx context.Context, t *topic.Topic, registered cont
 	return info, false, nil
 }
 
-// occupied says whose records are in a topic that should be empty.
+// occupied says whose records are in a topic that should be empty; nil if they are
+// of the stream that the configuration names.
 func (u *setup) occupied(ctx context.Context, t *topic.Topic, info topic.Info) error {
 	const mend = "; name another topic in streams.%s.kafka.topic, or delete this one if nothing needs it"
-	id, _, err := topicIdentity(ctx, t, info)
+	id, ok, err := topicIdentity(ctx, t, info)
+	if err == nil && !ok && u.stream.ID != "" {
+		return nil // emptied, and the configuration names the stream
+	}
 	if millrace.NeedsOperator(err) {
 		return operator("topic %s holds %d records that are none of millrace's"+mend, t.Name(), info.End-info.Start, u.stream.Name)
 	}
 	if err != nil {
 		return err
 	}
-	return operator("topic %s holds the records of another stream, or of an earlier one of this name (ID %v)"+mend, t.Name(), id.stream, u.stream.Name)
+	if u.stream.ID != "" && u.stream.ID == id.stream.String() {
+		return nil
+	}
+	return operator("topic %s holds the records of another stream, or of an earlier one of this name (ID %v)"+mend+
+		"; if it is this stream and its registry was lost, set streams.%[3]s.id to that ID: it then goes on with a new epoch", t.Name(), id.stream, u.stream.Name)
 }
 
 // sameTopic refuses a topic that was deleted and made again.
 func sameTopic(registered control.Stream, known bool, info topic.Info) error {
 	if known && registered.TopicID != info.ID {
-		return operator("topic %s has ID %s, and stream %s was registered with %s: it was deleted and made again, or the brokers are another cluster's; correct kafka.brokers, or begin anew: millrace uninstall, then millrace init",
-			registered.Topic, info.ID, registered.Name, registered.TopicID)
+		return operator("topic %s has ID %s, and stream %s was registered with %s: it was deleted and made again, or the brokers are another cluster's; mend: correct kafka.brokers, or %s",
+			registered.Topic, info.ID, registered.Name, registered.TopicID, epochCommand(registered.Name))
 	}
 	return nil
 }
@@ -334,9 +368,9 @@ func (u *setup) chooseSlot(ctx context.Context, conn *pgx.Conn, s *control.Strea
 	return nil
 }
 
-func (u *setup) register(ctx context.Context, conn *pgx.Conn, info topic.Info) (control.Stream, error) {
+func (u *setup) register(ctx context.Context, conn *pgx.Conn, epoch millrace.Epoch, name string, info topic.Info) (control.Stream, error) {
 	s := control.Stream{
-		Name: u.stream.Name, Epoch: 1, Capture: u.stream.Source.Capture, Topic: u.stream.Kafka.Topic, TopicID: info.ID,
+		Name: u.stream.Name, Epoch: epoch, Capture: u.stream.Source.Capture, Topic: name, TopicID: info.ID,
 		Publication: control.DefaultPublication(u.stream.Name), Slot: control.DefaultSlot(u.stream.Name),
 	}
 	if u.stream.ID != "" {
@@ -347,8 +381,8 @@ func (u *setup) register(ctx context.Context, conn *pgx.Conn, info topic.Info) (
 		return control.Stream{}, err
 	}
 	if u.dry {
-		u.say("-- registry\nINSERT INTO millrace.stream (name, id, epoch, capture, topic, topic_id, publication, slot)\n    VALUES ('%s', a random UUID, 1, '%s', '%s', the topic's ID, '%s', '%s');",
-			s.Name, s.Capture, s.Topic, s.Publication, s.Slot)
+		u.say("-- registry\nINSERT INTO millrace.stream (name, id, epoch, capture, topic, topic_id, publication, slot)\n    VALUES ('%s', a random UUID, %d, '%s', '%s', the topic's ID, '%s', '%s');",
+			s.Name, s.Epoch, s.Capture, s.Topic, s.Publication, s.Slot)
 		u.say("-- the replication slot %s is made by the first start of millrace transfer, with the first copy", s.Slot)
 		return s, nil
 	}

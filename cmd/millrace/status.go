@@ -38,12 +38,20 @@ type place struct {
 	Fault   string `json:"fault,omitempty"`
 	// Warning is what is amiss at the source while transfer goes on.
 	Warning string `json:"warning,omitempty"`
+	// Next is a newer epoch that an edge copies while it serves this one.
+	Next *nextPlace `json:"next,omitempty"`
 	// Edge is this host's edge, where another place was asked for the rest.
 	Edge *place `json:"edge,omitempty"`
 	// Edges are the newest reports of all edges of the stream; EdgesProblem says
 	// why they could not be read.
 	Edges        []edgestatus.Edge `json:"edges,omitzero"`
 	EdgesProblem string            `json:"edges_problem,omitempty"`
+}
+
+// nextPlace says how far the copy of a newer epoch is.
+type nextPlace struct {
+	Epoch uint64 `json:"epoch"`
+	Index uint64 `json:"index"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -199,6 +207,9 @@ func printPlace(w *tabwriter.Writer, p *place) {
 	}
 	if p.Phase != "" {
 		from += " (" + p.Phase + ")"
+	}
+	if p.Next != nil {
+		from += fmt.Sprintf(" (copies epoch %d, index %d)", p.Next.Epoch, p.Next.Index)
 	}
 	if trouble := p.Problem + p.Fault; trouble != "" {
 		from += ": " + oneLine(trouble)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"github.com/millrace-db/millrace"
@@ -50,6 +51,24 @@ func (s *successors) newest(ctx context.Context, after millrace.Epoch, want mill
 		}
 	}
 	return 0, nil
+}
+
+// newestEpoch returns the newest epoch of a stream that has begun, 0 if none has.
+func newestEpoch(ctx context.Context, s *config.Stream, log *slog.Logger) (millrace.Epoch, error) {
+	var want millrace.StreamID
+	if s.ID != "" {
+		want, _ = millrace.ParseStreamID(s.ID) // the configuration has checked it
+	}
+	look, err := newSuccessors(s, log)
+	if err != nil {
+		return 0, err
+	}
+	defer look.close()
+	epoch, err := look.newest(ctx, 0, want)
+	if err != nil {
+		return 0, fmt.Errorf("%w; are the brokers running, and is streams.%s.kafka.brokers right?", err, s.Name)
+	}
+	return epoch, nil
 }
 
 // begun reports whether the topic of an epoch holds a record of it.

@@ -19,7 +19,7 @@ import (
 
 func (a *app) tailCommand() *cobra.Command {
 	var stream string
-	var from uint64
+	var from, epoch uint64
 	var follow, all bool
 	cmd := &cobra.Command{
 		Use:   "tail",
@@ -47,7 +47,14 @@ reign. With --all, records that change nothing are told of too, as kind "stale",
 			if err := c.NeedKafka([]string{s.Name}); err != nil {
 				return err
 			}
-			t, err := openTopic(cmd.Context(), s, "", a.logger(c))
+			if epoch == 0 {
+				newest, err := newestEpoch(cmd.Context(), s, a.logger(c))
+				if err != nil {
+					return err
+				}
+				epoch = uint64(newest)
+			}
+			t, err := openTopic(cmd.Context(), s, topic.EpochName(s.Kafka.Topic, millrace.Epoch(epoch)), a.logger(c))
 			if err != nil {
 				return err
 			}
@@ -58,6 +65,7 @@ reign. With --all, records that change nothing are told of too, as kind "stale",
 		},
 	}
 	cmd.Flags().StringVar(&stream, "stream", "", "stream to print, where there are several")
+	cmd.Flags().Uint64Var(&epoch, "epoch", 0, "print the topic of this `EPOCH`; the newest that has begun otherwise")
 	cmd.Flags().Uint64Var(&from, "from", 1, "print entries from this `INDEX` on")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is appended")
 	cmd.Flags().BoolVar(&all, "all", false, "print records that change nothing too")

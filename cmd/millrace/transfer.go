@@ -139,10 +139,10 @@ func (p *publisher) watch(s *config.Stream, registered control.Stream, t *transf
 // transferError says of which stream and topic an error is, and what mends it
 // where the topic is at fault.
 func transferError(stream, topic string, err error) error {
-	err = fmt.Errorf("stream %s, topic %s: %w", stream, topic, err)
+	err = withMend(stream, fmt.Errorf("stream %s, topic %s: %w", stream, topic, err))
 	for _, kind := range []error{millrace.ErrMalformed, millrace.ErrForeign, millrace.ErrGap, millrace.ErrDiverged, millrace.ErrUnknownTerm} {
 		if errors.Is(err, kind) && !strings.Contains(err.Error(), "mend:") {
-			return fmt.Errorf("%w; mend: find out who else writes to the topic (millrace tail shows the record); what cannot be undone there needs the stream to begin anew: millrace uninstall, then millrace init with another topic", err)
+			return fmt.Errorf("%w; mend: find out who else writes to the topic (millrace tail shows the record); what cannot be undone there needs a new epoch: %s", err, epochCommand(stream))
 		}
 	}
 	return err

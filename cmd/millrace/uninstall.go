@@ -72,7 +72,11 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		if dropped {
 			what += ", control schema too"
 		}
-		fmt.Fprintf(a.stdout, "stream %s: %s; topic %s is left, as is %s\n", s.Name, what, s.Kafka.Topic, edgestatus.TopicOf(s.Kafka.Topic))
+		left := s.Kafka.Topic
+		if registered.Topic != "" {
+			left = registered.Topic
+		}
+		fmt.Fprintf(a.stdout, "stream %s: %s; topic %s is left, as is %s\n", s.Name, what, left, edgestatus.TopicOf(s.Kafka.Topic))
 		return nil
 	})
 }
