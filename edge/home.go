@@ -306,7 +306,6 @@ func (h *Home) leave(old *Store) {
 		h.opts.Logger.Warn("a store that is no longer read cannot be marked yet", "dir", old.Dir(), "error", err)
 	}
 	err := old.Close() // waits for its views
-	failpoint.Hit("edge_before_remove")
 	if err == nil {
 		err = removeStore(h.opts, name)
 	}
@@ -347,6 +346,7 @@ const markRoom = 16 << 20
 // processes may have it open: it is marked for them first, and the files stay
 // theirs until they close them.
 func removeStore(o Options, name string) error {
+	failpoint.Hit("edge_before_remove")
 	home := o.Dir
 	o.Dir, o.Registerer, o.Stream, o.exact = filepath.Join(home, name), nil, millrace.StreamID{}, true
 	if info, err := os.Stat(filepath.Join(o.Dir, "data.mdb")); err == nil {

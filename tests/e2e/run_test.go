@@ -58,9 +58,14 @@ type run struct {
 // newRun makes the tables and runs init; nothing else is started.
 func newRun(t *testing.T, rng *rand.Rand, kafka *kafkatest.Cluster, size size, variant harness.Variant) *run {
 	t.Helper()
-	s := harness.NewSystem(t, kafka, append(harness.PgbenchTables(), harness.JournalTable)...)
+	return newRunOn(t, rng, harness.NewSystem(t, kafka, append(harness.PgbenchTables(), harness.JournalTable)...), size, variant)
+}
+
+// newRunOn is newRun over a system that is there.
+func newRunOn(t *testing.T, rng *rand.Rand, s *harness.System, size size, variant harness.Variant) *run {
+	t.Helper()
 	s.Lease, s.Variant = time.Second, variant
-	r := &run{t: t, rng: rng, size: size, s: s, kafka: kafka, edge: s.NewEdge("edge-1"), faulted: map[string]int{}, since: time.Now()}
+	r := &run{t: t, rng: rng, size: size, s: s, kafka: s.Kafka, edge: s.NewEdge("edge-1"), faulted: map[string]int{}, since: time.Now()}
 	r.bench = harness.NewPgbench(t, s.DB, size.scale, 4)
 	r.bench.Rate = size.rate
 	r.journal = harness.NewJournal(t, s, 2)

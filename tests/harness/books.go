@@ -21,7 +21,7 @@ const httpAudits = 50 * time.Millisecond
 
 // Books are the sums that agree in every state that pgbench ever commits.
 type Books struct {
-	Index                                uint64
+	Epoch, Index                         uint64
 	Accounts, Tellers, Branches, History int64
 	// Transactions is the number of rows in pgbench_history.
 	Transactions uint64
@@ -32,8 +32,8 @@ func (b Books) Balance() error {
 	if b.Accounts == b.Branches && b.Tellers == b.Branches && b.History == b.Branches {
 		return nil
 	}
-	return fmt.Errorf("at index %d accounts sum to %d, tellers to %d, branches to %d, history to %d: a torn or incomplete unit",
-		b.Index, b.Accounts, b.Tellers, b.Branches, b.History)
+	return fmt.Errorf("at epoch %d index %d accounts sum to %d, tellers to %d, branches to %d, history to %d: a torn or incomplete unit",
+		b.Epoch, b.Index, b.Accounts, b.Tellers, b.Branches, b.History)
 }
 
 // BookReader audits pgbench's books at an edge while it runs, in two ways: from
@@ -46,8 +46,17 @@ type BookReader struct {
 	Client *Client
 	Scale  int
 	// Views and Requests count audits that balanced, each at an index of its
-	// own. Newest is the highest index audited.
-	Views, Requests, Newest atomic.Int64
+	// own. Newest is the highest index audited, of the epoch in Epoch.
+	Views, Requests, Newest, Epoch atomic.Int64
+	// Strict takes an edge that does not answer for a failed audit: nothing has
+	// killed it.
+	Strict atomic.Bool
+}
+
+// after tells whether an audit at (epoch, index) is of a later state than one at
+// (oldEpoch, oldIndex).
+func after(epoch, index, oldEpoch, oldIndex uint64) bool {
+	return epoch > oldEpoch || epoch == oldEpoch && index > oldIndex
 }
 
 // Run audits until ctx ends. The edge may come and go meanwhile, and its store
@@ -65,38 +74,55 @@ func (r *BookReader) Run(ctx context.Context) error {
 	return errors.Join(err, <-web)
 }
 
-func (r *BookReader) inStore(ctx context.Context) error {
-	var store *edge.Store
-	err := Wait(ctx, time.Hour, func(context.Context) (err error) {
+func (r *BookReader) open(ctx context.Context) (store *edge.Store, err error) {
+	err = Wait(ctx, time.Hour, func(context.Context) (err error) {
 		store, err = edge.Open(edge.Options{Dir: r.Dir, ReadOnly: true})
 		return err
 	})
+	return store, err
+}
+
+func (r *BookReader) inStore(ctx context.Context) error {
+	store, err := r.open(ctx)
 	if ctx.Err() != nil && errors.Is(err, edge.ErrNoStore) {
 		return nil // it never came; the caller wants views and finds none
 	}
 	if err != nil {
 		return err
 	}
-	var last uint64
+	var lastEpoch, last uint64
 	for ctx.Err() == nil && err == nil {
 		var b Books
 		var loaded bool
 		began := time.Now()
-		if b, loaded, err = audit(ctx, store); err != nil {
+		b, loaded, err = audit(ctx, store)
+		if errors.Is(err, edge.ErrSuperseded) {
+			if err = store.Close(); err == nil {
+				if store, err = r.open(ctx); store == nil {
+					return nil // the edge and the test have ended meanwhile
+				}
+			}
+			continue
+		}
+		if err != nil {
 			break
 		}
 		if !loaded {
+			if last > 0 {
+				err = fmt.Errorf("at epoch %d index %d there are no tables any more", b.Epoch, b.Index)
+			}
 			Pass(ctx, pollInterval)
 			continue
 		}
-		if b.Index < last {
-			err = fmt.Errorf("the store went back from index %d to %d", last, b.Index)
+		if after(lastEpoch, last, b.Epoch, b.Index) {
+			err = fmt.Errorf("the store went back from epoch %d index %d to %d, %d", lastEpoch, last, b.Epoch, b.Index)
 			break
 		}
-		if err = b.Balance(); err == nil && b.Index > last {
-			last = b.Index
+		if err = b.Balance(); err == nil && after(b.Epoch, b.Index, lastEpoch, last) {
+			lastEpoch, last = b.Epoch, b.Index
 			r.Views.Add(1)
-			r.Newest.Store(int64(last)) //nolint:gosec // far from the limit
+			r.Epoch.Store(int64(b.Epoch)) //nolint:gosec // far from the limit
+			r.Newest.Store(int64(last))   //nolint:gosec // far from the limit
 		}
 		Pass(ctx, auditShare*time.Since(began))
 	}
@@ -110,7 +136,7 @@ func (r *BookReader) inStore(ctx context.Context) error {
 // there; some without the others is an error.
 func audit(ctx context.Context, store *edge.Store) (b Books, loaded bool, err error) {
 	err = store.View(ctx, func(v *edge.View) error {
-		b.Index = uint64(v.Index())
+		b.Epoch, b.Index = uint64(v.Place().Epoch), uint64(v.Index())
 		absent := 0
 		for _, one := range []struct {
 			table, column string
@@ -174,15 +200,18 @@ func (r *BookReader) overHTTP(ctx context.Context) error {
 	for i := range 10 * r.Scale {
 		keys = append(keys, RowKey{"public.pgbench_tellers", []string{strconv.Itoa(i + 1)}})
 	}
-	var last uint64
+	var lastEpoch, last uint64
 	for ctx.Err() == nil {
 		a, err := r.Client.Get(ctx, keys)
-		if err != nil || a.Index == last {
+		if err != nil && r.Strict.Load() && ctx.Err() == nil {
+			return fmt.Errorf("the edge answers with an error although nothing has killed it: %w", err)
+		}
+		if err != nil || a.Index == last && a.Epoch == lastEpoch {
 			Pass(ctx, pollInterval)
 			continue
 		}
-		if a.Index < last {
-			return fmt.Errorf("the edge answered at index %d after %d", a.Index, last)
+		if !after(a.Epoch, a.Index, lastEpoch, last) {
+			return fmt.Errorf("the edge answered at epoch %d index %d after %d, %d", a.Epoch, a.Index, lastEpoch, last)
 		}
 		var got struct {
 			Rows []map[string]any `json:"rows"`
@@ -210,7 +239,7 @@ func (r *BookReader) overHTTP(ctx context.Context) error {
 		if branches != tellers {
 			return fmt.Errorf("over HTTP at index %d branches sum to %.0f and tellers to %.0f: a torn unit", a.Index, branches, tellers)
 		}
-		last = a.Index
+		lastEpoch, last = a.Epoch, a.Index
 		r.Requests.Add(1)
 		Pass(ctx, httpAudits)
 	}

@@ -29,6 +29,12 @@ type Status struct {
 	Chain      string   `json:"chain"`
 	Term       uint64   `json:"term"`
 	LagSeconds *float64 `json:"lag_seconds"`
+	Fault      string   `json:"fault"`
+	// Next is a newer epoch that is being copied, nil if none is.
+	Next *struct {
+		Epoch uint64 `json:"epoch"`
+		Index uint64 `json:"index"`
+	} `json:"next"`
 	// Tables are an edge's, with the rows that readers see.
 	Tables []TableStatus `json:"tables"`
 	// Loading are the tables of which an edge has a load under way.
@@ -79,10 +85,10 @@ func NewClient(address, stream string) *Client {
 	}
 }
 
-// Answer is a body and the index it was read at.
+// Answer is a body and where it was read: the epoch, and the index in it.
 type Answer struct {
-	Index uint64
-	Body  []byte
+	Epoch, Index uint64
+	Body         []byte
 }
 
 // Page is one answer of a scan.
@@ -120,7 +126,11 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (Answ
 	if err != nil {
 		return Answer{}, fmt.Errorf("%s %s: header X-Millrace-Index: %w", method, path, err)
 	}
-	return Answer{Index: index, Body: text}, nil
+	epoch, err := strconv.ParseUint(resp.Header.Get("X-Millrace-Epoch"), 10, 64)
+	if err != nil {
+		return Answer{}, fmt.Errorf("%s %s: header X-Millrace-Epoch: %w", method, path, err)
+	}
+	return Answer{Epoch: epoch, Index: index, Body: text}, nil
 }
 
 // Status asks how far the edge has come.

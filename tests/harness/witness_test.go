@@ -232,7 +232,7 @@ func TestBooksThatDoNotBalance(t *testing.T) {
 	if err := good.Balance(); err != nil {
 		t.Error(err)
 	}
-	for _, torn := range []Books{{4, 4, 5, 5, 5, 0}, {1, 5, 4, 5, 5, 0}, {1, 5, 5, 4, 5, 0}, {1, 5, 5, 5, 4, 0}} {
+	for _, torn := range []Books{{1, 4, 4, 5, 5, 5, 0}, {1, 1, 5, 4, 5, 5, 0}, {1, 1, 5, 5, 4, 5, 0}, {1, 1, 5, 5, 5, 4, 0}} {
 		if torn.Balance() == nil {
 			t.Errorf("%+v balances", torn)
 		}
