@@ -18,9 +18,13 @@ import (
 // to publish in the old one. Mend: start it again, as any supervisor does.
 var ErrEpoch = errors.New("a new epoch of the stream was begun")
 
-// acquireHold takes the hold and then looks whether the stream is still in the
-// epoch that is to be published: a new one is begun under the hold.
+// acquireHold takes the hold and looks whether the stream is still in the epoch
+// that is to be published: a new one is begun under the hold.
 func acquireHold(ctx context.Context, url string, s *control.Stream, p millrace.PublisherID, lease time.Duration, logger *slog.Logger) (Hold, error) {
+	// One that was stopped while a new epoch was begun need not wait to learn it.
+	if err := sameEpoch(ctx, url, s); err != nil {
+		return nil, err
+	}
 	hold, err := control.AcquireHold(ctx, url, s.Name, p, lease, logger)
 	if err != nil {
 		return nil, err

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -231,15 +233,21 @@ func TestNewEpochKilledAtEveryStep(t *testing.T) {
 		r.edge.AwaitRow(serveLimit, "public.pgbench_branches", "1")
 	}
 	r.transfer.Resume()
-	for _, step := range []string{fmt.Sprint("edge_before_commit:", 1+rng.IntN(4)), "edge_before_switch", "edge_after_switch", "edge_before_remove"} {
+	for _, one := range []struct{ step, current string }{
+		{fmt.Sprint("edge_before_commit:", 1+rng.IntN(4)), ""}, {"edge_before_switch", ""}, {"edge_after_switch", "epoch-3\n"}, {"edge_before_remove", "epoch-3\n"},
+	} {
 		r.edge.Kill()
-		r.edge.Start("MILLRACE_FAILPOINT=" + step)
+		r.edge.Start("MILLRACE_FAILPOINT=" + one.step)
 		if code := r.edge.Wait(hitLimit); code != -1 {
-			t.Fatalf("the edge was not killed at %s: exit code %d", step, code)
+			t.Fatalf("the edge was not killed at %s: exit code %d", one.step, code)
 		}
-		r.edge.Start()
-		r.edge.AwaitRow(serveLimit, "public.pgbench_branches", "1")
+		current, err := os.ReadFile(filepath.Join(r.edge.StoreDir(), "CURRENT"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) || string(current) != one.current {
+			t.Fatalf("after the kill at %s the current store is %q, %v, want %q", one.step, current, err, one.current)
+		}
 	}
+	r.edge.Start()
+	r.edge.AwaitRow(serveLimit, "public.pgbench_branches", "1")
 	r.goneOver()
 	r.judge(r.journal)
 }
