@@ -2,6 +2,7 @@ package badinput
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -70,19 +71,42 @@ func TestTopicGotSecondPartition(t *testing.T) {
 }
 
 // TestTopicMadeAgain deletes the topic and makes one of the same name and with
-// the right settings, empty.
+// the right settings, empty. Transfer refuses it; the edge goes on answering, with
+// the loss and its mend as its fault.
 func TestTopicMadeAgain(t *testing.T) {
 	r := start(t, newSystem(t))
 	r.stop()
 	r.DeleteTopic()
-	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic)
+	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "millrace epoch new bank")
 	r.edge.Start()
 	if answer := r.edge.AwaitRow(applyLimit, "public.items", "1"); len(answer.Body) == 0 {
 		t.Error("the edge does not answer without its topic")
 	}
+	r.wantFault(t, "no such topic", "millrace epoch new bank")
 	r.CreateTopic(1, map[string]string{"retention.ms": "-1", "max.message.bytes": "20971520"})
-	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "made again")
-	harness.WantRefusal(t, r.edge.Process, harness.ExitOperator, r.Topic, "made again")
+	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "made again", "millrace epoch new bank")
+	r.wantFault(t, "made again", "millrace epoch new bank")
+	if answer := r.edge.AwaitRow(applyLimit, "public.items", "1"); len(answer.Body) == 0 {
+		t.Error("the edge does not answer beside another topic")
+	}
+	r.edge.Stop(stopLimit)
+}
+
+// wantFault waits until the edge's status has a fault with all of words in it.
+func (r *running) wantFault(t *testing.T, words ...string) {
+	t.Helper()
+	harness.Until(t, applyLimit, "the edge says what is wrong", func(ctx context.Context) error {
+		status, err := r.edge.Status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, word := range words {
+			if !strings.Contains(status.Fault, word) {
+				return harness.NotYet("its fault is %q", status.Fault)
+			}
+		}
+		return nil
+	})
 }
 
 // TestWrongBrokers names brokers that are none.
