@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/embeddedkafka"
@@ -105,6 +106,7 @@ type dev struct {
 	screen  *screen
 	config  *config.Config
 	stream  *config.Stream
+	epoch   millrace.Epoch // of the stream
 	bench   *pgbench.Bench
 	// ends are what to stop and close, the last first.
 	ends []func() error
@@ -142,7 +144,8 @@ func (d *dev) ground(ctx context.Context) error {
 		return err
 	}
 	u := &setup{stream: d.stream, log: d.log, out: &lineLogger{d.log}}
-	_, err = u.run(ctx)
+	registered, err := u.run(ctx)
+	d.epoch = registered.Epoch
 	return err
 }
 
@@ -247,7 +250,6 @@ func (d *dev) life(ctx context.Context) error {
 		return errors.Join(err, publisher.close())
 	}
 	d.atEnd(keeper.close)
-	store := keeper.streams[0].home.Store()
 
 	// The stages outlive ctx: the last proof needs them.
 	stages, stopStages := context.WithCancel(context.WithoutCancel(ctx))
@@ -256,7 +258,7 @@ func (d *dev) life(ctx context.Context) error {
 	running.Go(func() error { return publisher.run(stages) })
 	running.Go(func() error { return keeper.run(stages) })
 
-	show := &show{dev: d, store: store, transfer: publisher.transfers[0]}
+	show := &show{dev: d, home: keeper.streams[0].home, transfer: publisher.transfers[0]}
 	proofs := show.run(ctx, stages)
 	stopStages()
 	// A stage that failed is why the rest did.
@@ -269,7 +271,7 @@ func (d *dev) life(ctx context.Context) error {
 // show is what a person sees of a run, and the load.
 type show struct {
 	*dev
-	store    *edge.Store
+	home     *edge.Home
 	transfer statusTeller
 	prober   *proof.Prober
 	last     *proof.Result
@@ -298,7 +300,7 @@ func (s *show) run(ctx, stages context.Context) error {
 		err = s.prove(ctx)
 	}
 	if err == nil {
-		s.prober = proof.NewProber(s.stream.Source.URL.Reveal(), s.stream.Name, s.store, probeEvery)
+		s.prober = proof.NewProber(s.stream.Source.URL.Reveal(), s.stream.Name, s.home.Store(), probeEvery)
 		work.Go(func() { s.prober.Run(probing) })
 		err = s.middle(ctx, began)
 	}
@@ -358,7 +360,7 @@ func (s *show) end(stages context.Context) error {
 
 func (s *show) prove(ctx context.Context) error {
 	r, err := proof.Run(ctx, proof.Config{
-		SourceURL: s.stream.Source.URL.Reveal(), Stream: s.stream.Name, Tables: s.stream.Source.Tables, Store: s.store,
+		SourceURL: s.stream.Source.URL.Reveal(), Stream: s.stream.Name, Tables: s.stream.Source.Tables, Store: s.home.Store(),
 	})
 	if err != nil {
 		return err

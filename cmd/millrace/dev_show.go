@@ -95,7 +95,7 @@ func (s *show) watch(ctx context.Context) {
 	// The rate is taken over a while, so that it can be read.
 	var seen []sample
 	tell := func() {
-		now := sample{time.Now(), s.store.Index()}
+		now := sample{time.Now(), s.home.Place().Index}
 		seen = append(seen, now)
 		for len(seen) > 2 && now.at.Sub(seen[0].at) > max(2*time.Second, every) {
 			seen = seen[1:]
@@ -122,7 +122,7 @@ type sample struct {
 func (s *show) statusLine(from, to sample) string {
 	rate := float64(to.index-from.index) / to.at.Sub(from.at).Seconds()
 	line := fmt.Sprintf("index %v  %.0f changes/s", to.index, rate)
-	if newest := s.store.Place().Time; !newest.IsZero() {
+	if newest := s.home.Place().Time; !newest.IsZero() {
 		line += fmt.Sprintf("  lag %.3f s", max(0, time.Since(newest).Seconds()))
 	}
 	if phase := s.transfer.Status().Phase; phase != transfer.PhasePublishing {
@@ -134,9 +134,12 @@ func (s *show) statusLine(from, to sample) string {
 	return line
 }
 
-// copied reports whether readers see all tables.
+// copied reports whether readers see all tables, of the stream's epoch.
 func (s *show) copied() bool {
-	return s.store.View(context.Background(), func(v *edge.View) error {
+	return s.home.View(context.Background(), func(v *edge.View) error {
+		if v.Place().Epoch != s.epoch {
+			return edge.ErrNoTable
+		}
 		for _, name := range s.stream.Source.Tables {
 			if _, err := v.Table(name); err != nil {
 				return err
@@ -148,13 +151,17 @@ func (s *show) copied() bool {
 
 // firstCopy waits until readers see all tables.
 func (s *show) firstCopy(ctx context.Context) error {
+	// Where a newer epoch was begun, its rows come with another store.
+	tick := time.NewTicker(probeEvery)
+	defer tick.Stop()
 	for {
-		changed := s.store.Changed()
+		changed := s.home.Store().Changed()
 		if s.copied() {
 			return nil
 		}
 		select {
 		case <-changed:
+		case <-tick.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -164,7 +171,7 @@ func (s *show) firstCopy(ctx context.Context) error {
 // hints are three commands to try: with the key of a row that is there.
 func (s *show) hints(ctx context.Context) []string {
 	table, key := s.stream.Source.Tables[0], "1"
-	err := s.store.View(ctx, func(v *edge.View) error {
+	err := s.home.View(ctx, func(v *edge.View) error {
 		for _, name := range s.stream.Source.Tables {
 			t, err := v.Table(name)
 			if err != nil {
