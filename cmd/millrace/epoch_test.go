@@ -237,6 +237,39 @@ func TestEpochOfRestoredRegistry(t *testing.T) {
 	transfer.stop(syscall.SIGTERM)
 }
 
+// TestEpochWithoutRoom: where the new epoch's store has no room, the old one is
+// served, and says so, until there is.
+func TestEpochWithoutRoom(t *testing.T) {
+	w := newEpochWorld(t)
+	sized := func(size string) string {
+		return w.write(t, size+".yaml", strings.Replace(w.config(w.db.URL, ""), "  data_dir: edge\n", "  data_dir: edge\n  map_size: "+size+"\n", 1))
+	}
+	w.file = sized("16MiB")
+	transfer, edge := w.copied()
+	transfer.stop(syscall.SIGTERM)
+	w.db.Exec(`INSERT INTO items SELECT 'big', i, repeat(md5(i::text), 32) FROM generate_series(1000, 21000) i; UPDATE items SET note = 'second' WHERE id = 4`)
+	w.run("epoch", "new", "--yes")
+	transfer = spawn(t, w.dir, nil, "transfer", "-c", w.file)
+	until(t, "the edge says that there is no room", func() error {
+		if got := w.run("status"); !strings.Contains(got, "map_size") || !strings.Contains(got, "copies epoch 2") {
+			return fmt.Errorf("got %s", got)
+		}
+		return nil
+	})
+	if got := w.run("get", "public.items", "s1,4"); !strings.Contains(got, "note 4") {
+		t.Errorf("the edge serves %s", got)
+	}
+	if !edge.process.Running() {
+		t.Error("the edge has ended")
+	}
+	edge.stop(syscall.SIGTERM)
+	w.file = sized("64MiB")
+	edge = spawn(t, w.dir, nil, "edge", "-c", w.file)
+	w.serves(2, "s1,4", "second")
+	edge.stop(syscall.SIGTERM)
+	transfer.stop(syscall.SIGTERM)
+}
+
 func TestAgreed(t *testing.T) {
 	for answer, want := range map[string]bool{"y\n": true, "Yes\n": true, " y ": true, "\n": false, "": false, "n\n": false, "yep\n": false} {
 		if got := agreed(strings.NewReader(answer)); got != want {
