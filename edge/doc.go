@@ -13,13 +13,19 @@
 // of processes of the same user and PID namespace open it with ReadOnly. One
 // environment is opened once in a process: share the Store.
 //
+// An edge keeps a stream in a Home, which holds the store that readers use and,
+// while a new epoch is copied, the store that is to follow it. Open leads to the
+// store in use wherever a directory is a home; ErrSuperseded tells a process that
+// has one open that another has taken its place.
+//
 // # Layout
 //
 // The named database "meta" holds, each with a CRC-32C behind it:
 //
 //	format               version of this layout
 //	stream               ID of the stream
-//	head                 index, chain, time, and the number of the catalog
+//	head                 index, chain, time, and the number of the catalog; one
+//	                     byte more in a store that readers have left
 //	checkpoint           millrace.Checkpoint without schemas
 //	s ‖ table ‖ version  a schema
 //	d ‖ table            why the table is marked as diverged

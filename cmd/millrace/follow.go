@@ -181,8 +181,12 @@ func (t *task) copiedC() <-chan struct{} {
 // apply starts an applier of a store. epoch 0 is a new store's, which takes the
 // newest epoch that there is.
 func (f *follower) apply(ctx context.Context, store *edge.Store, epoch millrace.Epoch, metrics prometheus.Registerer, at **applier.Applier) (*task, error) {
+	log := f.log
+	if epoch != 0 {
+		log = log.With("epoch", uint64(epoch))
+	}
 	a, err := applier.New(applier.Config{
-		Store: store, Stream: f.id, Epoch: epoch, Logger: f.log.With("epoch", uint64(epoch)), Registerer: metrics,
+		Store: store, Stream: f.id, Epoch: epoch, Logger: log, Registerer: metrics,
 		OpenSource: func(ctx context.Context, after millrace.Offset) (applier.Source, error) {
 			return f.openSource(ctx, store, epoch, after)
 		},

@@ -30,7 +30,7 @@ type Config struct {
 // Stream is one stream: a totally ordered log in one topic.
 type Stream struct {
 	Name   string `key:"name" unit:"a letter, then at most 39 of a-z 0-9 _" doc:"Name of the stream. It becomes part of the names of publication, slot and directories."`
-	ID     string `key:"id" unit:"32 hexadecimal digits" doc:"Identity of the stream, as millrace init prints it. Where it is set, a topic or an edge's data of another stream is refused even by a new edge."`
+	ID     string `key:"id" unit:"32 hexadecimal digits" doc:"Identity of the stream, as millrace init prints it. Where it is set, a topic or an edge's data of another stream is refused even by a new edge, and init goes on with the stream where its registry was lost."`
 	Source Source `key:"source" doc:"The Postgres database that changes are captured from. An edge needs nothing of it."`
 	Kafka  Kafka  `key:"kafka" doc:"The topic that carries the stream."`
 }
@@ -73,7 +73,7 @@ type WAL struct {
 // Kafka is where a stream is kept.
 type Kafka struct {
 	Brokers  []string `key:"brokers" unit:"host:port" doc:"Brokers to ask first."`
-	Topic    string   `key:"topic" unit:"name" default:"millrace.<name>" doc:"Name of the stream's topic. init makes it, with one partition and without any limit of retention."`
+	Topic    string   `key:"topic" unit:"name" default:"millrace.<name>" doc:"Name of the stream's topic. init makes it, with one partition and without any limit of retention. Later epochs add a dot and their number."`
 	Replicas int      `key:"replicas" unit:"count" default:"3" doc:"Replicas that init gives the topic; where the cluster has fewer brokers, as many as there are, and check warns."`
 }
 
@@ -91,7 +91,7 @@ type Edge struct {
 	Streams []string `key:"streams" unit:"names" doc:"The streams to keep here; all if it is not set."`
 	DataDir string   `key:"data_dir" unit:"path" default:"./data/edge" doc:"Directory of the local stores, one directory a stream within it. On a local file system."`
 	MapSize Size     `key:"map_size" unit:"bytes" default:"64GiB" doc:"The most that the store of one stream may grow to. The file is sparse: it takes what is used. At least 16MiB; changed only at start."`
-	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end."`
+	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end. A topic that is lost is waited for either way, until a new epoch takes its place."`
 	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
 	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
 }
