@@ -141,6 +141,9 @@ func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn) (control.Stream, e
 	if err != nil {
 		return control.Stream{}, err
 	}
+	if err := u.reach(ctx, registered); err != nil {
+		return control.Stream{}, err
+	}
 	if err := u.schema(ctx, conn); err != nil {
 		return control.Stream{}, err
 	}
