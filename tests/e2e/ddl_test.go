@@ -78,7 +78,7 @@ func (r *ddlRun) equal(what string) {
 			continue
 		}
 		harness.Until(r.t, ddlLimit, what+": the edge's rows of "+table+" are the source's", func(ctx context.Context) error {
-			want, err := harness.SourceRows(ctx, r.s.DB, table)
+			want, err := harness.SourceRows(ctx, r.s.DB, table, false)
 			if err != nil {
 				return err
 			}
@@ -86,7 +86,7 @@ func (r *ddlRun) equal(what string) {
 			if err != nil {
 				return err
 			}
-			got, err := harness.EdgeRows(ctx, r.edge.Client, table, key)
+			got, err := harness.EdgeRows(ctx, r.edge.Client, table, key, false)
 			if err != nil {
 				return harness.NotYet("%v", err)
 			}
