@@ -298,3 +298,43 @@ func TestPendingIsBounded(t *testing.T) {
 		t.Errorf("asked %d times, %d transactions kept", asked, n)
 	}
 }
+
+// A load waits while a physical standby replays late, and goes on when it has
+// come up.
+func TestLoadWaitsForReplica(t *testing.T) {
+	primary := pgtest.Cluster(t, pgtest.Options{})
+	db := pgtest.On(t, primary)
+	standby := pgtest.Standby(t, primary, nil)
+	replica, err := pgx.Connect(t.Context(), standby.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeConn(replica)
+	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('x', 300) from generate_series(1, 3000) i")
+	r := newRig(t, db, func(c *Config) {
+		c.LoadMaxLag, c.LoadRate, c.Heartbeat = 200*time.Millisecond, 1000, 20*time.Millisecond
+	}, "a")
+	r.c.chunks.Blocks = 8
+	caughtUp(t, db)
+	r.open()
+	r.next()
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := replica.Exec(r.ctx(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("select pg_wal_replay_pause()")
+	// Chunks may come until the lag is seen; then only heartbeats, for a second.
+	for quiet := 0; quiet < 50; quiet++ {
+		if u := r.next(); u.has(millrace.KindLoadProgress) || u.has(millrace.KindLoadEnd) {
+			quiet = 0
+		}
+		if len(r.edge.at.Catalog.Loads) == 0 {
+			t.Fatal("the load has ended while the standby stood still")
+		}
+	}
+	exec("select pg_wal_replay_resume()")
+	r.copied()
+	r.equal()
+}

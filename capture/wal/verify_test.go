@@ -98,6 +98,30 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// All tables are verified in rotation, without being asked.
+func TestVerifyInRotation(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1)")
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 10 * time.Millisecond }, "a", "b")
+	r.c.cfg.VerifyEvery = 100 * time.Millisecond
+	r.open()
+	r.copied()
+	ranges := func() (n int) {
+		for _, ranges := range r.edge.verified {
+			n += ranges
+		}
+		return n
+	}
+	for deadline := time.Now().Add(limit); ranges() < 6; r.next() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d ranges were verified", ranges())
+		}
+	}
+	if len(r.edge.verified) != 2 || len(r.edge.differing) > 0 {
+		t.Errorf("verified %v, differing %q", r.edge.verified, r.edge.differing)
+	}
+}
+
 // A table is verified while it is written to, altered and loaded; ranges that
 // would say nothing are read again.
 func TestVerifyBesideWriters(t *testing.T) {
