@@ -248,7 +248,16 @@ func ends(l *admin.LoadStatus) string {
 
 // load begins a load and, with wait, shows it to its end.
 func (c *commander) load(ctx context.Context, table, reason string, wait bool) error {
+	// What was before tells the load of this command from earlier ones: it is
+	// listed when the stream comes to it.
 	var all []admin.LoadStatus
+	if err := c.send(ctx, http.MethodGet, "/loads", nil, &all); err != nil {
+		return err
+	}
+	var before time.Time
+	if l := newestLoad(all, table); l != nil {
+		before = l.StartedAt
+	}
 	if err := c.send(ctx, http.MethodPost, "/loads", admin.LoadRequest{Table: table, Reason: reason}, &all); err != nil {
 		return err
 	}
@@ -261,21 +270,20 @@ func (c *commander) load(ctx context.Context, table, reason string, wait bool) e
 	}
 	show := c.progress(table)
 	defer show.end()
-	last := admin.LoadStatus{Table: table, Phase: admin.PhaseDone}
+	seen := false
+	last := admin.LoadStatus{Table: table, Reason: reason, Phase: admin.PhaseWaiting}
 	err := poll(ctx, c, "/loads", func(all []admin.LoadStatus) (bool, error) {
-		// The newest load of the table stands last. One that is not listed any
-		// more has ended.
-		at := -1
-		for i := range all {
-			if all[i].Table == table {
-				at = i
+		l := newestLoad(all, table)
+		if l == nil || !l.StartedAt.After(before) {
+			// One that was listed and is not any more has ended: transfer was
+			// started again since.
+			if seen {
+				last.Phase = admin.PhaseDone
 			}
+			show.update(&last)
+			return seen, nil
 		}
-		if at < 0 {
-			last.Phase = admin.PhaseDone
-			return true, nil
-		}
-		last = all[at]
+		seen, last = true, *l
 		show.update(&last)
 		if last.Phase == admin.PhaseFailed {
 			return true, fmt.Errorf("load of %s has failed: %s", table, last.Problem)
@@ -291,6 +299,16 @@ func (c *commander) load(ctx context.Context, table, reason string, wait bool) e
 	}
 	fmt.Fprintf(c.stdout, "load of %s has ended: %d rows\n", table, last.Rows)
 	return nil
+}
+
+// newestLoad returns the load of a table that was begun last, or nil.
+func newestLoad(all []admin.LoadStatus, table string) (newest *admin.LoadStatus) {
+	for i := range all {
+		if l := &all[i]; l.Table == table && (newest == nil || l.StartedAt.After(newest.StartedAt)) {
+			newest = l
+		}
+	}
+	return newest
 }
 
 // progress shows a load: a bar to a person, a line now and then otherwise.

@@ -215,6 +215,7 @@ transfer: {admin: %q}
 edge:
   id: here
   data_dir: edge
+  report: 1s
   http: {listen: %q, unix: edge.sock}
 %s`, source, w.broker, w.admin, w.edge, extra)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -69,6 +70,15 @@ func TestRoad(t *testing.T) {
 	w.status(t, "transfer")
 	w.edges(t, "stream")
 	w.tail(t)
+	if got := run("load", "public.items", "--wait"); !strings.Contains(got, "has ended: 29 rows") {
+		t.Errorf("load --wait: %s", got)
+	}
+	if got := run("verify", "--wait"); !regexp.MustCompile(`here +public\.items +equal +1 +29 `).MatchString(got) {
+		t.Errorf("verify --wait: %s", got)
+	}
+	if got := run("status"); !strings.Contains(got, "equal at ") {
+		t.Errorf("status after verifying: %s", got)
+	}
 	refusal(t, w.dir, nil, exitFailure, []string{w.admin, "transfer.admin"}, "transfer", "-c", w.file)
 	refusal(t, w.dir, nil, exitUsage, []string{"--yes"}, "uninstall", "-c", w.file)
 	refusal(t, w.dir, nil, exitOperator, []string{"stop millrace transfer"}, "uninstall", "--yes", "-c", w.file)
