@@ -59,6 +59,10 @@ func (c *Capture) Check(ctx context.Context) ([]finding.Finding, error) {
 			return nil, err
 		}
 		problems = append(problems, found...)
+		if found, err = checkUpdates(ctx, conn, server, tables); err != nil {
+			return nil, err
+		}
+		problems = append(problems, found...)
 		problems = append(problems, c.checkChoices(server)...)
 		if found, err = c.checkPublication(ctx, conn, server, tables); err != nil {
 			return nil, err

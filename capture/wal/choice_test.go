@@ -118,6 +118,7 @@ func TestChosenColumnsAndRows(t *testing.T) {
 	r.choose(nil, "region = 'us'")
 	columns("id region v big n later")
 	r.equalWhere("region = 'us'")
+	db.Exec("alter table a drop column g") // Postgres 18 refuses the next together with it
 	db.Exec("alter table a replica identity full; insert into a (id, region, big) values (60, 'us', " + outOfLine + "), (61, 'us', 'small')")
 	r.choose(nil, "n is null or n > 3")
 	db.Exec("update a set n = 2 where id = 60; update a set n = 3 where id = 61")

@@ -190,7 +190,11 @@ func (c *Capture) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := firstError(problems); err != nil {
+	more, err := checkUpdates(ctx, conn, server, tables)
+	if err != nil {
+		return err
+	}
+	if err := firstError(append(problems, more...)); err != nil {
 		return err
 	}
 	p, err := c.lookUpPublication(ctx, conn, server)
