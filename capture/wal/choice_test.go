@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
 // equalWhere compares the rows of table a that are chosen.
@@ -183,4 +185,46 @@ func TestUnfitChoices(t *testing.T) {
 	if p := old.checkChoices(&serverInfo{version: 140010}); len(p) != 1 || !strings.Contains(p[0].Text, "Postgres 15") {
 		t.Errorf("Postgres 14: %v", p)
 	}
+}
+
+// Columns that are generated are left out, whatever the version would do with them
+// by itself.
+func TestGeneratedColumns(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec("create table a (id int primary key, v int, g int generated always as (v + 1) stored); insert into a values (1, 1)")
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "a")
+	r.c.watchInterval = 20 * time.Millisecond
+	r.open()
+	r.copied()
+	db.Exec("update a set v = 2; alter table a add column h int generated always as (v * 2) stored; insert into a values (2, 2)")
+	r.sync()
+	r.load() // the table was rewritten
+	r.equal()
+	if got := len(r.edge.at.Catalog.Schemas[0].Columns); got != 2 {
+		t.Errorf("the schema has %d columns, want 2", got)
+	}
+	r.kept("columns that are generated")
+	db.Exec("alter table a alter column h drop expression; update a set h = 9 where id = 1")
+	r.loaded("a column that is generated no more", "was generated")
+	r.kept("no more")
+	r.close()
+
+	newest := db.String("select current_setting('server_version_num')::int >= 180000") == "t"
+	db.Exec("alter table a replica identity full")
+	if err := r.c.Install(r.ctx()); newest != (err != nil) || newest && !errors.Is(err, ErrTable) {
+		t.Errorf("generated column under REPLICA IDENTITY FULL: %v", err)
+	}
+	db.Exec("alter table a replica identity default")
+	if !newest {
+		return
+	}
+	db.Exec("alter publication millrace_s set (publish_generated_columns = stored)")
+	r.openFails(ErrPublication)
+	if err := r.c.Install(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	r.sync()
+	r.equal()
 }

@@ -68,6 +68,9 @@ func TestMarksDiffer(t *testing.T) {
 	}{
 		{"plain, first seen", nil, plain("p"), "not known"},
 		{"plain, the same", plain("p"), plain("p"), ""},
+		{"a column is generated no more", &mark{Published: "p", Generated: []int16{2, 3}}, &mark{Published: "p", Generated: []int16{2}, columns: []int16{1, 2, 3}}, "number 3 was generated"},
+		{"a generated column is dropped", &mark{Published: "p", Generated: []int16{2, 3}}, &mark{Published: "p", Generated: []int16{2}, columns: []int16{1, 2}}, ""},
+		{"a generated column is added", plain("p"), &mark{Published: "p", Generated: []int16{2}, columns: []int16{1, 2}}, ""},
 		{"taken out and put back", plain("p"), plain("q"), "publication"},
 		{"root, first seen", nil, root("e", "a"), "not known"},
 		{"root without partitions, first seen", nil, root(""), "not known"},

@@ -20,11 +20,15 @@ type mark struct {
 	Published string `json:"published"`
 	// Triggers identifies the event triggers, or is empty where there are none.
 	Triggers string `json:"triggers,omitempty"`
+	// Generated are the numbers of columns that are generated, and so left out.
+	Generated []int16 `json:"generated,omitempty"`
 	// Leaves are the partitions that hold rows, by OID; nil for a plain table.
 	Leaves map[string]leafMark `json:"leaves"`
 	// noted are the files that partitions had when the event triggers told of
 	// them.
 	noted map[string]uint32
+	// columns are the numbers of all columns.
+	columns []int16
 }
 
 type leafMark struct {
@@ -47,6 +51,11 @@ func (now *mark) differs(seen *mark) string {
 	case seen.Published != now.Published:
 		return "it was taken out of the publication and put back, or other columns or rows of it were chosen"
 	}
+	for _, n := range seen.Generated {
+		if !slices.Contains(now.Generated, n) && slices.Contains(now.columns, n) {
+			return fmt.Sprintf("column number %d was generated, and is not any more", n)
+		}
+	}
 	told := now.Triggers != "" && now.Triggers == seen.Triggers
 	for oid, leaf := range now.Leaves {
 		before, known := seen.Leaves[oid]
@@ -68,7 +77,7 @@ func (now *mark) differs(seen *mark) string {
 }
 
 func (m *mark) equal(o *mark) bool {
-	return m.Published == o.Published && m.Triggers == o.Triggers && (m.Leaves == nil) == (o.Leaves == nil) && maps.Equal(m.Leaves, o.Leaves)
+	return m.Published == o.Published && m.Triggers == o.Triggers && slices.Equal(m.Generated, o.Generated) && (m.Leaves == nil) == (o.Leaves == nil) && maps.Equal(m.Leaves, o.Leaves)
 }
 
 const marksQuery = `
@@ -83,6 +92,8 @@ SELECT c.oid::bigint,
                  FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
                  WHERE p.pubname = $1 AND r.prrelid = c.oid), ''),
        (` + triggersQuery + `),
+       ARRAY(SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),
+       ARRAY(SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated <> '' ORDER BY attnum),
        CASE WHEN c.relkind = 'p' THEN
            (SELECT coalesce(jsonb_object_agg(l.oid::text, jsonb_build_object('since', tree.since, 'file', coalesce(pg_relation_filenode(l.oid), 0)::bigint)), '{}')
             FROM tree JOIN pg_class l ON l.oid = tree.oid
@@ -104,7 +115,7 @@ func (c *Capture) marks(ctx context.Context, conn *pgx.Conn, ids []millrace.Tabl
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (id int64, err error) {
 		m := new(mark)
 		var leaves []byte
-		if err := row.Scan(&id, &m.Published, &m.Triggers, &leaves); err != nil {
+		if err := row.Scan(&id, &m.Published, &m.Triggers, &m.columns, &m.Generated, &leaves); err != nil {
 			return id, err
 		}
 		all[millrace.TableID(id)] = m
