@@ -49,7 +49,7 @@ var kinds = []struct {
 	{"drop partition", 1, "", (*walker).dropPartition},
 	{"truncate partition", 2, "", (*walker).truncatePartition},
 	{"load", 3, "", (*walker).load},
-	{"verify", 2, "", func(w *walker) bool { return w.command("verify") }},
+	{"verify", 2, "", (*walker).verify},
 	{"epoch", 1, "a new epoch by command", func(w *walker) bool { return w.fault("epoch", 1) }},
 	{"kill transfer", 2, "", func(w *walker) bool { return w.fault("kill transfer", 4) }},
 	{"kill edge", 2, "", func(w *walker) bool { return w.fault("kill edge", 4) }},
