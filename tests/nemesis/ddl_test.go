@@ -157,9 +157,10 @@ func (w *walker) renameTable() bool {
 	if s == nil {
 		return false
 	}
-	w.say(s, "ALTER TABLE %s RENAME TO other", table)
-	w.say(s, "UPDATE other SET n = coalesce(n, 0) + 1 WHERE id %% %d = %d AND id < 200", stripes, s.stripe)
-	w.say(s, "ALTER TABLE other RENAME TO %s", table)
+	other := table + "_other" // two of the same name would wait for each other
+	w.say(s, "ALTER TABLE %s RENAME TO %s", table, other)
+	w.say(s, "UPDATE %s SET n = coalesce(n, 0) + 1 WHERE id %% %d = %d AND id < 200", other, stripes, s.stripe)
+	w.say(s, "ALTER TABLE %s RENAME TO %s", other, table)
 	return true
 }
 
