@@ -36,7 +36,14 @@ func acquireHold(ctx context.Context, url string, s *control.Stream, p millrace.
 }
 
 func sameEpoch(ctx context.Context, url string, s *control.Stream) error {
-	conn, err := pgx.Connect(ctx, url)
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return fmt.Errorf("look at the stream's epoch: %w", err)
+	}
+	// A pooler, which the hold refuses with its mend, has no place for prepared
+	// statements.
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("look at the stream's epoch: %w", err)
 	}
