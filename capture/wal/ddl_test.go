@@ -401,6 +401,37 @@ func TestPartitionsByComparison(t *testing.T) {
 	r.equal()
 }
 
+// Without event triggers, the first change of a partition that nobody has looked at
+// begins the load: it may be of a row that was never sent.
+func TestPartitionIsMet(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec(partitionedTables)
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "p")
+	db.Exec("drop event trigger millrace_ddl_end; drop event trigger millrace_ddl_drop; drop event trigger millrace_ddl_rewrite")
+	r.c.watchInterval = 20 * time.Millisecond
+	r.open()
+	r.copied()
+	r.kept("first copy")
+	r.close()
+	r.c.watchInterval, r.c.cfg.Heartbeat = time.Hour, time.Hour
+	r.open()
+	r.sync()
+	db.Exec("insert into p values (1, 'eu', 'x') on conflict do nothing; update p set v = 'y' where id < 10")
+	r.sync()
+	if got := r.load(); len(got) > 0 {
+		t.Errorf("partitions that are known: loads were begun because of %q", got)
+	}
+	db.Exec("create table p_sa (like p including all); insert into p_sa select i, 'sa', " + outOfLine + " from generate_series(1, 9) i; alter table p attach partition p_sa for values in ('sa')")
+	db.Exec("delete from p where region = 'sa' and id = 1; update p set id = 10 where region = 'sa' and id = 2")
+	units := r.sync()
+	if len(units) != 1 || !strings.HasPrefix(units[0].kinds(), "load_begin delete") {
+		t.Errorf("changes of rows that were never sent: %d units, the first %s", len(units), units[0].kinds())
+	}
+	r.load()
+	r.equal()
+}
+
 // A partition goes after some of its rows were loaded: what brought them must not
 // end with them.
 func TestPartitionGoesDuringLoad(t *testing.T) {

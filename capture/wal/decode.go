@@ -34,6 +34,10 @@ type decoder struct {
 	told map[millrace.TableID]uint64
 	// plan says which tables join and leave the stream; nil for none.
 	plan *plan
+	// strange returns the partitioned table that a table is a partition of by
+	// now, if nobody has told of it, or 0; met are those that it was asked for.
+	strange func(id millrace.TableID) (root millrace.TableID, err error)
+	met     map[millrace.TableID]bool
 	// settled waits until the source's catalogs show what a transaction did.
 	settled func(xid uint32) error
 	// snapshot takes one of the source as it is now.

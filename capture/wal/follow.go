@@ -3,6 +3,7 @@ package wal
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -300,6 +301,33 @@ ON CONFLICT (stream, table_id) DO UPDATE SET mark = excluded.mark`, f.c.cfg.Stre
 	}
 	f.known[id] = m
 	return nil
+}
+
+// strange is lookUps.strange.
+func (c *Capture) strange(ctx context.Context, conn *pgx.Conn, id millrace.TableID) (millrace.TableID, error) {
+	var kept bool
+	var triggers string
+	err := conn.QueryRow(ctx, "SELECT to_regclass('millrace.followed') IS NOT NULL, ("+triggersQuery+")").Scan(&kept, &triggers)
+	if err != nil || !kept || triggers != "" {
+		return 0, err
+	}
+	var root int64
+	err = conn.QueryRow(ctx, `
+WITH RECURSIVE up (oid) AS (
+    SELECT $2::bigint::oid
+  UNION
+    SELECT i.inhparent FROM up JOIN pg_inherits i ON i.inhrelid = up.oid
+)
+SELECT f.table_id::bigint
+FROM up JOIN millrace.followed f ON f.table_id = up.oid AND f.stream = $1
+WHERE f.table_id <> $2::bigint::oid AND NOT f.mark->'leaves' ? $2::bigint::text`, c.cfg.Stream, int64(id)).Scan(&root)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look up what table %v is a partition of: %w", id, err)
+	}
+	return millrace.TableID(root), nil
 }
 
 func idsOf(tables []*tableInfo) []millrace.TableID {

@@ -246,6 +246,8 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 	st.d = &decoder{
 		stream: s.c.cfg.Stream, position: p, schemas: schemas, version: version, plan: plan,
 		lookUp:  func(id millrace.TableID, types []uint32) (*tableInfo, error) { return catalog.table(ctx, id, types) },
+		strange: func(id millrace.TableID) (millrace.TableID, error) { return catalog.strange(ctx, id) },
+		met:     make(map[millrace.TableID]bool),
 		settled: func(xid uint32) error { return catalog.settled(ctx, xid, st.breathe) },
 		snapshot: func() (snapshot chunk.Snapshot, err error) {
 			err = catalog.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
@@ -332,6 +334,17 @@ func (l *lookUps) do(ctx context.Context, fn func(context.Context, *pgx.Conn) er
 	}
 	l.conn, l.owned = conn, true
 	return fn(ctx, l.conn)
+}
+
+// strange returns the table of the publication that id is a partition of, if that
+// is news: there are no event triggers that would have told, and it is not among
+// what is kept of the table's partitions.
+func (l *lookUps) strange(ctx context.Context, id millrace.TableID) (root millrace.TableID, err error) {
+	err = l.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		root, err = l.c.strange(ctx, conn, id)
+		return err
+	})
+	return root, err
 }
 
 // settleInterval is how often settled looks again.

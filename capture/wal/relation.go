@@ -33,7 +33,22 @@ func (d *decoder) relation(b []byte, place uint64) error {
 		return err
 	}
 	d.relations[m.id] = &relation{relationMessage: m, place: place}
-	return nil
+	return d.meet(m.id)
+}
+
+// meet looks at a table that is not the stream's and is described nevertheless:
+// it is a partition, whose rows come under its root's name. One that nobody has
+// told of may have come with rows, and the changes to follow may be of those.
+func (d *decoder) meet(id millrace.TableID) error {
+	if d.strange == nil || d.schemas[id] != nil || d.met[id] || !d.begun {
+		return nil
+	}
+	d.met[id] = true
+	root, err := d.strange(id)
+	if err != nil || d.schemas[root] == nil || d.plan.leaves(root) {
+		return err
+	}
+	return d.load(root, cause{text: fmt.Sprintf("a partition came, with OID %v", id)})
 }
 
 // use returns the relation of a change, after the stream has its schema; nil for
