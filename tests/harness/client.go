@@ -93,9 +93,9 @@ type Answer struct {
 
 // Page is one answer of a scan.
 type Page struct {
-	Index  uint64
-	Rows   []json.RawMessage `json:"rows"`
-	Cursor string            `json:"cursor"`
+	Epoch, Index uint64            `json:"-"`
+	Rows         []json.RawMessage `json:"rows"`
+	Cursor       string            `json:"cursor"`
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body []byte) (Answer, error) {
@@ -172,7 +172,7 @@ func (c *Client) Scan(ctx context.Context, table, prefix string, limit int, curs
 	if err != nil {
 		return Page{}, err
 	}
-	p := Page{Index: a.Index}
+	p := Page{Epoch: a.Epoch, Index: a.Index}
 	if err := json.Unmarshal(a.Body, &p); err != nil {
 		return Page{}, fmt.Errorf("read page: %w", err)
 	}

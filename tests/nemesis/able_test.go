@@ -50,7 +50,7 @@ var kinds = []struct {
 	{"truncate partition", 2, "", (*walker).truncatePartition},
 	{"load", 3, "", (*walker).load},
 	{"verify", 2, "", (*walker).verify},
-	{"epoch", 1, "a new epoch by command", func(w *walker) bool { return w.fault("epoch", 1) }},
+	{"epoch", 1, "", (*walker).epoch},
 	{"kill transfer", 2, "", func(w *walker) bool { return w.fault("kill transfer", 4) }},
 	{"kill edge", 2, "", func(w *walker) bool { return w.fault("kill edge", 4) }},
 	{"kill walsender", 2, "", func(w *walker) bool { return w.fault("kill walsender", 4) }},

@@ -16,7 +16,9 @@ import (
 
 const (
 	commandLimit = 10 * time.Second
-	verifyLimit  = time.Minute
+	// askLimit is how long a walk waits for a transfer that publishes.
+	askLimit    = 3 * time.Second
+	verifyLimit = time.Minute
 )
 
 // errRefused is the answer of a transfer that does not publish at the moment, or
@@ -69,19 +71,27 @@ func (r *run) command(ctx context.Context, method, path string, body, into any) 
 
 // load begins a load of a table beside the walk; verify begins a pass.
 func (r *run) load(table string) error {
-	return r.unlessRefused("load", r.command(r.t.Context(), http.MethodPost, "/loads", map[string]string{"table": "public." + table, "reason": "walk"}, nil))
+	return r.ask("load", "/loads", map[string]string{"table": "public." + table, "reason": "walk"})
 }
 
 func (r *run) verify(table string) error {
-	return r.unlessRefused("verify", r.command(r.t.Context(), http.MethodPost, "/verify", map[string][]string{"tables": {"public." + table}}, nil))
+	return r.ask("verify", "/verify", map[string][]string{"tables": {"public." + table}})
 }
 
-func (r *run) unlessRefused(what string, err error) error {
-	if errors.Is(err, errRefused) {
+// ask gives a transfer that has just been started a moment to take a command.
+func (r *run) ask(what, path string, body any) error {
+	var failed error
+	err := harness.Wait(r.t.Context(), askLimit, func(ctx context.Context) error {
+		err := r.command(ctx, http.MethodPost, path, body, nil)
+		if err != nil && !errors.Is(err, errRefused) {
+			failed, err = err, nil
+		}
+		return err
+	})
+	if err != nil {
 		r.counts[what+" refused"]++
-		return nil
 	}
-	return err
+	return failed
 }
 
 // agree wants no edge to have found a difference so far.

@@ -25,7 +25,9 @@ const shrinks = 6
 
 // TestNemesis does walks, one after the other.
 func TestNemesis(t *testing.T) {
-	t.Logf("left out:%s", lacking())
+	if left := lacking(); left != "" {
+		t.Logf("left out:%s", left)
+	}
 	g := newGround(t)
 	if *walkFlag != "" {
 		steps, err := readSteps(*walkFlag)
@@ -53,6 +55,9 @@ func TestNemesis(t *testing.T) {
 			return
 		}
 	}
+	if g.streamed == 0 {
+		t.Error("no transaction was streamed before its end")
+	}
 }
 
 // done does the steps and reports whether all is right.
@@ -68,9 +73,10 @@ func done(t *testing.T, g *ground, steps []step) bool {
 		t.Error(err)
 		return false
 	}
+	g.streamed += r.streamed
 	w := r.witness
-	t.Logf("%.1f s, %v; %d rows compared, %d audits; index %v in %d units, %d reigns, %d void entries, %d stale records, %d repeats",
-		time.Since(began).Seconds(), r.counts, r.rows, r.audits, w.Index, w.Units, w.Reigns, w.Void, w.Stale, w.Repeats)
+	t.Logf("%.1f s, %v; %d rows compared, %d audits, %d transactions streamed; index %v in %d units, %d reigns, %d void entries, %d stale records, %d repeats",
+		time.Since(began).Seconds(), r.counts, r.rows, r.audits, r.streamed, w.Index, w.Units, w.Reigns, w.Void, w.Stale, w.Repeats)
 	return true
 }
 

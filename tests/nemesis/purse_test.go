@@ -37,17 +37,17 @@ func (w *walker) balance() bool {
 // until ctx ends. It returns an error when they do not add up, when they are
 // there in part, or when the edge has gone back.
 func audit(ctx context.Context, e *harness.Client) (audits int, err error) {
-	var last uint64
+	var epoch, last uint64
 	for ctx.Err() == nil {
 		page, err := e.Scan(ctx, purse, "", purses+1, "")
-		if err != nil || page.Index == last {
+		if err != nil || page.Epoch == epoch && page.Index == last {
 			harness.Pass(ctx, auditPause) // it may be down, or not have the table yet
 			continue
 		}
-		if page.Index < last {
-			return audits, fmt.Errorf("the edge answered at index %d after %d", page.Index, last)
+		if page.Epoch < epoch || page.Epoch == epoch && page.Index < last {
+			return audits, fmt.Errorf("the edge answered at epoch %d index %d after %d, %d", page.Epoch, page.Index, epoch, last)
 		}
-		last = page.Index
+		epoch, last = page.Epoch, page.Index
 		sum := 0
 		for _, text := range page.Rows {
 			var row struct {
@@ -88,6 +88,7 @@ func TestAudit(t *testing.T) {
 				for range purses - 1 {
 					rows = append(rows, map[string]int{"n": 0})
 				}
+				w.Header().Set("X-Millrace-Epoch", "1")
 				w.Header().Set("X-Millrace-Index", itoa(asked))
 				if err := json.NewEncoder(w).Encode(map[string]any{"rows": rows}); err != nil {
 					t.Error(err)

@@ -35,6 +35,9 @@ const (
 type ground struct {
 	server *pgserver.Server
 	kafka  *kafkatest.Cluster
+	// streamed counts transactions that were streamed before their end, in all
+	// walks.
+	streamed int
 }
 
 func newGround(t *testing.T) *ground {
@@ -60,19 +63,23 @@ type run struct {
 	// bugs.
 	env    []string
 	checks int
+	// epoch is the stream's.
+	epoch int
 	// audited tells how the audits of the first edge ended.
 	audited    chan error
 	stopAudits context.CancelFunc
 	audits     int
 	counts     map[string]int
-	rows       int
+	// streamed counts transactions that the source streamed before their end.
+	streamed int
+	rows     int
 }
 
 func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 	t.Helper()
 	statements, names := setUp()
 	db := pgtest.On(t, g.server)
-	r := &run{t: t, g: g, counts: map[string]int{}, s: &harness.System{
+	r := &run{t: t, g: g, epoch: 1, counts: map[string]int{}, s: &harness.System{
 		T: t, DB: db, Kafka: g.kafka, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
 		SourceURL: db.URL, Variant: variant, Lease: time.Second, Sparse: true,
 	}}
@@ -189,6 +196,8 @@ func (r *run) do(s step) error {
 		r.s.DB.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL")
 	case "zombie":
 		return r.zombie()
+	case "epoch":
+		return r.newEpoch(s)
 	case "load":
 		return r.load(s.Table)
 	case "verify":
@@ -268,6 +277,32 @@ func (r *run) zombie() error {
 		return fmt.Errorf("a fenced transfer ended with exit code %d, want %d: %s", code, harness.ExitFenced, lastLine(old.Stderr()))
 	}
 	return nil
+}
+
+// newEpoch begins a new epoch, in every other case behind a slot that is lost. The
+// edges stay as they are and go over by themselves. It waits until they have:
+// the slot is made when nothing is open.
+func (r *run) newEpoch(s step) error {
+	r.transfer.Kill()
+	if s.MS%2 == 0 {
+		harness.Until(r.t, stopLimit, "the slot is dropped", func(ctx context.Context) error {
+			_, err := r.s.DB.Pool.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()")
+			return err // its reader may not have noticed its end
+		})
+	}
+	p := r.s.Run(r.transfer.Config, "epoch", "new", "--yes")
+	if p.ExitCode() != 0 {
+		return fmt.Errorf("millrace epoch new: exit code %d: %s", p.ExitCode(), lastLine(p.Stderr()))
+	}
+	r.epoch++
+	w, err := harness.NewWitness(r.g.kafka.Brokers(), fmt.Sprintf("%s.%d", r.s.Topic, r.epoch))
+	if err != nil {
+		return err
+	}
+	r.t.Cleanup(w.Close)
+	r.witness = w
+	r.startTransfer()
+	return r.settle(false)
 }
 
 // settle waits until every edge has what is committed now, and with loads until
@@ -368,6 +403,12 @@ func (r *run) comparable(e *harness.Edge) ([]string, error) {
 
 // end ends the processes in order and looks through the stores.
 func (r *run) end() error {
+	// How many transactions the source has streamed before their end, of the newest
+	// epoch.
+	if _, err := fmt.Sscan(r.s.DB.String(`SELECT coalesce(sum(t.stream_txns), 0) FROM pg_stat_replication_slots t
+		JOIN pg_replication_slots s USING (slot_name) WHERE s.database = current_database()`), &r.streamed); err != nil {
+		return fmt.Errorf("read the slot's statistics: %w", err)
+	}
 	r.transfer.Stop(stopLimit)
 	for _, e := range r.edges {
 		e.Stop(stopLimit)

@@ -87,8 +87,24 @@ func walk(seed uint64, length int) []step {
 	return w.steps
 }
 
-// finish ends all that is open, one way or the other.
+// finish ends the walk with nothing open.
 func (w *walker) finish() {
+	w.endAll()
+	w.steps = append(w.steps, step{Do: "final check"})
+}
+
+// epoch begins a new one, once in a walk at most; a slot is made only when nothing is
+// open.
+func (w *walker) epoch() bool {
+	if w.faults["epoch"] == 1 {
+		return false
+	}
+	w.endAll()
+	return w.fault("epoch", 1)
+}
+
+// endAll ends all that is open, one way or the other.
+func (w *walker) endAll() {
 	for _, s := range w.sessions {
 		if s.open {
 			w.end(s, w.r.IntN(4) > 0)
@@ -97,7 +113,6 @@ func (w *walker) finish() {
 	for len(w.prepared) > 0 {
 		w.endPrepared()
 	}
-	w.steps = append(w.steps, step{Do: "final check"})
 }
 
 // some returns a session, an open one if it must be.
