@@ -67,7 +67,7 @@ func BenchmarkBesideRecvlogical(b *testing.B) {
 
 func besideRecvlogical(b *testing.B, r *rig, end string, changes int) {
 	var ours, theirs, ratios []float64
-	var sender, senderTheirs, cpu []float64
+	var sender, senderTheirs, cpu, opening []float64
 	for round := range benchSize(b, "MILLRACE_BENCH_ROUNDS", 5) {
 		var m, t float64
 		steps := []func(){
@@ -75,6 +75,7 @@ func besideRecvlogical(b *testing.B, r *rig, end string, changes int) {
 				before := processCPU(b)
 				began := time.Now()
 				r.open()
+				opening = append(opening, time.Since(began).Seconds())
 				pid := r.db.String("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1", r.cfg.Slot)
 				drain(b, r)
 				m = float64(changes) / time.Since(began).Seconds()
@@ -101,6 +102,7 @@ func besideRecvlogical(b *testing.B, r *rig, end string, changes int) {
 	b.ReportMetric(middle(sender), "walsender-cpu-s")
 	b.ReportMetric(middle(senderTheirs), "pg_recvlogical-walsender-cpu-s")
 	b.ReportMetric(middle(cpu), "cpu-s")
+	b.ReportMetric(middle(opening), "open-s") // a part of the time
 }
 
 // recvlogical returns changes a second of pg_recvlogical over the backlog, from
@@ -137,7 +139,9 @@ func recvlogical(b *testing.B, r *rig, end string, changes int) (float64, time.D
 			if pid == "" {
 				pid = r.db.String("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1", slot)
 			}
-			sender = max(sender, otherCPU(pid))
+			if pid != "" {
+				sender = max(sender, otherCPU(pid))
+			}
 		}
 	}
 }
