@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/finding"
 )
@@ -30,19 +32,11 @@ func (c *Capture) CheckAnew(ctx context.Context) ([]finding.Finding, error) {
 // of the newest unit. A zero position is that of a stream that has its first copy
 // before it. What the slot holds is read where nobody else reads it.
 func (c *Capture) CheckPosition(ctx context.Context, position func(context.Context) (millrace.Position, time.Time, error)) ([]finding.Finding, error) {
-	conn, err := c.connect(ctx, nil)
+	conn, server, slot, err := c.slotNow(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer closeConn(conn)
-	server, _, err := checkServer(ctx, conn)
-	if err != nil {
-		return nil, err
-	}
-	slot, err := c.lookUpSlot(ctx, conn)
-	if err != nil {
-		return nil, err
-	}
 	p, at, err := position(ctx)
 	if err != nil || p.IsZero() {
 		return nil, err
@@ -87,37 +81,41 @@ func (c *Capture) CheckPosition(ctx context.Context, position func(context.Conte
 
 // ForeignSlot reports whether a slot of the stream's name is somebody else's.
 func (c *Capture) ForeignSlot(ctx context.Context) (bool, error) {
-	conn, err := c.connect(ctx, nil)
+	conn, server, slot, err := c.slotNow(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer closeConn(conn)
-	server, _, err := checkServer(ctx, conn)
-	if err != nil {
-		return false, err
-	}
-	slot, err := c.lookUpSlot(ctx, conn)
-	if err != nil || slot == nil {
-		return false, err
-	}
-	return c.ownSlot(slot, server) != nil, nil
+	return slot != nil && c.ownSlot(slot, server) != nil, nil
 }
 
 // DropSlot ends whoever reads from the stream's slot and drops it. The caller
 // holds the stream. dropped is false if there is none, or it is somebody else's.
 func (c *Capture) DropSlot(ctx context.Context) (dropped bool, err error) {
-	conn, err := c.connect(ctx, nil)
+	conn, server, slot, err := c.slotNow(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer closeConn(conn)
-	server, _, err := checkServer(ctx, conn)
-	if err != nil {
-		return false, err
-	}
-	slot, err := c.lookUpSlot(ctx, conn)
-	if err != nil || slot == nil || c.ownSlot(slot, server) != nil {
-		return false, err
+	if slot == nil || c.ownSlot(slot, server) != nil {
+		return false, nil
 	}
 	return true, c.dropSlot(ctx, conn)
+}
+
+// slotNow looks up server and slot, which is nil if there is none of our name, on
+// a connection that the caller closes.
+func (c *Capture) slotNow(ctx context.Context) (_ *pgx.Conn, server *serverInfo, slot *slotInfo, err error) {
+	conn, err := c.connect(ctx, nil)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if server, _, err = checkServer(ctx, conn); err == nil {
+		slot, err = c.lookUpSlot(ctx, conn)
+	}
+	if err != nil {
+		closeConn(conn)
+		return nil, nil, nil, err
+	}
+	return conn, server, slot, nil
 }

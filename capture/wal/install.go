@@ -370,19 +370,11 @@ func wait(ctx context.Context, d time.Duration) error {
 // Uninstall ends whoever reads from the slot and drops slot and publication.
 // What is not there is no error.
 func (c *Capture) Uninstall(ctx context.Context) error {
-	conn, err := c.connect(ctx, nil)
+	conn, server, slot, err := c.slotNow(ctx)
 	if err != nil {
 		return err
 	}
 	defer closeConn(conn)
-	server, _, err := checkServer(ctx, conn)
-	if err != nil {
-		return err
-	}
-	slot, err := c.lookUpSlot(ctx, conn)
-	if err != nil {
-		return err
-	}
 	if slot != nil {
 		if err := c.ownSlot(slot, server); err != nil {
 			return err
