@@ -17,10 +17,11 @@ import (
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
-// fill writes so many MiB of WAL to a database that nobody captures.
+// fill writes so many MiB of WAL, in whole segments of 16, to a database that
+// nobody captures.
 func fill(db *pgtest.DB, mib int) {
-	for ; mib > 0; mib -= 8 {
-		db.Exec("select pg_logical_emit_message(false, 'fill', repeat('x', 1 << 16)) from generate_series(1, 128); select pg_switch_wal()")
+	for ; mib > 0; mib -= 16 {
+		db.Exec("select pg_logical_emit_message(false, 'fill', repeat('x', 1 << 16)) from generate_series(1, 16); select pg_switch_wal()")
 	}
 }
 
@@ -126,7 +127,7 @@ func watched(t *testing.T, db *pgtest.DB, change func(*Config)) (*rig, *lines, *
 func TestSlotWAL(t *testing.T) {
 	server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "64MB"}})
 	busy := pgtest.On(t, server)
-	const much = 80 // MiB
+	const much, most = 80, 64 << 20 // MiB, and most of it in bytes: the first segment is begun already
 
 	t.Run("idle with heartbeat", func(t *testing.T) {
 		r, _, reg := watched(t, pgtest.On(t, server), func(c *Config) { c.Heartbeat = 20 * time.Millisecond })
@@ -135,12 +136,12 @@ func TestSlotWAL(t *testing.T) {
 		fill(busy, much)
 		until(t, "the slot lets go of WAL", func() bool {
 			busy.Exec("checkpoint") // the server notes then what is running, from which the slot can start
-			return r.restartLSN() > restart+much<<20 && r.slotLSN() > confirmed+much<<20
+			return r.restartLSN() > restart+most && r.slotLSN() > confirmed+most
 		})
 		until(t, "metrics say so", func() bool {
 			m := gathered(t, reg)
 			return m["slot_retained_bytes"] < much<<20/2 && m["slot_unconfirmed_bytes"] < much<<20/2 && m["slot_alarm"] == 0 &&
-				m["slot_restart_lsn_bytes"] > float64(restart+much<<20) && m["slot_confirmed_lsn_bytes"] > float64(confirmed+much<<20) &&
+				m["slot_restart_lsn_bytes"] > float64(restart+most) && m["slot_confirmed_lsn_bytes"] > float64(confirmed+most) &&
 				m["slot_wal_status reserved"]+m["slot_wal_status extended"] == 1 && m["slot_look_timestamp_seconds"] > 1e9
 		})
 		r.close()
@@ -156,7 +157,7 @@ func TestSlotWAL(t *testing.T) {
 		for range 3 {
 			busy.Exec("checkpoint")
 		}
-		until(t, "metrics say so", func() bool { return gathered(t, reg)["slot_retained_bytes"] > much<<20 })
+		until(t, "metrics say so", func() bool { return gathered(t, reg)["slot_retained_bytes"] > most })
 		if got := r.restartLSN(); got > restart+16<<20 {
 			t.Errorf("the slot went from %v to %v without a heartbeat: what is tested beside it shows nothing", restart, got)
 		}
@@ -174,7 +175,7 @@ func TestSlotWAL(t *testing.T) {
 		if got := r.c.Warning(); got != "" {
 			t.Errorf("warning too early: %s", got)
 		}
-		fill(busy, 160)
+		fill(busy, 176) // of 192, as it is seen below; more might be too late
 		setting("192MB")
 		until(t, "warning", func() bool { return strings.Contains(r.c.Warning(), "max_slot_wal_keep_size") })
 		setting("1GB")
@@ -187,7 +188,7 @@ func TestSlotWAL(t *testing.T) {
 		checked(t, r.c, "warning", "max_slot_wal_keep_size")
 		// And then it is too late.
 		setting("1MB")
-		fill(busy, 16)
+		fill(busy, 32)
 		busy.Exec("checkpoint")
 		_, err := r.src.Next(r.ctx())
 		if err == nil || millrace.NeedsOperator(err) {

@@ -16,8 +16,8 @@ func TestSourceWAL(t *testing.T) {
 	spawn(t, w.dir, nil, "edge", "-c", w.file)
 	w.ready(t)
 	transfer.stop(syscall.SIGTERM)
-	for range 10 {
-		w.db.Exec("select pg_logical_emit_message(false, 'fill', repeat('x', 1 << 16)) from generate_series(1, 128); select pg_switch_wal()")
+	for range 5 { // segments of 16 MiB
+		w.db.Exec("select pg_logical_emit_message(false, 'fill', repeat('x', 1 << 16)) from generate_series(1, 16); select pg_switch_wal()")
 	}
 	limited := func(name, onLimit string) string {
 		text := strings.Replace(w.config(w.db.URL, ""), "spool_dir: spool", "spool_dir: spool, wal: {limit: 64MiB, on_limit: "+onLimit+"}", 1)
