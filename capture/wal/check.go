@@ -233,16 +233,6 @@ func (c *Capture) checkTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, 
 		return one(err.Error(), "ALTER TABLE "+t.name.quoted()+" REPLICA IDENTITY USING INDEX …, with a unique index over columns of other types")
 	}
 	var problems []problem
-	if t.identity == "f" && slices.ContainsFunc(t.columns, func(c columnInfo) bool { return c.generated }) {
-		var version int
-		if err := conn.QueryRow(ctx, "SELECT current_setting('server_version_num')::int").Scan(&version); err != nil {
-			return nil, fmt.Errorf("look at the server: %w", err)
-		}
-		if version >= 180000 {
-			return one("its REPLICA IDENTITY is FULL and it has a generated column, which is not captured: Postgres 18 and later would refuse its updates and deletes once it is published",
-				"ALTER TABLE "+t.name.quoted()+" REPLICA IDENTITY DEFAULT")
-		}
-	}
 	if t.kind == "p" {
 		found, err := checkLeaves(ctx, conn, t, s)
 		if err != nil {
