@@ -68,7 +68,7 @@ func (c *Capture) Check(ctx context.Context) ([]finding.Finding, error) {
 			return nil, err
 		}
 		problems = append(problems, found...)
-		if found, err = checkTriggers(ctx, conn); err != nil {
+		if found, err = checkTriggers(ctx, conn, server, tables); err != nil {
 			return nil, err
 		}
 		problems = append(problems, found...)

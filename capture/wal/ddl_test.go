@@ -348,10 +348,20 @@ func TestPartitionsByTriggers(t *testing.T) {
 	all("the root is truncated", "insert into p values (7, 'eu', 'x'); truncate p", "was truncated or rewritten")
 }
 
+// unseen reports whether the server is one on which partitions cannot be followed
+// without event triggers; TestAttachedAfterItWasWritten wants that to be refused.
+func unseen(t *testing.T, db *pgtest.DB) bool {
+	t.Helper()
+	return db.String("select current_setting('server_version_num')::int < 150000") == "t"
+}
+
 // Without event triggers partitions are compared, over restarts too.
 func TestPartitionsByComparison(t *testing.T) {
 	db := pgtest.New(t)
 	register(t, db)
+	if unseen(t, db) {
+		return
+	}
 	db.Exec(partitionedTables + "; create table plain (id int primary key)")
 	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "p", "plain")
 	db.Exec("drop event trigger millrace_ddl_end; drop event trigger millrace_ddl_drop; drop event trigger millrace_ddl_rewrite")
@@ -406,6 +416,9 @@ func TestPartitionsByComparison(t *testing.T) {
 func TestPartitionIsMet(t *testing.T) {
 	db := pgtest.New(t)
 	register(t, db)
+	if unseen(t, db) {
+		return
+	}
 	db.Exec(partitionedTables)
 	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "p")
 	db.Exec("drop event trigger millrace_ddl_end; drop event trigger millrace_ddl_drop; drop event trigger millrace_ddl_rewrite")
@@ -460,4 +473,61 @@ func TestPartitionGoesDuringLoad(t *testing.T) {
 		t.Errorf("loads were begun because of %q", got)
 	}
 	r.equal()
+}
+
+// A table that has been written to becomes a partition. What is changed in it from
+// then on has to come, from old servers too.
+func TestAttachedAfterItWasWritten(t *testing.T) {
+	for _, version := range []int{14, 0} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			var db *pgtest.DB
+			if version == 0 {
+				db = pgtest.New(t)
+			} else {
+				db = pgtest.On(t, pgtest.Cluster(t, pgtest.Options{Version: version}))
+			}
+			register(t, db)
+			db.Exec(partitionedTables)
+			r := newRig(t, db, nil, "p")
+			r.open()
+			r.copied()
+			db.Exec("create table p_sa (like p including all)")
+			db.Exec("insert into p_sa select i, 'sa', 'v' from generate_series(1, 9) i")
+			db.Exec("create table p_oc (like p including all)")
+			db.Exec("insert into p_oc values (1, 'oc', 'v')")
+			db.Exec("truncate p_oc; update p set v = 'y' where id < 10")
+			r.sync()
+			db.Exec("alter table p attach partition p_sa for values in ('sa')")
+			db.Exec("alter table p attach partition p_oc for values in ('oc')")
+			r.sync()
+			r.load()
+			r.equal()
+			db.Exec("insert into p values (100, 'sa', 'x'), (7, 'oc', 'x'); delete from p where region = 'sa' and id = 1; update p set v = 'y' where region = 'sa' and id = 2")
+			r.sync()
+			r.equal()
+			db.Exec("alter table p detach partition p_sa")
+			r.sync()
+			r.load()
+			db.Exec("insert into p_sa select i, 'sa', 'v' from generate_series(1000, 1009) i; delete from p_sa where id = 5; update p set v = 'z' where id < 10")
+			r.sync()
+			r.equal()
+			if got := db.String("select count(*) from pg_publication"); got != "1" {
+				t.Errorf("there are %s publications", got)
+			}
+
+			// Without event triggers nothing could be done about it.
+			r.close()
+			db.Exec("drop event trigger millrace_ddl_end")
+			findings, err := r.c.Check(r.ctx())
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused := slices.ContainsFunc(findings, func(f finding.Finding) bool {
+				return f.Level == finding.Problem && strings.Contains(f.Text, "Postgres 14")
+			})
+			if old := db.String("select current_setting('server_version_num')::int < 150000") == "t"; refused != old {
+				t.Errorf("check without event triggers: %v", findings)
+			}
+		})
+	}
 }

@@ -214,7 +214,14 @@ func (c *Capture) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.installTriggers(ctx, conn, tables)
+	if err := c.installTriggers(ctx, conn, tables); err != nil {
+		return err
+	}
+	problems, err = checkTriggers(ctx, conn, server, tables)
+	if err != nil {
+		return err
+	}
+	return firstError(problems)
 }
 
 // checkChoices refuses column lists and row filters where the server has none.

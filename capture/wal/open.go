@@ -130,7 +130,11 @@ func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serve
 	if err != nil {
 		return nil, err
 	}
-	if err := firstError(append(append(problems, c.checkChoices(server)...), more...)); err != nil {
+	triggers, err := checkTriggers(ctx, conn, server, tables)
+	if err != nil {
+		return nil, err
+	}
+	if err := firstError(slices.Concat(problems, c.checkChoices(server), more, triggers)); err != nil {
 		return nil, err
 	}
 	return tables, c.choose(ctx, conn, server)

@@ -62,8 +62,9 @@ func (c *Capture) installTriggers(ctx context.Context, conn *pgx.Conn, tables []
 	return nil
 }
 
-// checkTriggers says what is not seen where the event triggers are missing.
-func checkTriggers(ctx context.Context, conn *pgx.Conn) ([]problem, error) {
+// checkTriggers says what is not seen where the event triggers are missing, and
+// what cannot be captured without them.
+func checkTriggers(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*tableInfo) ([]problem, error) {
 	var initialised bool
 	var triggers string
 	if err := conn.QueryRow(ctx, "SELECT to_regclass('millrace.leaf') IS NOT NULL, ("+triggersQuery+")").Scan(&initialised, &triggers); err != nil {
@@ -72,8 +73,16 @@ func checkTriggers(ctx context.Context, conn *pgx.Conn) ([]problem, error) {
 	if !initialised || triggers != "" {
 		return nil, nil
 	}
-	return []problem{warn("event triggers", "the database has none of millrace's, or one is turned off: a table that is altered keeps its rows as they were at the edges until it is written to; "+
+	const mend = "run millrace init once as a superuser"
+	var problems []problem
+	for _, t := range tables {
+		if t.kind == "p" && server.version < 150000 {
+			problems = append(problems, refuse(ErrTable, "table "+t.name.String(), "it is partitioned, and the database has no event triggers of millrace's: Postgres 14 goes on leaving out changes of a partition that was a table of its own before, unless they see to it",
+				mend+", upgrade the source, or name its partitions in its place"))
+		}
+	}
+	return append(problems, warn("event triggers", "the database has none of millrace's, or one is turned off: a table that is altered keeps its rows as they were at the edges until it is written to; "+
 		"a rewrite that keeps a column's name and type (ALTER COLUMN … TYPE … USING) is not seen at all, and renamed labels of enums and altered composite types not before the table itself is altered or transfer starts again; "+
 		"partitions that come or go are found by comparison, every few seconds, and each means that the whole table is loaded",
-		"run millrace init once as a superuser")}, nil
+		mend)), nil
 }

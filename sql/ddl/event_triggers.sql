@@ -24,14 +24,13 @@ AS $$
         WHERE r.prrelid = up.oid)
 $$;
 
--- Brings millrace.leaf up to date with the partitions of a captured table, and
--- returns whether rows may have come or gone with them. A partition that was
--- created as one is empty then, and so is one without a block.
-CREATE OR REPLACE FUNCTION millrace.note_leaves(of_root oid, created boolean) RETURNS boolean
+-- Brings millrace.leaf up to date with the partitions of a captured table. moved
+-- says whether rows may have come or gone with them: a partition that was created
+-- as one is empty then, and so is one without a block. changed says whether there
+-- are others than before.
+CREATE OR REPLACE FUNCTION millrace.note_leaves(of_root oid, created boolean, OUT moved boolean, OUT changed boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    moved boolean;
 BEGIN
     WITH RECURSIVE tree (oid) AS (
         SELECT of_root
@@ -50,9 +49,23 @@ BEGIN
         RETURNING leaf
     )
     SELECT EXISTS (SELECT FROM gone WHERE coalesce(pg_relation_size(leaf), 1) > 0)
-        OR EXISTS (SELECT FROM come WHERE NOT created AND pg_relation_size(leaf) > 0)
-    INTO moved;
-    RETURN moved;
+        OR EXISTS (SELECT FROM come WHERE NOT created AND pg_relation_size(leaf) > 0),
+        EXISTS (SELECT FROM come) OR EXISTS (SELECT FROM gone)
+    INTO moved, changed;
+END
+$$;
+
+-- Before Postgres 15 a walsender that has met a table while it was published by
+-- nobody goes on leaving it out after it has become a partition of one that is, and
+-- the other way round. It looks again when any publication's tables change.
+CREATE OR REPLACE FUNCTION millrace.look_again(of_root oid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    passing text := 'millrace_look_again_' || pg_backend_pid();
+BEGIN
+    EXECUTE format('CREATE PUBLICATION %I FOR TABLE %s', passing, of_root::regclass);
+    EXECUTE format('DROP PUBLICATION %I', passing);
 END
 $$;
 
@@ -73,6 +86,7 @@ AS $$
 DECLARE
     command    record;
     captured   oid;
+    noted      record;
     tables     oid[] := '{}';
     types      oid[] := '{}';
     rewritten  oid[] := '{}';
@@ -90,7 +104,8 @@ BEGIN
             JOIN millrace.leaf l ON l.leaf = o.objid
             WHERE o.classid = 'pg_class'::regclass AND o.objsubid = 0
         LOOP
-            IF millrace.note_leaves(captured, false) THEN
+            SELECT * INTO noted FROM millrace.note_leaves(captured, false);
+            IF noted.moved THEN
                 partitions := partitions || captured;
             END IF;
         END LOOP;
@@ -103,9 +118,14 @@ BEGIN
                 types := types || ARRAY(SELECT reltype FROM pg_class WHERE oid = command.objid AND relkind = 'c');
                 FOR captured IN SELECT millrace.captured(command.objid) LOOP
                     tables := tables || captured;
-                    IF EXISTS (SELECT FROM pg_class WHERE oid = captured AND relkind = 'p')
-                       AND millrace.note_leaves(captured, tg_tag <> 'ALTER TABLE') THEN
-                        partitions := partitions || captured;
+                    IF EXISTS (SELECT FROM pg_class WHERE oid = captured AND relkind = 'p') THEN
+                        SELECT * INTO noted FROM millrace.note_leaves(captured, tg_tag <> 'ALTER TABLE');
+                        IF noted.moved THEN
+                            partitions := partitions || captured;
+                        END IF;
+                        IF noted.changed AND tg_tag = 'ALTER TABLE' AND current_setting('server_version_num')::int < 150000 THEN
+                            PERFORM millrace.look_again(captured);
+                        END IF;
                     END IF;
                 END LOOP;
             END IF;
@@ -133,7 +153,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
-REVOKE ALL ON FUNCTION millrace.captured(oid), millrace.note_leaves(oid, boolean), millrace.tell(jsonb), millrace.ddl() FROM PUBLIC;
+REVOKE ALL ON FUNCTION millrace.captured(oid), millrace.note_leaves(oid, boolean), millrace.look_again(oid), millrace.tell(jsonb), millrace.ddl() FROM PUBLIC;
 
 -- ENABLE ALWAYS: also under session_replication_role = replica.
 DO $$
