@@ -167,6 +167,40 @@ func TestLoadLargeMissing(t *testing.T) {
 	}
 }
 
+// TestLoadAbsent: a key whose row lacks columns, and of which the source has no row
+// any more although the stream has not deleted it, is named, so that what lacks
+// columns does not stay.
+func TestLoadAbsent(t *testing.T) {
+	l := NewLoad(Limits{})
+	p := NewPending(Snapshot{Xmin: 5, Xmax: 5})
+	leaves := []Leaf{{1, 1}}
+	read := func(rows ...string) (Chunk, [][]byte) {
+		w := l.Open(p)
+		w.Accept(Snapshot{Xmin: 6, Xmax: 6})
+		l.Match(w, leaves)
+		c := l.Next(w)
+		c.Bound(1)
+		for _, key := range rows {
+			l.Row([]byte(key))
+		}
+		return c, l.Done(w, c)
+	}
+	for _, key := range []string{"a", "b", "c"} {
+		l.Emitted(Change{Kind: millrace.KindPut, Key: []byte(key), Unchanged: true})
+	}
+	leaves[0].File = 2 // truncated, which the stream does not tell
+	if _, absent := read("a"); absent != nil {
+		t.Errorf("a range of blocks names %q", absent)
+	}
+	l.Emitted(Change{Kind: millrace.KindDelete, Key: []byte("b")})
+	if c, absent := read(); len(c.Keys) != 1 || len(absent) != 1 || string(absent[0]) != "c" {
+		t.Errorf("after a chunk of %q: %q are absent, want c", c.Keys, absent)
+	}
+	if !l.Finished() {
+		t.Error("the load is not finished")
+	}
+}
+
 func FuzzResume(f *testing.F) {
 	l := NewLoad(Limits{})
 	f.Add([]byte(nil))

@@ -248,7 +248,11 @@ func (l *Load) Row(key []byte) {
 }
 
 // Done notes that all rows of a chunk that w does not leave out have been emitted.
-func (l *Load) Done(w *Window, c Chunk) {
+// It returns the keys that the chunk was to bring rows of and of which the source
+// has none: their rows went without being sent, as with TRUNCATE of a partition.
+// What the stream has brought of them lacks columns for ever, so they are to be
+// deleted in the unit of the chunk.
+func (l *Load) Done(w *Window, c Chunk) (absent [][]byte) {
 	switch {
 	case c.pass != l.pass: // the pass began anew meanwhile
 	case len(c.Keys) > 0:
@@ -259,7 +263,8 @@ func (l *Load) Done(w *Window, c Chunk) {
 			if w.LeavesOut(key) {
 				l.enqueue(string(key)) // another time, behind the others
 			} else {
-				l.drop(key) // there is no such row
+				l.drop(key)
+				absent = append(absent, key)
 			}
 		}
 	case c.To != 0:
@@ -268,6 +273,7 @@ func (l *Load) Done(w *Window, c Chunk) {
 		l.leaf, l.block = l.leaf+1, 0
 		l.complete = l.leaf >= len(l.leaves)
 	}
+	return absent
 }
 
 func (l *Load) add(key []byte) {

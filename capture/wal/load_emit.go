@@ -140,7 +140,11 @@ func (d *decoder) emitChunk(ld *load, c chunk.Chunk, schema *millrace.Schema, ro
 		return fmt.Errorf("load of %s: %w", ld.name, err)
 	}
 	d.metrics.copied.Add(float64(rows.n))
-	ld.work.Done(w, c)
+	for _, key := range ld.work.Done(w, c) {
+		if err := d.w.Delete(ld.table, key); err != nil {
+			return fmt.Errorf("load of %s: %w", ld.name, err)
+		}
+	}
 	if !ld.work.Finished() || !d.mayEndLocked(ld) {
 		return d.loadEntry(ld, millrace.KindLoadProgress, &millrace.LoadInfo{Progress: ld.note()})
 	}
