@@ -66,6 +66,31 @@ func appendBySort(w *UnitWriter, e *Entry) error {
 	return w.Append(e)
 }
 
+// TestUnitWriterAllocatesOnce wants a unit to cost one allocation, of its size,
+// whatever was written before.
+func TestUnitWriterAllocatesOnce(t *testing.T) {
+	var w UnitWriter
+	key, row := []byte{0x80, 1}, AppendRow(nil, 1, benchColumns())
+	for _, entries := range []int{1000, 1, 100} {
+		if n := testing.AllocsPerRun(10, func() {
+			for range entries {
+				if err := w.Put(7, key, nil, row, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			unit, err := w.Finish(UnitEnd{Token: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if spare := cap(unit) - len(unit); spare > len(unit)/4+64 {
+				t.Errorf("a unit of %d bytes holds %d more", len(unit), spare)
+			}
+		}); n > 1 {
+			t.Errorf("a unit of %d entries costs %v allocations", entries, n)
+		}
+	}
+}
+
 func TestUnitWriterTakeStaysWhole(t *testing.T) {
 	var w UnitWriter
 	for i := range 3 {

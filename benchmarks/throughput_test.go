@@ -10,8 +10,12 @@ import (
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
-// backlogLimit bounds the work on one backlog.
-const backlogLimit = 10 * time.Minute
+const (
+	// backlogLimit bounds the work on one backlog, backlogMemory what transfer may
+	// hold meanwhile.
+	backlogLimit  = 10 * time.Minute
+	backlogMemory = 150 << 20
+)
 
 // load is a kind of backlog.
 type load struct {
@@ -157,6 +161,9 @@ func millrace(b *testing.B, s *harness.System, e *harness.Edge, last int, l load
 		"kafka_cpu_seconds": harness.CPUOf(s.Kafka.PID(0)) - kafkaBefore,
 		"transfer_rss_mib":  t.MaxRSS() >> 20, "edge_rss_mib": e.MaxRSS() >> 20,
 	})
+	if rss := t.MaxRSS(); rss >= backlogMemory {
+		b.Errorf("transfer held %d MiB, the bound is %d", rss>>20, backlogMemory>>20)
+	}
 	// The slot moves on before the next round: what is confirmed is not sent
 	// again.
 	harness.Until(b, stopLimit, "the backlog is confirmed", func(context.Context) error {
