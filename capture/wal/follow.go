@@ -207,13 +207,8 @@ func (f *follower) run(ctx context.Context, conn *pgx.Conn) error {
 			return err
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(f.begun)) {
-		if b := f.begun[id]; f.confirmed() > b.lsn {
-			if err := f.keep(ctx, conn, id, b.mark); err != nil {
-				return err
-			}
-			delete(f.begun, id)
-		}
+	if err := f.settle(ctx, conn); err != nil {
+		return err
 	}
 	now, err := f.c.marks(ctx, conn, f.ids)
 	if err != nil {
@@ -241,6 +236,23 @@ func (f *follower) run(ctx context.Context, conn *pgx.Conn) error {
 			if err := f.keep(ctx, conn, id, now[id]); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// waits reports whether marks wait to be kept.
+func (f *follower) waits() bool { return f.known != nil && len(f.begun) > 0 }
+
+// settle keeps the marks of loads whose begin is published by now. The sooner the
+// better: until then a new start takes the table for one of which nothing is known.
+func (f *follower) settle(ctx context.Context, conn *pgx.Conn) error {
+	for _, id := range slices.Sorted(maps.Keys(f.begun)) {
+		if b := f.begun[id]; f.confirmed() > b.lsn {
+			if err := f.keep(ctx, conn, id, b.mark); err != nil {
+				return err
+			}
+			delete(f.begun, id)
 		}
 	}
 	return nil

@@ -16,6 +16,9 @@ import (
 // streamed.
 const watchInterval = 5 * time.Second
 
+// settleMarks is how often it is looked whether the begin of a load is published.
+const settleMarks = 100 * time.Millisecond
+
 // attendant does what goes on beside a stream, over a connection of its own.
 //
 // It writes a logical message every now and then. That comes back through the
@@ -44,8 +47,11 @@ func (a *attendant) run(ctx context.Context) error {
 	defer beat.Stop()
 	watch := time.NewTicker(a.c.watchInterval)
 	defer watch.Stop()
+	settle := time.NewTicker(settleMarks)
+	defer settle.Stop()
 	beats := duty{a.beat, "heartbeat fails; the position stands still while the captured tables are idle", "heartbeat is back", false}
 	watches := duty{a.watch, "publication, partitions and slot cannot be looked at", "publication, partitions and slot are looked at again", false}
+	settles := duty{a.settle, "what tables look like cannot be noted in the control schema", "what tables look like is noted again", false}
 	for d := &watches; ; {
 		altered, err := a.do(ctx, d.work)
 		if altered != nil {
@@ -62,6 +68,10 @@ func (a *attendant) run(ctx context.Context) error {
 				a.c.log.Info(d.back)
 			}
 		}
+		var settled <-chan time.Time
+		if a.follow.waits() {
+			settled = settle.C
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -69,8 +79,16 @@ func (a *attendant) run(ctx context.Context) error {
 			d = &beats
 		case <-watch.C:
 			d = &watches
+		case <-settled:
+			d = &settles
 		}
 	}
+}
+
+// settle notes in the control schema what tables looked like when the loads began
+// that are published by now.
+func (a *attendant) settle(ctx context.Context) (altered, err error) {
+	return nil, a.follow.settle(ctx, a.conn)
 }
 
 // duty is one thing that the attendant does, and what it says when that begins to
