@@ -25,7 +25,7 @@ var ErrBusy = errors.New("table is locked")
 var ErrOrder = errors.New("rows came out of the order of their blocks")
 
 // ErrReshaped occurs when the table's columns are not those of the schema that it
-// is read with. Look the table up again, and let the stream have its schema.
+// is read with, or another table has its name. Look the table up again, and let the stream have its schema.
 var ErrReshaped = errors.New("table was altered")
 
 // MessagePrefix is the prefix of the logical message that Reader.End writes.
@@ -69,7 +69,8 @@ type Reader struct {
 }
 
 // NewReader makes a Reader on a connection that nothing else uses. The
-// connection's commits must not wait for standbys; NewReader sets that.
+// connection's commits must not wait for standbys; NewReader sets that. It returns
+// ErrReshaped where the table does not have the key's columns.
 func NewReader(ctx context.Context, conn *pgx.Conn, cfg ReaderConfig) (*Reader, error) {
 	if cfg.LockTimeout <= 0 {
 		cfg.LockTimeout = 200 * time.Millisecond
@@ -103,7 +104,9 @@ func (r *Reader) prepare(ctx context.Context) error {
 		name := r.cfg.Schema.Columns[c].Name
 		var typ string
 		if err := r.conn.QueryRow(ctx, `SELECT format_type(atttypid, atttypmod) FROM pg_attribute
-			WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped`, uint32(r.cfg.Schema.Table), name).Scan(&typ); err != nil {
+			WHERE attrelid = $1 AND attname = $2 AND NOT attisdropped`, uint32(r.cfg.Schema.Table), name).Scan(&typ); errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("%w: it has no key column %q", ErrReshaped, name)
+		} else if err != nil {
 			return fmt.Errorf("look at key column %q: %w", name, err)
 		}
 		r.types = append(r.types, typ)
@@ -192,13 +195,15 @@ func (r *Reader) begin(ctx context.Context) (s Snapshot, leaves []Leaf, err erro
 		}
 	}
 	var text, shape string
-	if err := r.conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text, ("+shapeQuery+")", uint32(r.cfg.Schema.Table), listed).Scan(&text, &shape); err != nil {
+	var named bool
+	if err := r.conn.QueryRow(ctx, "SELECT pg_current_snapshot()::text, ("+shapeQuery+"), to_regclass($3)::oid IS NOT DISTINCT FROM $1",
+		uint32(r.cfg.Schema.Table), listed, r.name()).Scan(&text, &shape, &named); err != nil {
 		return s, nil, err
 	}
 	if s, err = ParseSnapshot(text); err != nil {
 		return s, nil, err
 	}
-	if shape != r.shape {
+	if shape != r.shape || !named {
 		return s, nil, ErrReshaped
 	}
 	rows, err := r.conn.Query(ctx, `
