@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +20,9 @@ import (
 type commands struct {
 	source atomic.Pointer[wal.Source]
 	status func() transfer.Status
-	// paused outlives a reign.
-	paused atomic.Bool
+	// paused outlives a reign; pausing is held while a source is told.
+	paused  atomic.Bool
+	pausing sync.Mutex
 }
 
 // errBetweenReigns occurs in the moment in which one reign has ended and the
@@ -33,6 +35,8 @@ func (c *commands) open(ctx context.Context, capture *wal.Capture, after *millra
 	if err != nil {
 		return nil, err // and no *wal.Source that is nil
 	}
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
 	source.PauseLoads(c.paused.Load())
 	c.source.Store(source)
 	return source, nil
@@ -43,9 +47,6 @@ func (c *commands) Load(ctx context.Context, table, reason string) error {
 	source := c.source.Load()
 	if source == nil {
 		return errBetweenReigns
-	}
-	if reason == "" {
-		reason = "somebody asked for it"
 	}
 	return unknownTable(source.RequestLoad(ctx, table, reason))
 }
@@ -89,6 +90,8 @@ func loadStatus(l *wal.LoadStatus, paused bool, now time.Time) admin.LoadStatus 
 
 // PauseLoads implements admin.Commands.
 func (c *commands) PauseLoads(pause bool) {
+	c.pausing.Lock()
+	defer c.pausing.Unlock()
 	c.paused.Store(pause)
 	if source := c.source.Load(); source != nil {
 		source.PauseLoads(pause)
