@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -70,7 +71,7 @@ func (m *ddlMessage) altered(stream string, schemas map[millrace.TableID]*millra
 	tag := clean(m.Tag)
 	add(cause{fmt.Sprintf("a partition came or went (%s)", tag), true}, m.Partitions...)
 	if m.Stream == stream {
-		add(cause{clean(m.Reason), true}, m.Load...)
+		add(cause{cmp.Or(clean(m.Reason), "somebody asked for it"), true}, m.Load...)
 	}
 	if m.Doubt {
 		add(cause{fmt.Sprintf("what %s did to it is not known", tag), true}, slices.Collect(maps.Keys(schemas))...)

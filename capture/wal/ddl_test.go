@@ -34,6 +34,7 @@ func TestMessageAbout(t *testing.T) {
 		{"a partition", ddlMessage{Tag: "X", Partitions: []millrace.TableID{1}, Rewritten: []millrace.TableID{1}, Tables: []millrace.TableID{2}}, map[millrace.TableID]cause{1: {"a partition came or went (X)", true}, 2: {}}},
 		{"doubt", ddlMessage{Tag: "X", Doubt: true}, map[millrace.TableID]cause{1: {"what X did to it is not known", true}, 2: {"what X did to it is not known", true}}},
 		{"asked for", ddlMessage{Stream: "s", Load: []millrace.TableID{1, 9}, Reason: "be\ncause"}, map[millrace.TableID]cause{1: {"because", true}}},
+		{"asked for without a reason", ddlMessage{Stream: "s", Load: []millrace.TableID{1}, Reason: "\n"}, map[millrace.TableID]cause{1: {"somebody asked for it", true}}},
 		{"asked for by another", ddlMessage{Stream: "t", Load: []millrace.TableID{1}, Reason: "because"}, map[millrace.TableID]cause{}},
 		{"endless", ddlMessage{Tag: strings.Repeat("ä", 300), Rewritten: []millrace.TableID{1}}, map[millrace.TableID]cause{1: {"it was rewritten (" + strings.Repeat("ä", 100) + ")", false}}},
 	} {

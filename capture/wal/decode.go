@@ -44,8 +44,10 @@ type decoder struct {
 	snapshot func() (chunk.Snapshot, error)
 	// loads are those under way, and loaded the tables of which the unit under
 	// way has begun one; true stands for one that takes nothing over.
+	// ending tells that the unit under way ends some.
 	loads  *loads
 	loaded map[millrace.TableID]bool
+	ending bool
 	// lookUp asks the source's catalogs.
 	lookUp func(id millrace.TableID, types []uint32) (*tableInfo, error)
 	// emit takes a finished unit and its size in bytes.
@@ -224,6 +226,7 @@ func (d *decoder) finish(c commitMessage) error {
 		if err := d.finishUnit(c); err != nil {
 			return err
 		}
+		d.endLoads()
 	}
 	for _, message := range d.passed {
 		if err := d.arrive(message, c.time); err != nil {

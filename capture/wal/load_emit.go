@@ -29,6 +29,7 @@ func (d *decoder) beginLoad(table millrace.TableID, c cause, initial bool) error
 	if ld != nil {
 		ld.work.Restart()
 		ld.reason = reason
+		l.wakeLocked() // it may have been read to its end, and nobody be at it
 		return d.loadEntry(ld, millrace.KindLoadProgress, &millrace.LoadInfo{Progress: ld.note()})
 	}
 	l.lastLoad++
@@ -55,7 +56,8 @@ func (d *decoder) loadEntry(ld *load, kind millrace.Kind, info *millrace.LoadInf
 }
 
 // noteLoads puts into the unit under way what a successor has to know of the
-// loads because of its changes.
+// loads because of its changes, and the end of a load that they have finished: of
+// which the last row that lacked columns is gone, or has them now.
 func (d *decoder) noteLoads() error {
 	if d.loads.count.Load() == 0 {
 		return nil
@@ -73,6 +75,13 @@ func (d *decoder) noteLoads() error {
 		}
 		if err := d.loadEntry(ld, millrace.KindLoadProgress, info); err != nil {
 			return err
+		}
+	}
+	for _, ld := range d.loads.byTable {
+		if !ld.ending && ld.work.Finished() && d.mayEndLocked(ld) {
+			if err := d.endLoadsLocked(ld); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -97,9 +106,6 @@ func (d *decoder) arrive(message string, at time.Time) error {
 	if err := d.give(at); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	l.endLocked(d)
-	l.mu.Unlock()
 	close(a.passed)
 	return nil
 }
@@ -115,7 +121,11 @@ func (d *decoder) give(at time.Time) error {
 	if err != nil {
 		return err
 	}
-	return d.emit(millrace.NewUnit(d.position, at, entries, payload), int64(len(payload)))
+	if err := d.emit(millrace.NewUnit(d.position, at, entries, payload), int64(len(payload))); err != nil {
+		return err
+	}
+	d.endLoads()
+	return nil
 }
 
 // emitChunk emits the rows of a chunk but for those that the stream has changed
@@ -175,13 +185,20 @@ func (d *decoder) endLoadsLocked(ld *load) error {
 		if err := d.loadEntry(other, millrace.KindLoadEnd, &millrace.LoadInfo{Rows: other.work.Rows()}); err != nil {
 			return err
 		}
-		other.ending = true
+		other.ending, d.ending = true, true
 	}
 	return nil
 }
 
-// endLocked forgets the loads whose ends have been given out.
-func (l *loads) endLocked(d *decoder) {
+// endLoads forgets the loads whose ends have been given out.
+func (d *decoder) endLoads() {
+	if !d.ending {
+		return
+	}
+	d.ending = false
+	l := d.loads
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, ld := range l.inOrderLocked() {
 		if ld.ending {
 			d.log.Info("load ended", "table", ld.name, "rows", ld.work.Rows(), "reason", ld.reason)

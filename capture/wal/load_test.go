@@ -146,6 +146,7 @@ func TestAlteredWhileLoaded(t *testing.T) {
 		"not null":        "alter table a alter n set not null",
 		"added, written":  "alter table a add w int default 7; update a set w = 8 where id < 9",
 		"renamed, unused": "alter table a rename n to m; alter table a add n int",
+		"exchanged":       "alter table a rename to z; create table a (like z including all)",
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := pgtest.New(t)
@@ -166,7 +167,7 @@ func TestAlteredWhileLoaded(t *testing.T) {
 				r.load()
 			}
 			switch name {
-			case "table renamed":
+			case "table renamed", "exchanged":
 				r.c.tables[0].name = "z"
 			case "table moved":
 				r.c.tables[0].schema = "s"

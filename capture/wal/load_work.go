@@ -55,14 +55,15 @@ func (l *loads) work(ctx context.Context, c *Capture) error {
 		err := w.bring(ctx, ld)
 		l.mu.Lock()
 		ld.taken = false
+		name := ld.name // as the decoder has it by now
 		l.mu.Unlock()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case millrace.NeedsOperator(err):
-			return fmt.Errorf("load %s: %w", ld.name, err)
+			return fmt.Errorf("load %s: %w", name, err)
 		case err != nil:
-			c.log.Warn("load is held up, another attempt follows", "table", ld.name, "error", err, "pause", workPause)
+			c.log.Warn("load is held up, another attempt follows", "table", name, "error", err, "pause", workPause)
 			w.disconnect()
 			if wait(ctx, workPause) != nil {
 				return nil
@@ -98,7 +99,7 @@ func (w *worker) bring(ctx context.Context, ld *load) error {
 	for pause := firstRetry; ; {
 		again, err := w.step(ctx, ld)
 		switch {
-		case errors.Is(err, chunk.ErrBusy) || again == waitForMore:
+		case errors.Is(err, chunk.ErrBusy) || err == nil && again == waitForMore:
 			if err := wait(ctx, pause); err != nil {
 				return err
 			}
@@ -136,7 +137,7 @@ func (w *worker) step(ctx context.Context, ld *load) (progress, error) {
 		return more, err
 	}
 	snapshot, leaves, err := w.reader.Begin(ctx)
-	if errors.Is(err, chunk.ErrReshaped) || altered(err) {
+	if altered(err) {
 		return w.describe(ctx, schema)
 	}
 	if err != nil {
@@ -225,16 +226,26 @@ func (l *loads) pass(ctx context.Context, emit func(*decoder) error, end func(ct
 		}
 	}
 	l.mu.Lock()
+	_, waits := l.arrivals[message]
 	delete(l.arrivals, message)
 	l.mu.Unlock()
-	return err
+	if waits {
+		return err
+	}
+	// It was written although the connection failed, and the decoder is at it.
+	select {
+	case <-a.passed:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
-// altered reports whether a table, or a column, does not have the name any more
-// that the stream knows.
+// altered reports whether a table is not the one any more that the stream knows,
+// or has not the name, or a column.
 func altered(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && slices.Contains([]string{"42P01", "42703", "3F000"}, pg.Code)
+	return errors.Is(err, chunk.ErrReshaped) || errors.As(err, &pg) && slices.Contains([]string{"42P01", "42703", "3F000"}, pg.Code)
 }
 
 // describe lets the stream have the schema that the table has by now.

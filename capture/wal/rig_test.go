@@ -329,7 +329,7 @@ func (e *edge) apply(u *millrace.Unit) (*applied, error) {
 	if end.Token != u.Position.Token() || !end.Time.Equal(u.Time) {
 		return nil, fmt.Errorf("unit's end is %+v, its position %v, its time %v", end, u.Position, u.Time)
 	}
-	if live := len(e.at.Catalog.Loads) == 0 && !a.has(millrace.KindLoadEnd) && !a.has(millrace.KindVerify); live && u.Position.LSN <= e.at.Position.LSN {
+	if live := len(e.at.Catalog.Loads) == 0 && !a.has(millrace.KindLoadEnd) && !a.has(millrace.KindVerify) && !a.has(millrace.KindSchema); live && u.Position.LSN <= e.at.Position.LSN {
 		return nil, fmt.Errorf("unit at %v comes after %v", u.Position, e.at.Position)
 	}
 	e.at.Position, e.at.Time = u.Position, u.Time

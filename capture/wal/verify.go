@@ -87,6 +87,9 @@ func (s *Source) Verify(tables []string) error {
 
 func (l *loads) wantLocked(ids []millrace.TableID) {
 	for _, id := range ids {
+		if l.schemas[id] == nil {
+			continue // it has left the stream since it was looked up
+		}
 		l.passes[id] = &pass{table: id, PassStatus: PassStatus{Table: l.schemas[id].QualifiedName(), Phase: PassWaiting, RequestedAt: time.Now().UTC()}}
 	}
 	l.wakeLocked()
@@ -193,7 +196,7 @@ func (v *verifier) run(ctx context.Context, p *pass) error {
 		}
 		next, again, err := v.step(ctx, p, low)
 		switch {
-		case errors.Is(err, chunk.ErrBusy) || again == waitForMore:
+		case errors.Is(err, chunk.ErrBusy) || err == nil && again == waitForMore:
 			if err := wait(ctx, pause); err != nil {
 				return err
 			}
@@ -228,15 +231,15 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 		v.l.mu.Unlock()
 	}()
 	if err := v.prepare(ctx, schema); altered(err) {
-		again, err := v.describe(ctx, schema)
+		again, err := v.describeRange(ctx, schema)
 		return low, again, err
 	} else if err != nil {
 		return nil, more, err
 	}
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		snapshot, _, err := v.reader.Begin(ctx)
-		if errors.Is(err, chunk.ErrReshaped) || altered(err) {
-			again, err := v.describe(ctx, schema)
+		if altered(err) {
+			again, err := v.describeRange(ctx, schema)
 			return low, again, err
 		}
 		if err != nil {
@@ -276,6 +279,15 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 		v.paced = time.Now().Add(time.Duration(v.hashes.n) * time.Second / time.Duration(rate))
 	}
 	return next, more, err
+}
+
+// describeRange is describe for a range, which follows again whatever comes of it.
+func (v *verifier) describeRange(ctx context.Context, known *millrace.Schema) (progress, error) {
+	again, err := v.describe(ctx, known)
+	if again == waitForMore {
+		return sameOnceMore, err // nothing came of it
+	}
+	return waitForMore, err
 }
 
 // open waits until the table is not being loaded, and opens a window.
