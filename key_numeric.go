@@ -247,7 +247,7 @@ func parseKeyFloat(text []byte, bits int) (float64, bool) {
 func appendKeyFloat8(dst, text []byte) ([]byte, bool) {
 	f, ok := parseKeyFloat(text, 64)
 	b := uint64(0x7FF8_0000_0000_0000)
-	if f == f { //nolint:staticcheck // false for NaN only
+	if f == f { // false for NaN only
 		b = math.Float64bits(f)
 	}
 	return binary.BigEndian.AppendUint64(dst, b^(uint64(int64(b)>>63)|1<<63)), ok
@@ -256,7 +256,7 @@ func appendKeyFloat8(dst, text []byte) ([]byte, bool) {
 func appendKeyFloat4(dst, text []byte) ([]byte, bool) {
 	f, ok := parseKeyFloat(text, 32)
 	b := uint32(0x7FC0_0000)
-	if f == f { //nolint:staticcheck // false for NaN only
+	if f == f { // false for NaN only
 		b = math.Float32bits(float32(f))
 	}
 	return binary.BigEndian.AppendUint32(dst, b^(uint32(int32(b)>>31)|1<<31)), ok
@@ -280,7 +280,7 @@ func decodeKeyFloat4(dst []byte, b uint32) ([]byte, bool) {
 		b = ^b
 	}
 	f := math.Float32frombits(b)
-	ok := b != 1<<31 && (f == f || b == 0x7FC0_0000) //nolint:staticcheck // f == f is false for NaN only
+	ok := b != 1<<31 && (f == f || b == 0x7FC0_0000) // f == f is false for NaN only
 	return appendFloatText(dst, float64(f), 32, 6), ok
 }
 

@@ -335,10 +335,16 @@ func finite(f float64, bits int) string {
 var fuzzKeySchemas = [][]uint32{
 	{oidInt2, oidInt4, oidInt8, oidOID},
 	{oidBool, oidChar, oidUUID},
-	{oidDate, oidTime}, {oidTimestamp}, {oidTimestamptz},
-	{oidNumeric, oidNumeric}, {oidFloat4, oidFloat8},
+	{oidDate, oidTime},
+	{oidTimestamp},
+	{oidTimestamptz},
+	{oidNumeric, oidNumeric},
+	{oidFloat4, oidFloat8},
 	{oidText, oidBpchar, oidBytea},
-	{oidInet}, {oidCIDR}, {oidMacaddr, oidMacaddr8}, {oidVarbit},
+	{oidInet},
+	{oidCIDR},
+	{oidMacaddr, oidMacaddr8},
+	{oidVarbit},
 }
 
 // FuzzKeyDecode: what Decode accepts is exactly what Append writes.

@@ -170,7 +170,7 @@ func (h *Home) Stream() millrace.StreamID { return h.Store().Stream() }
 // Place returns where the store stands that readers use.
 func (h *Home) Place() Place { return h.Store().Place() }
 
-// Verified, Verifying and VerifyNews are those of the store that readers use.
+// Verified is that of the store that readers use, as Verifying and VerifyNews are.
 func (h *Home) Verified() []TableVerify { return h.Store().Verified() }
 
 // Verifying is Store.Verifying of the store that readers use.

@@ -228,7 +228,7 @@ func (t *Transfer) Run(ctx context.Context) error {
 			return err
 		case ctx.Err() != nil:
 			t.setPhase(PhaseStopped)
-			return nil
+			return nil //nolint:nilerr // the clean end; what broke off with it is no error
 		case errors.Is(err, errLostRace):
 			if lost++; lost >= losses {
 				err = fmt.Errorf("%w: lost the race for a term %d times: is a second transfer with another source configured for this topic? %w", ErrFenced, lost, err)

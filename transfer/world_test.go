@@ -314,7 +314,6 @@ type verdict struct {
 	states, notedStates  []millrace.Offset
 	records              []*millrace.Record
 	offsets              []millrace.Offset
-	newestState          *millrace.Record
 	firstBatchOfEachTerm map[millrace.Term]millrace.Index
 }
 

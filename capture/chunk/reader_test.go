@@ -49,7 +49,8 @@ func newBenchOn(t testing.TB, db *pgtest.DB, typ uint32, typName string, cfg Rea
 		Version: 1, Namespace: "public", Name: "t",
 		Columns: []millrace.Column{
 			{Number: 1, Name: "id", Type: typ, Typmod: -1, NotNull: true, KeyOrdinal: 1},
-			{Number: 2, Name: "a", Type: 25, Typmod: -1}, {Number: 3, Name: "c", Type: 25, Typmod: -1},
+			{Number: 2, Name: "a", Type: 25, Typmod: -1},
+			{Number: 3, Name: "c", Type: 25, Typmod: -1},
 		},
 		Types: []millrace.TypeDesc{
 			{OID: typ, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: typName},

@@ -27,7 +27,6 @@ type transaction struct {
 	changes []change
 	keys    map[int]bool // locked
 	done    bool
-	aborted bool
 	old     []*tuple // the heap before it truncated
 	oldFile int
 }

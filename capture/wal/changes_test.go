@@ -391,5 +391,5 @@ func TestCatalogAheadOfChanges(t *testing.T) {
 		t.Errorf("changes of a dropped table: %d units", len(units))
 	}
 	r.close()
-	r.openFails(ErrTables)
+	_ = r.openFails(ErrTables)
 }

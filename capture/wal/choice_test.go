@@ -38,7 +38,7 @@ func (r *rig) choose(columns []string, where string) {
 		r.cfg.Where = map[string]string{"public.a": where}
 	}
 	r.renew()
-	r.openFails(ErrPublication)
+	_ = r.openFails(ErrPublication)
 	if err := r.c.Install(r.ctx()); err != nil {
 		r.t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestGeneratedColumns(t *testing.T) {
 		return
 	}
 	db.Exec("alter publication millrace_s set (publish_generated_columns = stored)")
-	r.openFails(ErrPublication)
+	_ = r.openFails(ErrPublication)
 	if err := r.c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}

@@ -101,7 +101,7 @@ type cause struct {
 func (d *decoder) ddl(content []byte) error {
 	var m ddlMessage
 	if json.Unmarshal(content, &m) != nil {
-		return nil
+		return nil //nolint:nilerr // anybody may write such a message; one that cannot be read says nothing
 	}
 	all := m.altered(d.stream, d.schemas)
 	if len(all) == 0 {
@@ -136,7 +136,7 @@ func (d *decoder) alter(id millrace.TableID, c cause) error {
 	before := d.schemas[id]
 	if info != nil {
 		if s, err := info.schema(); err == nil && reshaped(before, s, info.missing()).key == "" {
-			if before, err = d.adopt(before, s, info); err != nil {
+			if _, err := d.adopt(before, s, info); err != nil {
 				return err
 			}
 		}

@@ -51,6 +51,7 @@ func relationMsg(extra ...string) []byte {
 	}
 	return w.b
 }
+
 func startMsg(xid uint32, first bool) []byte {
 	w := msg('S').u32(xid)
 	if first {

@@ -399,7 +399,7 @@ func FuzzDecoderAgrees(f *testing.F) {
 }
 
 // record reads a slot up to a logical message and keeps the messages.
-func record(t *testing.T, ctx context.Context, url, slot string, options ...string) [][]byte {
+func record(ctx context.Context, t *testing.T, url, slot string, options ...string) [][]byte {
 	t.Helper()
 	conn, err := pgconn.Connect(ctx, url+"&replication=database")
 	if err != nil {
@@ -470,7 +470,7 @@ func TestDecoderAgreesOnRecorded(t *testing.T) {
 		t.Run(options[0], func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
-			all := record(t, ctx, db.URL, slot+db.Name[:3], append(options, "publication_names 'p'", "messages 'true'")...)
+			all := record(ctx, t, db.URL, slot+db.Name[:3], append(options, "publication_names 'p'", "messages 'true'")...)
 			streams := 0
 			for _, b := range all {
 				if b[0] == 'S' {

@@ -38,14 +38,14 @@ func TestSlotFences(t *testing.T) {
 	t.Run("missing", func(t *testing.T) {
 		r := started(t, nil)
 		drop(r)
-		r.openFails(ErrSlotMissing)
+		_ = r.openFails(ErrSlotMissing)
 	})
 	t.Run("made again", func(t *testing.T) {
 		r := started(t, nil)
 		drop(r)
 		r.db.Exec("insert into a values (3)")
 		r.db.Exec("select pg_create_logical_replication_slot('" + r.cfg.Slot + "', 'pgoutput')")
-		r.openFails(ErrSlotAhead)
+		_ = r.openFails(ErrSlotAhead)
 	})
 	t.Run("advanced", func(t *testing.T) {
 		r := started(t, nil)
@@ -54,46 +54,46 @@ func TestSlotFences(t *testing.T) {
 		until(t, "advance slot", func() bool {
 			return r.db.String("select pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) from pg_replication_slots where slot_name = $1 and not active", r.cfg.Slot) != ""
 		})
-		r.openFails(ErrSlotAhead)
+		_ = r.openFails(ErrSlotAhead)
 	})
 	t.Run("of another plugin", func(t *testing.T) {
 		r := started(t, nil)
 		drop(r)
 		r.db.Exec("select pg_create_logical_replication_slot('" + r.cfg.Slot + "', 'test_decoding')")
-		r.openFails(ErrSlotForeign)
+		_ = r.openFails(ErrSlotForeign)
 		// Not even a first start touches it.
 		r.edge = newEdge()
-		r.openFails(ErrSlotForeign)
+		_ = r.openFails(ErrSlotForeign)
 	})
 	t.Run("another name", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position.Slot = "other"
-		r.openFails(ErrSlotForeign)
+		_ = r.openFails(ErrSlotForeign)
 	})
 	t.Run("other system", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position.SystemID++
-		r.openFails(ErrOtherSystem)
+		_ = r.openFails(ErrOtherSystem)
 	})
 	t.Run("other mode", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position = millrace.Position{Mode: millrace.ModeTrigger, SystemID: 1, Tick: 1}
-		r.openFails(ErrMode)
+		_ = r.openFails(ErrMode)
 	})
 	t.Run("source restored", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position.LSN += 1 << 40
-		r.openFails(ErrRewound)
+		_ = r.openFails(ErrRewound)
 	})
 	t.Run("future timeline", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position.Timeline++
-		r.openFails(ErrTimeline)
+		_ = r.openFails(ErrTimeline)
 	})
 }
 
@@ -122,13 +122,13 @@ func TestTableFences(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.db.Exec("drop publication " + r.c.cfg.Publication)
-		r.openFails(ErrPublication)
+		_ = r.openFails(ErrPublication)
 	})
 	t.Run("publication dropped while streaming", func(t *testing.T) {
 		r := started(t, nil)
 		r.db.Exec("drop publication " + r.c.cfg.Publication)
 		r.db.Exec("insert into a values (3)")
-		r.fails(ErrPublication)
+		_ = r.fails(ErrPublication)
 	})
 	t.Run("table taken out and put back while streaming", func(t *testing.T) {
 		r := started(t, nil)
@@ -138,7 +138,7 @@ func TestTableFences(t *testing.T) {
 		r.db.Exec("alter publication " + r.c.cfg.Publication + " drop table a")
 		r.db.Exec("insert into a values (3)")
 		r.db.Exec("alter publication " + r.c.cfg.Publication + " add table a")
-		r.fails(ErrPublication)
+		_ = r.fails(ErrPublication)
 	})
 	t.Run("table added to the publication while streaming", func(t *testing.T) {
 		r := started(t, nil)
@@ -147,7 +147,7 @@ func TestTableFences(t *testing.T) {
 		r.open()
 		r.db.Exec("create table b (id int primary key); alter publication " + r.c.cfg.Publication + " add table b")
 		r.db.Exec("insert into b values (3)")
-		r.fails(ErrPublication)
+		_ = r.fails(ErrPublication)
 	})
 }
 
@@ -183,7 +183,7 @@ func TestServerFences(t *testing.T) {
 		db.Exec("create table a (id int primary key)")
 		db.Exec("select pg_create_logical_replication_slot('taken', 'pgoutput')")
 		r := newRig(t, db, nil, "a")
-		r.openFails(ErrSlotMissing)
+		_ = r.openFails(ErrSlotMissing)
 	})
 }
 
@@ -211,7 +211,7 @@ func TestPromotion(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.Pool.Reset()
-	r.openFails(ErrStandby)
+	_ = r.openFails(ErrStandby)
 	if got := db.String("select pg_promote()"); got != "t" {
 		t.Fatalf("promote: %s", got)
 	}
@@ -232,7 +232,7 @@ func TestPromotion(t *testing.T) {
 		t.Errorf("error: %v", err)
 	}
 	r.edge.at.Position.Timeline = 7
-	r.openFails(ErrTimeline)
+	_ = r.openFails(ErrTimeline)
 }
 
 func TestFenceSystem(t *testing.T) {

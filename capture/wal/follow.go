@@ -77,8 +77,8 @@ func (now *mark) differs(seen *mark) string {
 	return ""
 }
 
-func (m *mark) equal(o *mark) bool {
-	return m.Published == o.Published && m.Triggers == o.Triggers && slices.Equal(m.Generated, o.Generated) && (m.Leaves == nil) == (o.Leaves == nil) && maps.Equal(m.Leaves, o.Leaves)
+func (now *mark) equal(o *mark) bool {
+	return now.Published == o.Published && now.Triggers == o.Triggers && slices.Equal(now.Generated, o.Generated) && (now.Leaves == nil) == (o.Leaves == nil) && maps.Equal(now.Leaves, o.Leaves)
 }
 
 const marksQuery = `

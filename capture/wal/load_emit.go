@@ -179,7 +179,7 @@ func (d *decoder) mayEndLocked(ld *load) bool {
 // an initial one, of all those.
 func (d *decoder) endLoadsLocked(ld *load) error {
 	for _, other := range d.loads.inOrderLocked() {
-		if other != ld && !(ld.initial && other.initial) {
+		if other != ld && (!ld.initial || !other.initial) {
 			continue
 		}
 		if err := d.loadEntry(other, millrace.KindLoadEnd, &millrace.LoadInfo{Rows: other.work.Rows()}); err != nil {

@@ -98,8 +98,11 @@ func TestReshaped(t *testing.T) {
 				{Name: "v", Type: varcharOID, Typmod: 14},
 				{Name: "m", Type: 5000, Typmod: -1},
 			},
-			Types: []millrace.TypeDesc{testTypes[0], testTypes[1], {OID: varcharOID, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "varchar"},
-				{OID: 5000, Kind: millrace.TypeEnum, Schema: "public", Name: "mood", Labels: []string{"a", "b"}}},
+			Types: []millrace.TypeDesc{
+				testTypes[0], testTypes[1],
+				{OID: varcharOID, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "varchar"},
+				{OID: 5000, Kind: millrace.TypeEnum, Schema: "public", Name: "mood", Labels: []string{"a", "b"}},
+			},
 		}
 	}
 	numbered := func() *millrace.Schema {

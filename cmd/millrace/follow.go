@@ -417,7 +417,7 @@ func (r *epochReign) stoppedNext() error {
 	epoch, err := r.next.epoch, r.next.err
 	r.dropNextTask()
 	if r.ctx.Err() != nil || err == nil {
-		return nil
+		return nil //nolint:nilerr // it was told to stop
 	}
 	err = fmt.Errorf("copy of epoch %v: %w", epoch, err)
 	r.setTrouble(err)
@@ -437,7 +437,7 @@ func (r *epochReign) goOver() error {
 	from := r.home.Place()
 	err := r.home.Switch(r.ctx)
 	if r.ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // told to stop in the middle; the next start goes on
 	}
 	r.setTrouble(err)
 	if err != nil {

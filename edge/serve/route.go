@@ -78,20 +78,20 @@ func (q *request) dispatch(path string) error {
 	if q.stream = q.s.streams[name]; q.stream == nil {
 		return notFound("no_stream", "ask for one of: "+list(q.s.names), "this edge has no stream %s", name)
 	}
-	switch {
-	case rest == "status":
+	switch rest {
+	case "status":
 		q.route = routeStatus
 		if err := q.wantGet(); err != nil {
 			return err
 		}
 		return q.status()
-	case rest == "tables":
+	case "tables":
 		q.route = routeTables
 		if err := q.wantGet(); err != nil {
 			return err
 		}
 		return q.tables()
-	case rest == "rows:get" || rest == "rows%3Aget" || rest == "rows%3aget":
+	case "rows:get", "rows%3Aget", "rows%3aget":
 		q.route = routeRowsGet
 		if q.r.Method != http.MethodPost {
 			return q.wrongMethod(http.MethodPost)

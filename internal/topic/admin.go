@@ -100,12 +100,17 @@ func (t *Topic) ask(c *connection) (Info, error) {
 			info.Replicas = len(p.Replicas)
 		}
 	}
-	entries, err := admin.DescribeConfig(sarama.ConfigResource{Type: sarama.TopicResource, Name: t.config.Topic})
+	configs, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: t.config.Topic}}, sarama.DescribeConfigsOptions{})
 	if err != nil {
 		return Info{}, err
 	}
-	for _, e := range entries {
-		info.Settings[e.Name] = e.Value
+	for _, c := range configs {
+		if c.ErrorCode != 0 {
+			return Info{}, c.ErrorCode
+		}
+		for _, e := range c.Configs {
+			info.Settings[e.Name] = e.Value
+		}
 	}
 	start, err := c.client.GetOffset(t.config.Topic, 0, sarama.OffsetOldest)
 	if err != nil {
