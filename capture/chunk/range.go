@@ -43,10 +43,13 @@ func (r *Reader) Range(ctx context.Context, low []byte, limit int, collate []boo
 	if texts != nil {
 		where = append(where, fmt.Sprintf("ROW(%s) >= ROW(%s)", strings.Join(order, ", "), strings.Join(from, ", ")))
 	}
-	query := fmt.Sprintf("SELECT %s FROM %s t WHERE %s ORDER BY %s LIMIT %d",
+	query := fmt.Sprintf("DECLARE range NO SCROLL CURSOR FOR SELECT %s FROM %s t WHERE %s ORDER BY %s LIMIT %d",
 		r.columns, r.name(), strings.Join(where, " AND "), strings.Join(order, ", "), limit+1)
 	n, room := 0, r.cfg.Bytes
-	_, err = r.fetch(ctx, query, params, func(raw [][]byte) (bool, error) {
+	if _, err = r.fetch(ctx, query, params, nil); err != nil {
+		return nil, fmt.Errorf("read range of %s: %w", r.cfg.Schema.QualifiedName(), err)
+	}
+	err = r.drain(ctx, "range", func() (int, bool) { return room, next == nil }, func(raw [][]byte) (bool, error) {
 		if n == limit || room <= 0 {
 			return false, r.give(raw, func(key []byte, _ []millrace.Datum) error {
 				next = append([]byte(nil), key...)
@@ -75,11 +78,8 @@ func (r *Reader) All(ctx context.Context, fn func(key []byte, columns []millrace
 		query += " WHERE (" + r.cfg.Where + ")"
 	}
 	_, err := r.conn.Exec(ctx, query)
-	for n := fetchRows; err == nil && n == fetchRows; {
-		n, err = r.fetch(ctx, fmt.Sprintf("FETCH %d FROM whole", fetchRows), nil, func(raw [][]byte) (bool, error) { return true, r.give(raw, fn) })
-	}
 	if err == nil {
-		_, err = r.conn.Exec(ctx, "CLOSE whole")
+		err = r.drain(ctx, "whole", func() (int, bool) { return r.cfg.Bytes, true }, func(raw [][]byte) (bool, error) { return true, r.give(raw, fn) })
 	}
 	if err != nil {
 		return fmt.Errorf("read %s: %w", r.cfg.Schema.QualifiedName(), err)

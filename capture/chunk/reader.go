@@ -269,10 +269,13 @@ func (r *Reader) End(ctx context.Context, content string) error {
 }
 
 const (
-	// fetchRows come in one answer: what is sent in vain where a chunk ends
-	// early is bounded by it.
+	// fetchRows come in one answer at most: what is sent in vain where a chunk
+	// ends early is bounded by it. It begins with firstRows, and where rows are
+	// large it is no more than there is room for, but minRows.
 	fetchRows = 500
-	// fetchKeys are asked for at once.
+	firstRows = 16
+	minRows   = 8
+	// fetchKeys are asked for at once, at most.
 	fetchKeys = 100
 )
 
@@ -295,24 +298,48 @@ func (r *Reader) blocks(ctx context.Context, c *Chunk, fn func([]byte, []millrac
 		return err
 	}
 	b := &blockCutter{last: c.From, bytes: r.cfg.Bytes}
-	for more := true; more; {
-		n, err := r.fetch(ctx, fmt.Sprintf("FETCH %d FROM chunk", fetchRows), nil, func(raw [][]byte) (bool, error) {
-			ok, err := b.take(raw)
-			if err != nil || !ok {
-				return false, err
+	err := r.drain(ctx, "chunk", func() (room int, more bool) { return b.bytes, !b.full }, func(raw [][]byte) (bool, error) {
+		ok, err := b.take(raw)
+		if err != nil || !ok {
+			return false, err
+		}
+		return true, r.give(raw[:len(r.row)], fn)
+	})
+	if b.full {
+		c.To = b.next
+	}
+	return err
+}
+
+// drain fetches from a cursor until it has no more, and closes it. left says
+// before each fetch for how many bytes there is room, and whether to go on.
+func (r *Reader) drain(ctx context.Context, cursor string, left func() (room int, more bool), fn func([][]byte) (bool, error)) error {
+	rows, size := 0, 0
+	for want := firstRows; ; {
+		n, err := r.fetch(ctx, fmt.Sprintf("FETCH %d FROM %s", want, cursor), nil, func(raw [][]byte) (bool, error) {
+			for _, text := range raw {
+				size += len(text)
 			}
-			return true, r.give(raw[:len(r.row)], fn)
+			return fn(raw)
 		})
 		if err != nil {
 			return err
 		}
-		more = n == fetchRows && !b.full
+		rows += n
+		room, more := left()
+		if n < want || !more {
+			break
+		}
+		want = fitting(room, size, rows)
 	}
-	if b.full {
-		c.To = b.next
-	}
-	_, err := r.conn.Exec(ctx, "CLOSE chunk")
+	_, err := r.conn.Exec(ctx, "CLOSE "+cursor)
 	return err
+}
+
+// fitting is how many more rows to ask for where there is room for so many bytes,
+// going by the rows that came.
+func fitting(room, size, rows int) int {
+	return min(max(room/(size/max(rows, 1)+1), minRows), fetchRows)
 }
 
 // blockCutter ends a chunk after the block with which it has enough bytes.
@@ -349,13 +376,13 @@ func (b *blockCutter) take(raw [][]byte) (bool, error) {
 }
 
 func (r *Reader) keys(ctx context.Context, c *Chunk, fn func([]byte, []millrace.Datum) error) error {
-	room := r.cfg.Bytes
+	room, rows, want := r.cfg.Bytes, 0, firstRows
 	for done := 0; done < len(c.Keys); {
 		if room <= 0 {
 			c.Keys = c.Keys[:done]
 			return nil
 		}
-		some := c.Keys[done:min(done+fetchKeys, len(c.Keys))]
+		some := c.Keys[done:min(done+want, len(c.Keys))]
 		args := make([][]string, len(r.codec.Columns()))
 		var texts [][]byte
 		for _, key := range some {
@@ -371,15 +398,17 @@ func (r *Reader) keys(ctx context.Context, c *Chunk, fn func([]byte, []millrace.
 		for _, a := range args {
 			params = append(params, a)
 		}
-		if _, err := r.fetch(ctx, r.byKey, params, func(raw [][]byte) (bool, error) {
+		n, err := r.fetch(ctx, r.byKey, params, func(raw [][]byte) (bool, error) {
 			for _, text := range raw {
 				room -= len(text)
 			}
 			return true, r.give(raw, fn)
-		}); err != nil {
+		})
+		if err != nil {
 			return err
 		}
-		done += len(some)
+		done, rows = done+len(some), rows+n
+		want = min(fitting(room, r.cfg.Bytes-room, rows), fetchKeys)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -342,4 +343,100 @@ func TestReaderReshaped(t *testing.T) {
 			t.Errorf("%s: got %v, want ErrReshaped", sql, err)
 		}
 	}
+}
+
+// countedConn counts what is received.
+type countedConn struct {
+	net.Conn
+	n *int
+}
+
+func (c countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	*c.n += n
+	return n, err
+}
+
+// Of large rows no more is sent than a chunk, or a range, has room for; but a
+// little.
+func TestLargeRowsAreSentOnce(t *testing.T) {
+	const rows, length = 200, 50_000
+	b := newBench(t, 23, "int4", ReaderConfig{}, Limits{}, fmt.Sprintf(`CREATE TABLE t (id int PRIMARY KEY, a text, c text); ALTER TABLE t ALTER c SET STORAGE EXTERNAL;
+		INSERT INTO t SELECT i, repeat('a', 900), repeat('x', %d) FROM generate_series(1, %d) i`, length, rows))
+	config, err := pgx.ParseConfig(b.db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	received := 0
+	dial := config.DialFunc
+	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		return countedConn{conn, &received}, err
+	}
+	conn, err := pgx.ConnectConfig(b.ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(b.ctx) }()
+	r, err := NewReader(b.ctx, conn, ReaderConfig{Schema: b.schema, Bytes: 10 * length})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys [][]byte
+	count := func(key []byte, _ []millrace.Datum) error {
+		keys = append(keys, slices.Clone(key))
+		return nil
+	}
+	sent := func(what string) {
+		t.Helper()
+		if len(keys) != rows || received > 3*rows*length {
+			t.Errorf("%s: %d rows, %d bytes were received for %d", what, len(keys), received, rows*length)
+		}
+		received = 0
+	}
+	read := func(fn func(leaf millrace.TableID)) {
+		t.Helper()
+		_, leaves, err := r.Begin(b.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fn(leaves[0].ID)
+		if err := r.Cancel(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for low, more := []byte(nil), true; more; more = low != nil {
+		read(func(millrace.TableID) {
+			if low, err = r.Range(b.ctx, low, 1000, []bool{false}, count); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	sent("ranges")
+	all := keys
+	keys = nil
+	for from, more := uint32(0), true; more; more = from != 0 {
+		read(func(leaf millrace.TableID) {
+			c := Chunk{Leaf: leaf, From: from}
+			if err := r.Rows(b.ctx, &c, count); err != nil {
+				t.Fatal(err)
+			}
+			from = c.To
+		})
+	}
+	sent("blocks")
+	keys = nil
+	for done := 0; done < rows; {
+		read(func(millrace.TableID) {
+			c := Chunk{Keys: all[done:]}
+			if err := r.Rows(b.ctx, &c, count); err != nil {
+				t.Fatal(err)
+			}
+			if n := len(c.Keys); n > 2*firstRows {
+				t.Errorf("a chunk by key has %d large rows", n)
+			}
+			done += len(c.Keys)
+		})
+	}
+	sent("keys")
 }
