@@ -81,8 +81,8 @@ func (l Limits) withDefaults() Limits {
 // have been loaded yet, or may have been moved by that very change to a block
 // that was read before. Such keys are collected and read by key before the load
 // ends. While the pass is under way every change that leaves columns out counts;
-// after it only those whose base is itself such a key, so the collection empties
-// however busy the table is.
+// after it only those whose base is itself such a key, or that have none, so the
+// collection empties however busy the table is.
 //
 // A Load changes only with what is emitted, and with Match: a successor that
 // decodes the Progress of a place in the stream, and what Added gave since, comes
@@ -207,8 +207,9 @@ type Change struct {
 	Kind millrace.Kind
 	// Key and From are as in millrace.Entry.
 	Key, From []byte
-	// Unchanged says that a Put leaves columns out that did not change.
-	Unchanged bool
+	// Unchanged says that a Put leaves columns out that did not change; Bare, that
+	// it is of a row that the stream did not have, so that nothing completes it.
+	Unchanged, Bare bool
 }
 
 // Emitted notes a change that is being emitted.
@@ -230,7 +231,7 @@ func (l *Load) Emitted(c Change) {
 // lacks reports whether the row that a Put with unchanged columns is completed
 // from may lack columns itself.
 func (l *Load) lacks(c Change) bool {
-	if !l.complete {
+	if !l.complete || c.Bare {
 		return true
 	}
 	base := c.From

@@ -339,15 +339,15 @@ func (d *decoder) insert(b []byte) error {
 			return err
 		}
 	}
-	return d.put(r, nil)
+	return d.put(r, nil, true)
 }
 
 // entered sees to a row that an update has brought into what is captured: it
 // comes as an insert, without the values that are stored out of line and did not
-// change. Only a load has them.
+// change. Only a load has them; one that is under way reads the row by its key.
 func (d *decoder) entered(r *relation) error {
 	for i := range r.new {
-		if r.new[i].State == millrace.ColumnUnchanged {
+		if r.new[i].State == millrace.ColumnUnchanged && !d.loads.loading(r.id) {
 			return d.load(r.id, cause{text: "a row came into what is captured without its value of column " + r.schema.Columns[i].Name})
 		}
 	}
@@ -355,8 +355,8 @@ func (d *decoder) entered(r *relation) error {
 }
 
 // put writes the row in r.new. old is the row that it was before, if the source
-// sent it.
-func (d *decoder) put(r *relation, old []millrace.Datum) (err error) {
+// sent it; isNew tells that there was none.
+func (d *decoder) put(r *relation, old []millrace.Datum, isNew bool) (err error) {
 	d.planted.putting(r)
 	if d.key, err = r.codec.AppendRowKey(d.key[:0], r.new); err != nil {
 		return r.wrap(err)
@@ -370,7 +370,7 @@ func (d *decoder) put(r *relation, old []millrace.Datum) (err error) {
 		moved = !bytes.Equal(d.key, d.from)
 	}
 	if d.loads.count.Load() > 0 {
-		c := chunk.Change{Kind: millrace.KindPut, Key: d.key, Unchanged: hasUnchanged(r.new)}
+		c := chunk.Change{Kind: millrace.KindPut, Key: d.key, Unchanged: hasUnchanged(r.new), Bare: isNew}
 		if moved {
 			c.From = d.from
 		}
@@ -420,7 +420,7 @@ func (d *decoder) update(b []byte) error {
 			r.new[i] = old[i]
 		}
 	}
-	return d.put(r, old)
+	return d.put(r, old, false)
 }
 
 func (d *decoder) delete(b []byte) error {

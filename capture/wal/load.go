@@ -230,8 +230,21 @@ func (l *loads) emitted(table millrace.TableID, c chunk.Change) {
 		}
 	}
 	if ld := l.byTable[table]; ld != nil {
-		ld.work.Emitted(c)
+		finished := ld.work.Finished()
+		if ld.work.Emitted(c); finished && !ld.work.Finished() {
+			l.wakeLocked()
+		}
 	}
+}
+
+// loading reports whether a load of a table is under way.
+func (l *loads) loading(table millrace.TableID) bool {
+	if l.count.Load() == 0 {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.byTable[table] != nil
 }
 
 // openLocked opens a window for a table's changes.
