@@ -103,7 +103,7 @@ func (t *tableInfo) checkChoice() []problem {
 			"ALTER TABLE "+t.name.quoted()+" REPLICA IDENTITY DEFAULT, or remove it from source.columns"))
 	}
 	if t.choice.where != "" && t.identity != "f" && slices.ContainsFunc(t.columns, func(c columnInfo) bool { return c.outOfLine && t.choice.chooses(c.name) }) {
-		problems = append(problems, warn(subject, "source.where chooses rows, and a row that begins to be chosen by an update comes without values that are stored out of line and did not change: then the whole table is loaded again",
+		problems = append(problems, warn(subject, "source.where chooses rows, and a row that begins to be chosen by an update comes without values that are stored out of line and did not change: then the whole table is loaded again, unless it is being loaded already",
 			"ALTER TABLE "+t.name.quoted()+" REPLICA IDENTITY FULL, if that happens often"))
 	}
 	return problems

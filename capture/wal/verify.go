@@ -169,14 +169,14 @@ func (l *loads) verify(ctx context.Context, c *Capture) error {
 	}
 }
 
-// nextPass returns a pass that waits, the oldest first; otherwise nil and what is
-// closed when there may be one.
+// nextPass returns a pass that waits, the oldest first, but for those over tables
+// that are being loaded; otherwise nil and what is closed when there may be one.
 func (l *loads) nextPass() (*pass, <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var first *pass
 	for _, p := range l.passes {
-		if p.Phase == PassWaiting && (first == nil || p.RequestedAt.Before(first.RequestedAt) || p.RequestedAt.Equal(first.RequestedAt) && p.table < first.table) {
+		if p.Phase == PassWaiting && l.byTable[p.table] == nil && (first == nil || p.RequestedAt.Before(first.RequestedAt) || p.RequestedAt.Equal(first.RequestedAt) && p.table < first.table) {
 			first = p
 		}
 	}

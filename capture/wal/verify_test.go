@@ -122,6 +122,31 @@ func TestVerifyInRotation(t *testing.T) {
 	}
 }
 
+// A load holds up the pass over its own table only.
+func TestVerifyBesideALoad(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1)")
+	r := newRig(t, db, nil, "a", "b")
+	r.open()
+	r.copied() // and loads are paused
+	if err := r.src.RequestLoad(r.ctx(), "public.a", "again"); err != nil {
+		t.Fatal(err)
+	}
+	r.sync()
+	if err := r.src.Verify(nil); err != nil {
+		t.Fatal(err)
+	}
+	phases := func() string {
+		r.sync()
+		r.src.Confirm(r.edge.at.Position)
+		p := r.src.Passes()
+		return p[0].Phase + " " + p[1].Phase
+	}
+	until(t, "pass over the other table", func() bool { return phases() == "waiting done" })
+	r.load()
+	until(t, "pass over the table that was loaded", func() bool { return phases() == "done done" })
+}
+
 // A table is verified while it is written to, altered and loaded; ranges that
 // would say nothing are read again.
 func TestVerifyBesideWriters(t *testing.T) {
