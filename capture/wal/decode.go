@@ -43,7 +43,7 @@ type decoder struct {
 	// snapshot takes one of the source as it is now.
 	snapshot func() (chunk.Snapshot, error)
 	// loads are those under way, and loaded the tables of which the unit under
-	// way has begun one; true stands for one that takes nothing over.
+	// way has begun one.
 	// ending tells that the unit under way ends some.
 	loads  *loads
 	loaded map[millrace.TableID]bool

@@ -25,7 +25,7 @@ func (d *decoder) beginLoad(table millrace.TableID, c cause, initial bool) error
 		l.removeLocked(ld)
 		ld = nil
 	}
-	d.loaded[table] = ld == nil
+	d.loaded[table] = true
 	if ld != nil {
 		ld.work.Restart()
 		ld.reason = reason

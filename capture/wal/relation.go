@@ -124,9 +124,10 @@ func (d *decoder) adopt(before, s *millrace.Schema, info *tableInfo) (*millrace.
 
 // load begins a load of a table where the unit under way stands, because rows
 // have changed at the source without being sent. A unit begins one load of a
-// table at most, since none of its rows can be loaded before the unit has ended.
+// table, since none of its rows can be loaded before the unit has ended; but where
+// rows have gone, those that the unit itself has put since are among them.
 func (d *decoder) load(id millrace.TableID, c cause) error {
-	if anew, begun := d.loaded[id]; begun && (anew || !c.gone) {
+	if d.loaded[id] && !c.gone {
 		return nil
 	}
 	d.log.Info("load begins", "table", d.schemas[id].QualifiedName(), "reason", c.text)
