@@ -257,19 +257,25 @@ func (d *decoder) finishUnit(c commitMessage) error {
 	if err := d.noteLoads(); err != nil {
 		return err
 	}
+	d.position.LSN = c.end
+	return d.handOver(millrace.UnitEnd{Time: c.time, Token: uint64(c.end), XID: d.begin.xid})
+}
+
+// handOver gives out the entries that were written as a unit that ends at the
+// position.
+func (d *decoder) handOver(end millrace.UnitEnd) error {
 	entries := d.w.Len()
-	payload, err := d.w.Finish(millrace.UnitEnd{Time: c.time, Token: uint64(c.end), XID: d.begin.xid})
+	payload, err := d.w.Finish(end)
 	if err != nil {
 		return err
 	}
-	d.position.LSN = c.end
 	if d.file == nil {
-		return d.emit(millrace.NewUnit(d.position, c.time, entries, payload), int64(len(payload)))
+		return d.emit(millrace.NewUnit(d.position, end.Time, entries, payload), int64(len(payload)))
 	}
 	if err := d.file.write(payload); err != nil {
 		return err
 	}
-	return d.emitFile(c.time, entries)
+	return d.emitFile(end.Time, entries)
 }
 
 func (d *decoder) emitFile(t time.Time, entries uint64) error {

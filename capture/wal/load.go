@@ -3,7 +3,6 @@ package wal
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"maps"
 	"slices"
 	"sync"
@@ -57,6 +56,8 @@ type loads struct {
 	changed chan struct{}
 
 	limits chunk.Limits
+	// spool takes the rows of a chunk that are too large for memory.
+	spool *spool
 
 	// recent are the loads that ended last, oldest first.
 	recent []endedLoad
@@ -77,6 +78,8 @@ type load struct {
 	initial bool
 	work    *chunk.Load
 	window  *chunk.Window // of the chunk under way
+	// overflows counts windows in which more changed than they could note.
+	overflows int
 	// schema is the stream's newest of the table.
 	schema *millrace.Schema
 	taken  bool // a worker reads it
@@ -108,38 +111,6 @@ type arrival struct {
 	emit func(d *decoder) error
 	// passed is closed when that has been done and the unit was given out.
 	passed chan struct{}
-}
-
-// rowBuffer holds encoded rows.
-type rowBuffer struct {
-	b []byte
-	n int
-}
-
-func (r *rowBuffer) reset() { r.b, r.n = r.b[:0], 0 }
-
-func (r *rowBuffer) add(key, row []byte) {
-	r.b = append(binary.AppendUvarint(r.b, uint64(len(key))), key...)
-	r.b = append(binary.AppendUvarint(r.b, uint64(len(row))), row...)
-	r.n++
-}
-
-// each calls fn with every row; its bytes are the buffer's.
-func (r *rowBuffer) each(fn func(key, row []byte) error) error {
-	for b := r.b; len(b) > 0; {
-		var key, row []byte
-		key, b = cutBytes(b)
-		row, b = cutBytes(b)
-		if err := fn(key, row); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func cutBytes(b []byte) (cut, rest []byte) {
-	n, head := binary.Uvarint(b)
-	return b[head : head+int(n)], b[head+int(n):]
 }
 
 // newLoads takes a snapshot from the begin of the reign.

@@ -113,15 +113,10 @@ func (d *decoder) arrive(message string, at time.Time) error {
 // give gives out the entries that are no transaction's as a unit, if there are
 // any.
 func (d *decoder) give(at time.Time) error {
-	entries := d.w.Len()
-	if entries == 0 {
+	if d.w.Len() == 0 {
 		return nil
 	}
-	payload, err := d.w.Finish(millrace.UnitEnd{Time: at, Token: d.position.Token()})
-	if err != nil {
-		return err
-	}
-	if err := d.emit(millrace.NewUnit(d.position, at, entries, payload), int64(len(payload))); err != nil {
+	if err := d.handOver(millrace.UnitEnd{Time: at, Token: d.position.Token()}); err != nil {
 		return err
 	}
 	d.endLoads()
@@ -136,6 +131,9 @@ func (d *decoder) emitChunk(ld *load, c chunk.Chunk, schema *millrace.Schema, ro
 	w := ld.window
 	ld.window = nil
 	d.loads.closeLocked(ld.table, w)
+	if w.Overflown() {
+		ld.overflows++
+	}
 	if ld.ended || w.Overflown() || schema != ld.schema {
 		return nil // the worker reads it again
 	}
@@ -144,7 +142,10 @@ func (d *decoder) emitChunk(ld *load, c chunk.Chunk, schema *millrace.Schema, ro
 			return nil
 		}
 		ld.work.Row(key)
-		return d.w.Put(ld.table, key, nil, row, ld.id)
+		if err := d.w.Put(ld.table, key, nil, row, ld.id); err != nil {
+			return err
+		}
+		return d.wrote()
 	})
 	if err != nil {
 		return fmt.Errorf("load of %s: %w", ld.name, err)

@@ -339,3 +339,28 @@ func TestLoadWaitsForReplica(t *testing.T) {
 	r.copied()
 	r.equal()
 }
+
+// A block of the heap may lead to far more than a chunk's bytes: then they go
+// through files, on both sides of the message.
+func TestChunkOfLargeRows(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec(`create table a (id int primary key, v text); alter table a alter v set storage external;
+		insert into a select i, repeat(chr(97 + i % 26), 400000) || i from generate_series(1, 100) i`)
+	r := newRig(t, db, func(c *Config) { c.MemoryBudget = 4 << 20 }, "a")
+	r.open()
+	files := 0.0
+	for done := false; !done; {
+		a := r.next()
+		files = max(files, metricValue(t, r.c.metrics.files))
+		done = a.has(millrace.KindLoadEnd)
+	}
+	if files == 0 {
+		t.Error("nothing went through a file")
+	}
+	r.sync()
+	r.equal()
+	r.close()
+	if n := metricValue(t, r.c.metrics.files); n != 0 {
+		t.Errorf("%v files are left", n)
+	}
+}

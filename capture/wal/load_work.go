@@ -41,12 +41,14 @@ type worker struct {
 	row    []byte
 	paced  time.Time // when the next chunk may be read
 	lag    lagGauge
+	told   int // times that the window overflowed
 }
 
 // work runs a worker until ctx ends or a load meets what needs an operator.
 func (l *loads) work(ctx context.Context, c *Capture) error {
-	w := &worker{c: c, l: l}
+	w := &worker{c: c, l: l, rows: rowBuffer{spool: l.spool}}
 	defer w.disconnect()
+	defer func() { _ = w.rows.reset() }() // a file that stays is removed at the next start
 	for {
 		ld := l.take(ctx)
 		if ld == nil {
@@ -96,6 +98,7 @@ func (l *loads) take(ctx context.Context) *load {
 // bring reads chunks of a load until all are read, or the load is paused or has
 // gone.
 func (w *worker) bring(ctx context.Context, ld *load) error {
+	w.told = 0
 	for pause := firstRetry; ; {
 		again, err := w.step(ctx, ld)
 		switch {
@@ -127,9 +130,14 @@ func (w *worker) step(ctx context.Context, ld *load) (progress, error) {
 	if err := w.pace(ctx); err != nil {
 		return more, err
 	}
-	window, schema := w.l.window(ld)
+	window, schema, overflows := w.l.window(ld)
 	if window == nil {
 		return nothingMore, nil
+	}
+	if overflows > w.told {
+		w.told = overflows
+		w.c.log.Warn("load does not come on: more rows of the table change than can be noted while one chunk is read; it goes on when the stream has caught up, or writers slow down",
+			"table", schema.QualifiedName(), "times", overflows)
 	}
 	if err := w.prepare(ctx, schema); altered(err) {
 		return w.describe(ctx, schema)
@@ -150,11 +158,12 @@ func (w *worker) step(ctx context.Context, ld *load) (progress, error) {
 	if err := w.measure(ctx, ld, leaves); err != nil {
 		return more, err
 	}
-	w.rows.reset()
+	if err := w.rows.reset(); err != nil {
+		return more, errors.Join(err, w.reader.Cancel(ctx))
+	}
 	err = w.reader.Rows(ctx, &c, func(key []byte, columns []millrace.Datum) error {
 		w.row = millrace.AppendRow(w.row[:0], schema.Version, columns)
-		w.rows.add(key, w.row)
-		return nil
+		return w.rows.add(key, w.row)
 	})
 	if err != nil {
 		return more, errors.Join(err, w.reader.Cancel(ctx))
@@ -168,22 +177,24 @@ func (w *worker) step(ctx context.Context, ld *load) (progress, error) {
 }
 
 // window returns the window of a load's next chunk and the schema to read it
-// with; nil where nothing is to be read.
-func (l *loads) window(ld *load) (*chunk.Window, *millrace.Schema) {
+// with; nil where nothing is to be read. overflows is how often more rows changed
+// than a window of the load could note.
+func (l *loads) window(ld *load) (_ *chunk.Window, _ *millrace.Schema, overflows int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.paused || ld.ended || ld.work.Finished() {
-		return nil, nil
+		return nil, nil, 0
 	}
 	if ld.window != nil && ld.window.Overflown() {
 		l.closeLocked(ld.table, ld.window)
 		ld.window = nil
+		ld.overflows++
 	}
 	if ld.window == nil {
 		ld.window = ld.work.Open(l.pending)
 		l.openLocked(ld.table, ld.window)
 	}
-	return ld.window, ld.schema
+	return ld.window, ld.schema, ld.overflows
 }
 
 // accept says which chunk to read in a snapshot, or false if it does not see

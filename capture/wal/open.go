@@ -192,7 +192,7 @@ func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.P
 		closeConn(repl)
 		return err
 	}
-	s.loads.paused = s.c.holdLoads
+	s.loads.paused, s.loads.spool = s.c.holdLoads, s.spool
 	schemas := make(map[millrace.TableID]*millrace.Schema)
 	for _, schema := range catalog.Schemas {
 		schemas[schema.Table] = schema

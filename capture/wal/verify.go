@@ -326,7 +326,9 @@ func (v *verifier) read(ctx context.Context, schema *millrace.Schema, low []byte
 		return nil, err
 	}
 	plan := millrace.NewVerifyPlan(schema)
-	v.hashes.reset()
+	if err := v.hashes.reset(); err != nil {
+		return nil, err
+	}
 	add := func(key []byte, columns []millrace.Datum) error {
 		h, err := v.sum.Hash(plan, key, columns)
 		if err != nil {
@@ -335,7 +337,10 @@ func (v *verifier) read(ctx context.Context, schema *millrace.Schema, low []byte
 		var b [16]byte
 		binary.BigEndian.PutUint64(b[:8], h.Hi)
 		binary.BigEndian.PutUint64(b[8:], h.Lo)
-		if v.hashes.add(key, b[:]); len(v.hashes.b) > verifyWhole {
+		if err := v.hashes.add(key, b[:]); err != nil {
+			return err
+		}
+		if len(v.hashes.b) > verifyWhole {
 			return fmt.Errorf("it is too large to be verified whole, and the source does not sort its keys by their bytes; mend: CREATE INDEX ON %s (%s)",
 				quote(schema.Namespace)+"."+quote(schema.Name), bytewiseIndex(schema, codec))
 		}
