@@ -150,12 +150,17 @@ func (w *walker) enum() *txn {
 }
 
 // renameTable renames a table, changes it under its new name, and renames it
-// back.
+// back, in one transaction: a transfer that is started in between does not find a
+// table that it is configured for, and stops.
 func (w *walker) renameTable() bool {
 	table := []string{"item", "whole"}[w.r.IntN(2)]
 	s := w.alone(table, false)
 	if s == nil {
 		return false
+	}
+	if !s.open {
+		w.say(s, "BEGIN")
+		defer w.say(s, "COMMIT")
 	}
 	other := table + "_other" // two of the same name would wait for each other
 	w.say(s, "ALTER TABLE %s RENAME TO %s", table, other)

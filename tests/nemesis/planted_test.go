@@ -14,15 +14,23 @@ const walks = 6
 // walk that goes through without a word would be worth nothing without one.
 func TestPlantedBugsAreCaught(t *testing.T) {
 	g := newGround(t)
+	// What mends rows would hide a bug.
+	mending := []string{
+		"epoch", "truncate", "add column with default", "drop column", "rename column", "retype column", "rewrite column in its type",
+		"rename enum value", "attach", "detach", "drop partition", "truncate partition",
+	}
 	for _, one := range []struct {
-		plant string
-		first uint64 // seed: not every walk comes by every bug
-	}{{"subabort_ignored", 1}, {"subabort_whole", 1}, {"unchanged_lost", 1}, {"drop_unit:20", 1}, {"window_ignored", 3}} {
+		plant   string
+		without []string
+	}{
+		{"subabort_ignored", append(mending, "load")}, {"subabort_whole", append(mending, "load")}, {"unchanged_lost", append(mending, "load")},
+		{"drop_unit:20", append(mending, "load")}, {"window_ignored", mending},
+	} {
 		plant := one.plant
 		name, _, _ := strings.Cut(plant, ":")
 		t.Run(name, func(t *testing.T) {
-			for seed := one.first; seed < one.first+walks; seed++ {
-				if err := planted(t, g, plant, walk(seed, *lengthFlag)); err != nil {
+			for seed := range uint64(walks) {
+				if err := planted(t, g, plant, walk(seed, *lengthFlag, one.without...)); err != nil {
 					text := err.Error()
 					t.Logf("%s is caught by the walk of seed %d: %s", plant, seed, text[:min(len(text), 300)])
 					return

@@ -51,8 +51,8 @@ func (s *shape) clone() *shape {
 	return &shape{columns: maps.Clone(s.columns), leaves: maps.Clone(s.leaves), loose: slices.Clone(s.loose)}
 }
 
-// walk returns the steps of a seed.
-func walk(seed uint64, length int) []step {
+// walk returns the steps of a seed, without some kinds.
+func walk(seed uint64, length int, without ...string) []step {
 	w := &walker{
 		r: rand.New(rand.NewPCG(seed, 1)), faults: map[string]int{},
 		shape: &shape{columns: map[string]string{}, leaves: map[int]string{0: "part_0", 1: "part_1", 2: "part_2"}},
@@ -66,15 +66,16 @@ func walk(seed uint64, length int) []step {
 		w.free = append(w.free, i)
 	}
 	total := 0
+	left := func(name, lacks string) bool { return lacks != "" || slices.Contains(without, name) }
 	for _, k := range kinds {
-		if k.lacks == "" {
+		if !left(k.name, k.lacks) {
 			total += k.weight
 		}
 	}
 	for len(w.steps) < length {
 		at := w.r.IntN(total)
 		for _, k := range kinds {
-			if k.lacks != "" {
+			if left(k.name, k.lacks) {
 				continue
 			}
 			if at -= k.weight; at < 0 {
