@@ -25,10 +25,6 @@ type commands struct {
 	pausing sync.Mutex
 }
 
-// errBetweenReigns occurs in the moment in which one reign has ended and the
-// next has not opened its capture.
-var errBetweenReigns = errors.New("the capture is being opened; try again")
-
 // open opens the capture of a reign.
 func (c *commands) open(ctx context.Context, capture *wal.Capture, after *millrace.Checkpoint) (transfer.Source, error) {
 	source, err := capture.Open(ctx, after)
@@ -46,9 +42,9 @@ func (c *commands) open(ctx context.Context, capture *wal.Capture, after *millra
 func (c *commands) Load(ctx context.Context, table, reason string) error {
 	source := c.source.Load()
 	if source == nil {
-		return errBetweenReigns
+		return admin.ErrOpening
 	}
-	return unknownTable(source.RequestLoad(ctx, table, reason))
+	return named(source.RequestLoad(ctx, table, reason))
 }
 
 // Loads implements admin.Commands.
@@ -102,9 +98,9 @@ func (c *commands) PauseLoads(pause bool) {
 func (c *commands) Verify(_ context.Context, tables []string) error {
 	source := c.source.Load()
 	if source == nil {
-		return errBetweenReigns
+		return admin.ErrOpening
 	}
-	return unknownTable(source.Verify(tables))
+	return named(source.Verify(tables))
 }
 
 // Verifications implements admin.Commands.
@@ -126,10 +122,13 @@ func (c *commands) Verifications() []admin.VerifyStatus {
 	return all
 }
 
-// unknownTable gives capture's error the listener's name.
-func unknownTable(err error) error {
-	if errors.Is(err, wal.ErrNoTable) {
+// named gives capture's errors the listener's names.
+func named(err error) error {
+	switch {
+	case errors.Is(err, wal.ErrNoTable):
 		return fmt.Errorf("%w: %w", admin.ErrUnknownTable, err)
+	case errors.Is(err, wal.ErrLoading):
+		return fmt.Errorf("%w: %w", admin.ErrLoading, err)
 	}
 	return err
 }

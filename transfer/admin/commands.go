@@ -38,6 +38,14 @@ type Commands interface {
 // have. Mend: add it to source.tables and run millrace init, or correct the name.
 var ErrUnknownTable = errors.New("the stream has no such table")
 
+// ErrLoading occurs when a load is asked for of a table that is being loaded. Mend:
+// none is needed, or wait for it and ask again.
+var ErrLoading = errors.New("the table is being loaded already")
+
+// ErrOpening occurs when a command comes before the capture of a new reign is
+// open. Mend: ask again.
+var ErrOpening = errors.New("the capture is being opened")
+
 // The phases of loads and passes. Implementations may have further ones for what
 // is between waiting and done.
 const (
@@ -107,6 +115,7 @@ const (
 	CodeNotPublishing = "not_publishing"
 	CodeStopped       = "stopped"
 	CodeNoTable       = "no_table"
+	CodeLoading       = "loading"
 	CodeNoCommands    = "no_commands"
 	CodeBadRequest    = "bad_request"
 	CodeFailed        = "failed"
@@ -269,6 +278,12 @@ func (s *Server) problem(w http.ResponseWriter, err error) {
 		p = &problemError{Problem{Code: CodeFailed, Message: err.Error()}, http.StatusInternalServerError}
 		if errors.Is(err, ErrUnknownTable) {
 			p.Code, p.status, p.Mend = CodeNoTable, http.StatusNotFound, "correct the name, or add the table to source.tables and run millrace init"
+		}
+		if errors.Is(err, ErrLoading) {
+			p.Code, p.status, p.Mend = CodeLoading, http.StatusConflict, "wait until it has ended, and ask again if it is still wanted"
+		}
+		if errors.Is(err, ErrOpening) {
+			p.Code, p.status, p.Mend = CodeNotPublishing, http.StatusServiceUnavailable, "ask again in a moment"
 		}
 	}
 	s.json(w, p.status, struct {

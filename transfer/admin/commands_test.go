@@ -35,6 +35,12 @@ func (p *publisher) Load(_ context.Context, table, reason string) error {
 	if table == "public.broken" {
 		return errors.New("no room for the spool")
 	}
+	switch table {
+	case "public.busy":
+		return fmt.Errorf("%w: %s", ErrLoading, table)
+	case "public.soon":
+		return ErrOpening
+	}
 	p.loads = append(p.loads, LoadStatus{Table: table, Reason: reason, Phase: PhaseWaiting, StartedAt: time.Unix(1, 0).UTC()})
 	return p.known(table)
 }
@@ -114,6 +120,8 @@ func TestCommands(t *testing.T) {
 		{"GET", loads, "", 200, `"rows":0,"estimate":0,"blocks_done":0,"blocks":0,"phase":"waiting","started_at":"1970-01-01T00:00:01Z","eta":null,"paused":false`},
 		{"POST", loads + "/pause", "", 200, `"paused":true`},
 		{"POST", loads + "/resume", "", 200, `"paused":false`},
+		{"POST", loads, `{"table": "public.busy"}`, 409, `"code":"loading"`},
+		{"POST", loads, `{"table": "public.soon"}`, 503, `"code":"not_publishing"`},
 		{"POST", loads, `{"table": "public.c"}`, 404, `"code":"no_table","message":"table public.c: the stream has no such table: it has public.a, public.b","mend":"correct the name`},
 		{"POST", loads, `{"table": "public.broken"}`, 500, "no room for the spool"},
 		{"POST", loads, `{}`, 400, "no table is named"},
