@@ -136,13 +136,9 @@ func (d *decoder) alter(id millrace.TableID, c cause) error {
 	before := d.schemas[id]
 	if info != nil {
 		if s, err := info.schema(); err == nil && reshaped(before, s, info.missing()).key == "" {
-			if _, err := d.adopt(before, s, info); err != nil {
-				return err
-			}
+			_, err := d.adopt(before, s, info, c)
+			return err
 		}
 	}
-	if c.text == "" {
-		return nil
-	}
-	return d.load(id, c)
+	return d.loadFor(id, c)
 }

@@ -108,7 +108,20 @@ func (c *Capture) marks(ctx context.Context, conn *pgx.Conn, ids []millrace.Tabl
 	for _, id := range ids {
 		list = append(list, int64(id))
 	}
-	rows, err := conn.Query(ctx, marksQuery, c.cfg.Publication, list)
+	// What the catalogs have and what was noted of it are looked at in one
+	// snapshot: a command changes both.
+	var all map[millrace.TableID]*mark
+	err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
+		if all, err = readMarks(ctx, tx, c.cfg.Publication, list); err == nil {
+			err = readNoted(ctx, tx, all)
+		}
+		return err
+	})
+	return all, err
+}
+
+func readMarks(ctx context.Context, tx pgx.Tx, publication string, list []int64) (map[millrace.TableID]*mark, error) {
+	rows, err := tx.Query(ctx, marksQuery, publication, list)
 	if err != nil {
 		return nil, fmt.Errorf("look at the tables' partitions: %w", err)
 	}
@@ -128,17 +141,17 @@ func (c *Capture) marks(ctx context.Context, conn *pgx.Conn, ids []millrace.Tabl
 	if err != nil {
 		return nil, fmt.Errorf("look at the tables' partitions: %w", err)
 	}
-	return all, c.readNoted(ctx, conn, all)
+	return all, nil
 }
 
 // readNoted adds what the event triggers have noted.
-func (c *Capture) readNoted(ctx context.Context, conn *pgx.Conn, all map[millrace.TableID]*mark) error {
+func readNoted(ctx context.Context, tx pgx.Tx, all map[millrace.TableID]*mark) error {
 	var kept bool
-	err := conn.QueryRow(ctx, "SELECT to_regclass('millrace.leaf') IS NOT NULL").Scan(&kept)
+	err := tx.QueryRow(ctx, "SELECT to_regclass('millrace.leaf') IS NOT NULL").Scan(&kept)
 	if err != nil || !kept {
 		return err
 	}
-	rows, err := conn.Query(ctx, "SELECT root::bigint, leaf::text, file::bigint FROM millrace.leaf")
+	rows, err := tx.Query(ctx, "SELECT root::bigint, leaf::text, file::bigint FROM millrace.leaf")
 	if err != nil {
 		return fmt.Errorf("read partitions that were told of: %w", err)
 	}

@@ -243,7 +243,7 @@ func (d *decoder) redescribe(info *tableInfo) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.adopt(before, s, info)
+	_, err = d.adopt(before, s, info, cause{})
 	return err
 }
 

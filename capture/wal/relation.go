@@ -91,7 +91,7 @@ func (d *decoder) describe(r *relation) error {
 	if err != nil {
 		return err
 	}
-	if s, err = d.adopt(before, s, info); err != nil {
+	if s, err = d.adopt(before, s, info, cause{}); err != nil {
 		return err
 	}
 	if r.codec, err = millrace.NewKeyCodec(s); err != nil {
@@ -106,20 +106,31 @@ func (d *decoder) describe(r *relation) error {
 // adopt makes s the newest schema of a table that the stream has, and begins a
 // load where rows that are stored have changed on the way without being sent. It
 // returns the schema before if that is the same. info is what the catalogs say,
-// or nil.
-func (d *decoder) adopt(before, s *millrace.Schema, info *tableInfo) (*millrace.Schema, error) {
+// or nil; c is another reason for a load, or none: one load does for both.
+func (d *decoder) adopt(before, s *millrace.Schema, info *tableInfo, c cause) (*millrace.Schema, error) {
 	if before.SameAs(withVersion(s, before.Version)) {
-		return before, nil
+		return before, d.loadFor(before.Table, c)
 	}
 	step := reshaped(before, s, info.missing())
 	if step.key != "" {
 		return nil, fmt.Errorf("%w: %s: %s; mend: %s, or begin a new epoch", ErrKeyChanged, s.QualifiedName(), step.key, copyAgain)
 	}
 	s, err := d.introduce(s)
-	if err == nil && step.rows != "" {
-		err = d.load(s.Table, cause{text: step.rows})
+	if err != nil {
+		return s, err
 	}
-	return s, err
+	if step.rows != "" {
+		c.text = step.rows // it says more
+	}
+	return s, d.loadFor(s.Table, c)
+}
+
+// loadFor begins a load if there is a cause.
+func (d *decoder) loadFor(id millrace.TableID, c cause) error {
+	if c.text == "" {
+		return nil
+	}
+	return d.load(id, c)
 }
 
 // load begins a load of a table where the unit under way stands, because rows
