@@ -82,7 +82,7 @@ func TestPromotedWithoutSlot(t *testing.T) {
 		t.Errorf("error: %v", err)
 	}
 	r.edge.at = had
-	r.openFails(ErrSlotMissing)
+	_ = r.openFails(ErrSlotMissing)
 }
 
 // A promoted standby with the slot: the stream goes on there by itself, under

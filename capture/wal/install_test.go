@@ -205,7 +205,7 @@ func TestPrivileges(t *testing.T) {
 	r := &rig{t: t, db: db, c: c, cfg: c.cfg, edge: newEdge()}
 	t.Cleanup(r.close)
 	r.open()
-	r.fails(ErrTable)
+	_ = r.fails(ErrTable)
 }
 
 func TestConfig(t *testing.T) {

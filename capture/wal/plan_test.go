@@ -219,7 +219,7 @@ func TestKeyChangeIsMendedByCopyingAgain(t *testing.T) {
 func (r *rig) openAgainFails(want error) {
 	r.t.Helper()
 	r.open()
-	r.fails(want)
+	_ = r.fails(want)
 	r.close()
 }
 

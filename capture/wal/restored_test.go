@@ -51,7 +51,7 @@ func TestRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.Pool.Reset()
-	r.openFails(ErrRewound)
+	_ = r.openFails(ErrRewound)
 	// Transactions of the same size may well end at the same place. The test
 	// does not wait until they are later than the stream by more than a minute.
 	r.edge.at.Time = r.edge.at.Time.Add(-time.Hour)

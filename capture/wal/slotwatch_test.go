@@ -307,7 +307,7 @@ func TestSlotWAL(t *testing.T) {
 			t.Errorf("metrics: %v", m)
 		}
 		fill(busy, much)
-		r.fails(ErrSlotGivenUp)
+		_ = r.fails(ErrSlotGivenUp)
 		if got := r.slots(); got != "0" {
 			t.Errorf("slots: %s", got)
 		}

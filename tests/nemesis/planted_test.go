@@ -23,8 +23,11 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		plant   string
 		without []string
 	}{
-		{"subabort_ignored", append(mending, "load")}, {"subabort_whole", append(mending, "load")}, {"unchanged_lost", append(mending, "load")},
-		{"drop_unit:20", append(mending, "load")}, {"window_ignored", mending},
+		{"subabort_ignored", append(mending, "load")},
+		{"subabort_whole", append(mending, "load")},
+		{"unchanged_lost", append(mending, "load")},
+		{"drop_unit:20", append(mending, "load")},
+		{"window_ignored", mending},
 	} {
 		plant := one.plant
 		name, _, _ := strings.Cut(plant, ":")

@@ -315,7 +315,7 @@ func (r *run) settle(loads bool) error {
 		var gone error
 		err := harness.Wait(r.t.Context(), settleLimit, func(ctx context.Context) error {
 			if gone = r.keepUp(); gone != nil {
-				return nil
+				return nil //nolint:nilerr // no use in waiting on; gone is looked at below
 			}
 			if _, err := e.Row(ctx, harness.JournalTable, "-1", marker); err != nil {
 				return err
