@@ -195,7 +195,7 @@ func TestSlotWAL(t *testing.T) {
 			t.Fatalf("next after the slot was lost: %v", err)
 		}
 		r.close()
-		r.openFails(ErrSlotLost)
+		_ = r.openFails(ErrSlotLost)
 		watch, stop := context.WithCancel(r.ctx())
 		done := make(chan error, 1)
 		go func() { done <- r.c.Watch(watch) }()
@@ -246,7 +246,7 @@ func TestSlotWAL(t *testing.T) {
 			t.Errorf("slots: %s", got)
 		}
 		r.close()
-		r.openFails(ErrSlotMissing)
+		_ = r.openFails(ErrSlotMissing)
 	})
 	t.Run("dropped at the limit while nobody streams", func(t *testing.T) {
 		r, _, _ := watched(t, pgtest.On(t, server), func(c *Config) { c.RetainLimit, c.DropAtLimit = 64<<20, true })
@@ -281,7 +281,7 @@ func TestSlotWAL(t *testing.T) {
 		if got := r.slots(); got != "1" {
 			t.Fatal("check has dropped the slot")
 		}
-		r.openFails(ErrSlotGivenUp)
+		_ = r.openFails(ErrSlotGivenUp)
 		if got := r.slots(); got != "0" {
 			t.Errorf("slots: %s", got)
 		}

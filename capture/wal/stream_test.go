@@ -186,7 +186,7 @@ func TestSpoolDirectoryFails(t *testing.T) {
 	if err := os.WriteFile(dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r.openFails(ErrSpool)
+	_ = r.openFails(ErrSpool)
 }
 
 func TestRowsTooLarge(t *testing.T) {
@@ -200,7 +200,7 @@ func TestRowsTooLarge(t *testing.T) {
 	r.equal()
 	for _, size := range []string{"17 << 20", "60 << 20"} {
 		db.Exec("insert into a values (2, repeat('x', " + size + ")); delete from a where id = 2")
-		r.fails(millrace.ErrTooLarge)
+		_ = r.fails(millrace.ErrTooLarge)
 	}
 }
 
