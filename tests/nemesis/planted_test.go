@@ -8,7 +8,7 @@ import (
 )
 
 // walks bounds in how many walks a planted bug must show.
-const walks = 6
+const walks = 12
 
 // TestPlantedBugsAreCaught walks over a program with one planted bug at a time. A
 // walk that goes through without a word would be worth nothing without one.
