@@ -79,8 +79,8 @@ bench: ## run the benchmarks (BENCH=pattern), the one beside pg_recvlogical incl
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
 
 .PHONY: soak
-soak: ## repeat the end-to-end tests for FOR=1h
-	@scripts/setup test
+soak: ## do 200 random walks, then repeat the end-to-end tests for FOR=1h
+	@$(MAKE) --no-print-directory nemesis
 	@scripts/soak $(or $(FOR),1h)
 
 .PHONY: lint
