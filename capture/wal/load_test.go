@@ -192,19 +192,7 @@ func TestLoadsBesideWriters(t *testing.T) {
 	r.c.chunks.Blocks = 4
 	r.c.chunks.Keys = 3
 	r.c.chunks.Missing = 4000
-	ctx, stop := context.WithCancel(r.ctx())
-	var wg sync.WaitGroup
-	for n := range 3 {
-		conn, err := pgx.Connect(ctx, db.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wg.Go(func() {
-			defer closeConn(conn)
-			writeLoaded(ctx, t, conn, rand.New(rand.NewPCG(seed, uint64(n))))
-		})
-	}
-	defer wg.Wait()
+	stop := r.writers(seed, 3)
 	defer stop()
 
 	r.open()
@@ -226,7 +214,6 @@ func TestLoadsBesideWriters(t *testing.T) {
 		}
 	}
 	stop()
-	wg.Wait()
 	r.sync()
 	for len(r.edge.at.Catalog.Loads) > 0 {
 		r.load()
@@ -235,8 +222,29 @@ func TestLoadsBesideWriters(t *testing.T) {
 	t.Logf("%d loads begun", r.edge.at.Catalog.LastLoad)
 }
 
+// writers lets some connections change rows, and returns what ends them and waits
+// for that; it may be called again.
+func (r *rig) writers(seed uint64, number int) (stop func()) {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(r.ctx())
+	var wg sync.WaitGroup
+	stop = func() { cancel(); wg.Wait() }
+	for n := range number {
+		conn, err := pgx.Connect(ctx, r.db.URL)
+		if err != nil {
+			stop()
+			r.t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer closeConn(conn)
+			writeLoaded(ctx, r.t, conn, rand.New(rand.NewPCG(seed, uint64(n))))
+		})
+	}
+	return stop
+}
+
 // writeLoaded changes rows until ctx ends.
-func writeLoaded(ctx context.Context, t *testing.T, conn *pgx.Conn, random *rand.Rand) {
+func writeLoaded(ctx context.Context, t testing.TB, conn *pgx.Conn, random *rand.Rand) {
 	id := func() int { return 1 + random.IntN(320) }
 	// A source that is read anew all the time must be able to keep up.
 	pace := time.NewTicker(10 * time.Millisecond)

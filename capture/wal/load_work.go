@@ -2,8 +2,6 @@ package wal
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -170,10 +168,16 @@ func (w *worker) step(ctx context.Context, ld *load) (progress, error) {
 	}
 	n := w.rows.n
 	err = w.l.pass(ctx, func(d *decoder) error { return d.emitChunk(ld, c, schema, &w.rows) }, w.reader.End)
-	if rate := w.c.cfg.LoadRate; rate > 0 {
-		w.paced = time.Now().Add(time.Duration(n) * time.Second / time.Duration(rate))
-	}
+	w.hasRead(n, w.c.cfg.LoadRate)
 	return more, err
+}
+
+// hasRead says how many rows were read, for pace; rate is the most in a second, 0
+// for no limit.
+func (w *worker) hasRead(rows, rate int) {
+	if rate > 0 {
+		w.paced = time.Now().Add(time.Duration(rows) * time.Second / time.Duration(rate))
+	}
 }
 
 // window returns the window of a load's next chunk and the schema to read it
@@ -218,17 +222,15 @@ func (l *loads) accept(ld *load, w *chunk.Window, s chunk.Snapshot, leaves []chu
 // pass waits until the stream has passed a message that end writes, and emit has
 // been called there.
 func (l *loads) pass(ctx context.Context, emit func(*decoder) error, end func(ctx context.Context, message string) error) error {
-	var token [16]byte
-	if _, err := rand.Read(token[:]); err != nil {
+	message, err := nonce()
+	if err != nil {
 		return err
 	}
-	message := hex.EncodeToString(token[:])
 	a := &arrival{emit: emit, passed: make(chan struct{})}
 	l.mu.Lock()
 	l.arrivals[message] = a
 	l.mu.Unlock()
-	err := end(ctx, message)
-	if err == nil {
+	if err = end(ctx, message); err == nil {
 		select {
 		case <-a.passed:
 			return nil

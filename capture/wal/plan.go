@@ -56,18 +56,25 @@ func makePlan(catalog *millrace.Catalog, tables []*tableInfo) *plan {
 	return p
 }
 
+// nonce tells a message of ours from those of others.
+func nonce() (string, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("make the name of a message: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
 // announce writes the plan's message.
 func (p *plan) announce(ctx context.Context, conn *pgx.Conn) error {
-	var nonce [16]byte
-	if _, err := rand.Read(nonce[:]); err != nil {
-		return fmt.Errorf("announce joining and leaving tables: %w", err)
+	var err error
+	if p.nonce, err = nonce(); err != nil {
+		return err
 	}
-	p.nonce = hex.EncodeToString(nonce[:])
 	var text string
 	if err := conn.QueryRow(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)::text", planPrefix, p.nonce).Scan(&text); err != nil {
 		return fmt.Errorf("announce joining and leaving tables: %w", err)
 	}
-	var err error
 	p.lsn, err = millrace.ParseLSN(text)
 	return err
 }

@@ -272,9 +272,7 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 	if err == nil && !emitted {
 		return low, sameOnceMore, nil
 	}
-	if rate := v.c.cfg.VerifyRate; rate > 0 {
-		v.paced = time.Now().Add(time.Duration(v.hashes.n) * time.Second / time.Duration(rate))
-	}
+	v.hasRead(v.hashes.n, v.c.cfg.VerifyRate)
 	return next, more, err
 }
 

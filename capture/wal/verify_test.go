@@ -1,15 +1,10 @@
 package wal
 
 import (
-	"context"
 	"errors"
-	"math/rand/v2"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/pgtest"
@@ -158,19 +153,7 @@ func TestVerifyBesideWriters(t *testing.T) {
 	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "a", "b")
 	r.open()
 	r.copied()
-	ctx, stop := context.WithCancel(r.ctx())
-	var wg sync.WaitGroup
-	for n := range 2 {
-		conn, err := pgx.Connect(ctx, db.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wg.Go(func() {
-			defer closeConn(conn)
-			writeLoaded(ctx, t, conn, rand.New(rand.NewPCG(seed, uint64(n))))
-		})
-	}
-	defer wg.Wait()
+	stop := r.writers(seed, 2)
 	defer stop()
 	r.src.PauseLoads(false)
 	for n := range 10 {
@@ -189,7 +172,6 @@ func TestVerifyBesideWriters(t *testing.T) {
 		}
 	}
 	stop()
-	wg.Wait()
 	r.sync()
 	for len(r.edge.at.Catalog.Loads) > 0 {
 		r.load()

@@ -211,15 +211,18 @@ func (t *Topic) Check(ctx context.Context) ([]finding.Finding, error) {
 	return check(t.config.Topic, &info), nil
 }
 
+// alterMend is the command that gives a topic a setting.
+func alterMend(name, setting, value string) string {
+	return fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s=%s", name, setting, value)
+}
+
 // check is Check's decision.
 func check(name string, info *Info) []finding.Finding {
 	var found []finding.Finding
 	add := func(level finding.Level, text, mend string) {
 		found = append(found, finding.Finding{Level: level, Subject: "topic " + name, Text: text, Mend: mend})
 	}
-	alter := func(setting, value string) string {
-		return fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s=%s", name, setting, value)
-	}
+	alter := func(setting, value string) string { return alterMend(name, setting, value) }
 	if info.Partitions != 1 {
 		add(finding.Problem, fmt.Sprintf("it has %d partitions, and a stream is one ordered log", info.Partitions),
 			"name another topic, or delete this one if nothing needs it, and let millrace init make it")

@@ -49,9 +49,7 @@ func checkCompacted(name string, info *Info) []finding.Finding {
 	add := func(level finding.Level, text, mend string) {
 		found = append(found, finding.Finding{Level: level, Subject: "topic " + name, Text: text, Mend: mend})
 	}
-	alter := func(setting, value string) string {
-		return fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s=%s", name, setting, value)
-	}
+	alter := func(setting, value string) string { return alterMend(name, setting, value) }
 	if info.Partitions != 1 {
 		add(finding.Problem, fmt.Sprintf("it has %d partitions, and one is read", info.Partitions), "delete it and let millrace init make it; edges report anew")
 	}
