@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -287,9 +288,9 @@ func TestAlteredTables(t *testing.T) {
 		{"int to bigint", "alter table a alter column n type bigint", "n has another type", nil},
 		{"enum to text, and its type dropped", "alter table a alter column e type text; drop type e; create type e as enum ('y')", "e has another type", nil},
 		{"numeric scale", "alter table a alter column q type numeric(10, 4)", "q has another type", nil},
-		{"other key", "alter table a drop constraint a_pkey, add primary key (n)", "", ErrKeyChanged},
-		{"other type of the key", "alter table a alter column id type bigint", "", ErrKeyChanged},
-		{"no key", "alter table a drop constraint a_pkey; alter table a replica identity full", "", ErrKeyChanged},
+		{"other key", "alter table a drop constraint a_pkey, add primary key (n)", "", capture.ErrKeyChanged},
+		{"other type of the key", "alter table a alter column id type bigint", "", capture.ErrKeyChanged},
+		{"no key", "alter table a drop constraint a_pkey; alter table a replica identity full", "", capture.ErrKeyChanged},
 		{"not null", "alter table a alter column n set not null", "", nil},
 		{"enum label added", "alter type e add value 'c'", "", nil},
 		{"enum label renamed", "alter type e rename value 'a' to 'z'; alter table a alter column n set not null", "enum e was renamed", nil},
@@ -391,5 +392,5 @@ func TestCatalogAheadOfChanges(t *testing.T) {
 		t.Errorf("changes of a dropped table: %d units", len(units))
 	}
 	r.close()
-	_ = r.openFails(ErrTables)
+	_ = r.openFails(capture.ErrTables)
 }

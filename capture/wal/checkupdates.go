@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // gencolsVersion is the version from which a server refuses to update and delete
@@ -15,11 +17,11 @@ const gencolsVersion = 180000
 // checkUpdates refuses tables that the server would let nobody update or delete
 // from once they are published: it is the client's statement that would fail. It
 // is asked before a table is published; afterwards it would help nobody.
-func checkUpdates(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*tableInfo) ([]problem, error) {
+func checkUpdates(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*table.Info) ([]capture.Problem, error) {
 	if server.version < gencolsVersion {
 		return nil, nil
 	}
-	var problems []problem
+	var problems []capture.Problem
 	for _, t := range tables {
 		rows, err := conn.Query(ctx, `
 WITH RECURSIVE tree (oid) AS (
@@ -31,18 +33,18 @@ SELECT c.oid::regclass::text, (SELECT min(a.attname)::text FROM pg_attribute a W
 FROM tree JOIN pg_class c ON c.oid = tree.oid
 WHERE c.relkind = 'r' AND c.relreplident = 'f'
   AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped)
-ORDER BY 1`, int64(t.id))
+ORDER BY 1`, int64(t.ID))
 		if err != nil {
-			return nil, fmt.Errorf("look up replica identities of %v: %w", t.name, err)
+			return nil, fmt.Errorf("look up replica identities of %v: %w", t.Name, err)
 		}
 		var name, column string
 		if _, err := pgx.ForEachRow(rows, []any{&name, &column}, func() error {
-			problems = append(problems, refuse(ErrTable, "table "+name,
+			problems = append(problems, capture.Refuse(capture.ErrTable, "table "+name,
 				"its replica identity is FULL and column "+column+" is generated: once the table is published, this server refuses every UPDATE and DELETE of it",
 				"ALTER TABLE "+name+" REPLICA IDENTITY DEFAULT, or USING INDEX over columns that are not generated"))
 			return nil
 		}); err != nil {
-			return nil, fmt.Errorf("look up replica identities of %v: %w", t.name, err)
+			return nil, fmt.Errorf("look up replica identities of %v: %w", t.Name, err)
 		}
 	}
 	return problems, nil

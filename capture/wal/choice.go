@@ -3,115 +3,71 @@ package wal
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
-// choice is which columns and rows of a table are captured.
-type choice struct {
-	columns []string // nil for all, in no order
-	where   string   // SQL, without parentheses; empty for all
-}
-
-func (c *choice) isAll() bool { return c.columns == nil && c.where == "" }
-
-// checkNames refuses choices for tables that are not captured.
-func (c *Capture) checkNames(cfg *Config) error {
-	for _, name := range slices.Sorted(maps.Keys(cfg.Columns)) {
-		if !slices.Contains(cfg.Tables, name) {
-			return fmt.Errorf("columns of table %q, which is not captured", name)
-		}
-		if len(cfg.Columns[name]) == 0 {
-			return fmt.Errorf("no columns of table %q; name at least those of its key", name)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(cfg.Where)) {
-		if !slices.Contains(cfg.Tables, name) {
-			return fmt.Errorf("rows of table %q, which is not captured", name)
-		}
-	}
-	return nil
-}
-
-// configured returns the choice that the configuration makes.
-func (c *Capture) configured(name tableName) choice {
-	return choice{columns: c.cfg.Columns[name.String()], where: strings.TrimSpace(c.cfg.Where[name.String()])}
-}
-
 // member writes a table as a member of a publication.
-func (c *Capture) member(name tableName) string {
-	ch := c.configured(name)
-	text := name.quoted()
-	if ch.columns != nil {
+func (c *Capture) member(name table.Name) string {
+	ch := c.choices.Of(name)
+	text := name.Quoted()
+	if ch.Columns != nil {
 		var quoted []string
-		for _, column := range ch.columns {
-			quoted = append(quoted, quote(column))
+		for _, column := range ch.Columns {
+			quoted = append(quoted, table.Quote(column))
 		}
 		text += " (" + strings.Join(quoted, ", ") + ")"
 	}
-	if ch.where != "" {
-		text += " WHERE (" + ch.where + ")"
+	if ch.Where != "" {
+		text += " WHERE (" + ch.Where + ")"
 	}
 	return text
 }
 
 // table looks up a table of the stream, with the choice of the publication.
-func (c *Capture) table(ctx context.Context, conn *pgx.Conn, id millrace.TableID, moreTypes []uint32) (*tableInfo, error) {
-	t, err := tableByID(ctx, conn, id, moreTypes)
+func (c *Capture) table(ctx context.Context, conn *pgx.Conn, id millrace.TableID, moreTypes []uint32) (*table.Info, error) {
+	t, err := table.ByID(ctx, conn, id, moreTypes)
 	if t != nil {
-		t.choice = c.choiceOf(id)
+		t.Choice = c.choiceOf(id)
 	}
 	return t, err
 }
 
 // choiceOf returns what the publication has of a table of the stream.
-func (c *Capture) choiceOf(id millrace.TableID) choice {
+func (c *Capture) choiceOf(id millrace.TableID) table.Choice {
 	if chosen := c.chosen.Load(); chosen != nil {
 		return (*chosen)[id]
 	}
-	return choice{}
+	return table.Choice{}
 }
 
-// chooses reports whether a column is captured, so far as that is chosen.
-func (c *choice) chooses(column string) bool {
-	return c.columns == nil || slices.Contains(c.columns, column)
-}
-
-// checkChoice says what is wrong with the columns chosen of a table.
-func (t *tableInfo) checkChoice() []problem {
-	if t.choice.isAll() {
+// checkChoice says what is wrong with the columns and rows chosen of a table.
+func checkChoice(t *table.Info) []capture.Problem {
+	if t.Choice.IsAll() {
 		return nil
 	}
-	subject := "table " + t.name.String()
-	var problems []problem
-	for _, name := range t.choice.columns {
-		i := slices.IndexFunc(t.columns, func(c columnInfo) bool { return c.name == name })
-		switch {
-		case i < 0:
-			problems = append(problems, refuse(ErrTable, subject, "source.columns names column "+name+", which it does not have", "correct source.columns"))
-		case t.columns[i].generated:
-			problems = append(problems, refuse(ErrTable, subject, "source.columns names column "+name+", which is generated and not captured", "remove it from source.columns"))
-		}
+	subject := "table " + t.Name.String()
+	problems := t.CheckChoice()
+	if t.Choice.Columns != nil && t.Identity == "f" {
+		problems = append(problems, capture.Refuse(capture.ErrTable, subject, "source.columns chooses columns, and its REPLICA IDENTITY is FULL, which needs all of them",
+			"ALTER TABLE "+t.Name.Quoted()+" REPLICA IDENTITY DEFAULT, or remove it from source.columns"))
 	}
-	if t.choice.columns != nil && t.identity == "f" {
-		problems = append(problems, refuse(ErrTable, subject, "source.columns chooses columns, and its REPLICA IDENTITY is FULL, which needs all of them",
-			"ALTER TABLE "+t.name.quoted()+" REPLICA IDENTITY DEFAULT, or remove it from source.columns"))
-	}
-	if t.choice.where != "" && t.identity != "f" && slices.ContainsFunc(t.columns, func(c columnInfo) bool { return c.outOfLine && t.choice.chooses(c.name) }) {
-		problems = append(problems, warn(subject, "source.where chooses rows, and a row that begins to be chosen by an update comes without values that are stored out of line and did not change: then the whole table is loaded again, unless it is being loaded already",
-			"ALTER TABLE "+t.name.quoted()+" REPLICA IDENTITY FULL, if that happens often"))
+	if t.Choice.Where != "" && t.Identity != "f" && slices.ContainsFunc(t.Columns, func(c table.Column) bool { return c.OutOfLine && t.Choice.Chooses(c.Name) }) {
+		problems = append(problems, capture.Warn(subject, "source.where chooses rows, and a row that begins to be chosen by an update comes without values that are stored out of line and did not change: then the whole table is loaded again, unless it is being loaded already",
+			"ALTER TABLE "+t.Name.Quoted()+" REPLICA IDENTITY FULL, if that happens often"))
 	}
 	return problems
 }
 
 // sameWhere reports whether two conditions on a table are the same to the server:
 // a publication prints its own in another form than it was written in.
-func sameWhere(ctx context.Context, conn *pgx.Conn, name tableName, a, b string) (bool, error) {
+func sameWhere(ctx context.Context, conn *pgx.Conn, name table.Name, a, b string) (bool, error) {
 	if a == "" || b == "" || a == b {
 		return a == b, nil
 	}
@@ -127,7 +83,7 @@ func sameWhere(ctx context.Context, conn *pgx.Conn, name tableName, a, b string)
 	}
 	var plans [2]string
 	for i, where := range []string{a, b} {
-		rows, err := tx.Query(ctx, "EXPLAIN (VERBOSE, COSTS OFF) SELECT FROM "+name.quoted()+" WHERE ("+where+")", pgx.QueryExecModeSimpleProtocol)
+		rows, err := tx.Query(ctx, "EXPLAIN (VERBOSE, COSTS OFF) SELECT FROM "+name.Quoted()+" WHERE ("+where+")", pgx.QueryExecModeSimpleProtocol)
 		if err != nil {
 			return false, err
 		}
@@ -142,14 +98,14 @@ func sameWhere(ctx context.Context, conn *pgx.Conn, name tableName, a, b string)
 
 // filterColumns returns the columns that the condition on a table uses, as the
 // server sees it: it is made in a publication that is taken back.
-func (c *Capture) filterColumns(ctx context.Context, tx pgx.Tx, t *tableInfo) (columns []string, err error) {
-	probe := quote("millrace_probe_" + c.cfg.Stream)
+func (c *Capture) filterColumns(ctx context.Context, tx pgx.Tx, t *table.Info) (columns []string, err error) {
+	probe := table.Quote("millrace_probe_" + c.cfg.Stream)
 	nested, err := tx.Begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = nested.Rollback(ctx) }() // that is what it is for
-	if _, err := nested.Exec(ctx, "CREATE PUBLICATION "+probe+" FOR TABLE "+t.name.quoted()+" WHERE ("+t.choice.where+")"); err != nil {
+	if _, err := nested.Exec(ctx, "CREATE PUBLICATION "+probe+" FOR TABLE "+t.Name.Quoted()+" WHERE ("+t.Choice.Where+")"); err != nil {
 		return nil, err
 	}
 	rows, err := nested.Query(ctx, `
@@ -167,19 +123,19 @@ WHERE p.pubname = $1`, "millrace_probe_"+c.cfg.Stream)
 
 // fitFilters refuses conditions that would make the client's UPDATE and DELETE
 // fail once they are published: those must be decided by what each of them carries.
-func (c *Capture) fitFilters(ctx context.Context, tx pgx.Tx, tables []*tableInfo) error {
+func (c *Capture) fitFilters(ctx context.Context, tx pgx.Tx, tables []*table.Info) error {
 	for _, t := range tables {
-		if t.choice.where == "" || t.identity == "f" {
+		if t.Choice.Where == "" || t.Identity == "f" {
 			continue
 		}
 		columns, err := c.filterColumns(ctx, tx, t)
 		if err != nil {
-			return fmt.Errorf("%w: table %v: source.where: %w", ErrTable, t.name, err)
+			return fmt.Errorf("%w: table %v: source.where: %w", capture.ErrTable, t.Name, err)
 		}
-		key, _, _ := t.key()
+		key, _, _ := t.Key(millrace.ModeWAL)
 		for _, name := range columns {
-			if !slices.ContainsFunc(key, func(n int16) bool { return t.column(n).name == name }) {
-				return fmt.Errorf("%w: table %v: source.where uses column %s, which its updates and deletes do not carry; mend: ALTER TABLE %s REPLICA IDENTITY FULL, or use the key's columns only", ErrTable, t.name, name, t.name.quoted())
+			if !slices.ContainsFunc(key, func(n int16) bool { return t.Column(n).Name == name }) {
+				return fmt.Errorf("%w: table %v: source.where uses column %s, which its updates and deletes do not carry; mend: ALTER TABLE %s REPLICA IDENTITY FULL, or use the key's columns only", capture.ErrTable, t.Name, name, t.Name.Quoted())
 			}
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
@@ -20,8 +22,8 @@ func (r *rig) equalWhere(where string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer closeConn(conn)
-	if err := r.edge.equalTable(r.ctx(), conn, tableName{"public", "a"}, where); err != nil {
+	defer capture.Close(conn)
+	if err := r.edge.equalTable(r.ctx(), conn, table.Name{Schema: "public", Name: "a"}, where); err != nil {
 		r.t.Error(err)
 	}
 }
@@ -179,14 +181,14 @@ func TestUnfitChoices(t *testing.T) {
 		want    error
 		says    string
 	}{
-		{"no key", []string{"v"}, "", "a", ErrTable, "leaves out column id"},
-		{"unknown column", []string{"id", "x"}, "", "a", ErrTable, "column x"},
-		{"generated column", []string{"id", "g"}, "", "a", ErrTable, "generated"},
-		{"identity full", []string{"id"}, "", "f", ErrTable, "FULL"},
-		{"not of the key", nil, "region = 'eu'", "a", ErrTable, "column region"},
-		{"no condition", nil, "id +", "a", ErrTable, "syntax error"},
-		{"unknown column in the condition", nil, "x = 1", "a", ErrTable, "does not exist"},
-		{"volatile", nil, "id > random()", "a", ErrTable, ""},
+		{"no key", []string{"v"}, "", "a", capture.ErrTable, "leaves out column id"},
+		{"unknown column", []string{"id", "x"}, "", "a", capture.ErrTable, "column x"},
+		{"generated column", []string{"id", "g"}, "", "a", capture.ErrTable, "generated"},
+		{"identity full", []string{"id"}, "", "f", capture.ErrTable, "FULL"},
+		{"not of the key", nil, "region = 'eu'", "a", capture.ErrTable, "column region"},
+		{"no condition", nil, "id +", "a", capture.ErrTable, "syntax error"},
+		{"unknown column in the condition", nil, "x = 1", "a", capture.ErrTable, "does not exist"},
+		{"volatile", nil, "id > random()", "a", capture.ErrTable, ""},
 	} {
 		cfg := Config{URL: db.URL, Stream: "s", Tables: []string{"public." + c.table}}
 		if c.columns != nil {
@@ -243,7 +245,7 @@ func TestGeneratedColumns(t *testing.T) {
 
 	newest := db.String("select current_setting('server_version_num')::int >= 180000") == "t"
 	db.Exec("alter table a replica identity full")
-	if err := r.c.Install(r.ctx()); newest != (err != nil) || newest && !errors.Is(err, ErrTable) {
+	if err := r.c.Install(r.ctx()); newest != (err != nil) || newest && !errors.Is(err, capture.ErrTable) {
 		t.Errorf("generated column under REPLICA IDENTITY FULL: %v", err)
 	}
 	db.Exec("alter table a replica identity default")

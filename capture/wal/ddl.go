@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // ddlPrefix is that of the messages that the event triggers of the control
@@ -135,7 +136,7 @@ func (d *decoder) alter(id millrace.TableID, c cause) error {
 	}
 	before := d.schemas[id]
 	if info != nil {
-		if s, err := info.schema(); err == nil && reshaped(before, s, info.missing()).key == "" {
+		if s, err := info.Schema(millrace.ModeWAL); err == nil && table.Compare(before, s, info.Missing()).Key == "" {
 			_, err := d.adopt(before, s, info, c)
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/pgtest"
@@ -107,7 +108,7 @@ func register(t testing.TB, db *pgtest.DB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	if err := control.Migrate(ctx, conn); err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +201,7 @@ func TestEventTriggers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	if dropped, err := control.DropStream(r.ctx(), conn, "s"); err != nil || !dropped {
 		t.Fatalf("drop stream: %v, %v", dropped, err)
 	}
@@ -279,7 +280,7 @@ func (r *rig) kept(what string) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	var ids []millrace.TableID
 	for _, s := range r.edge.at.Catalog.Schemas {
 		ids = append(ids, s.Table)

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 	"github.com/millrace-db/millrace/internal/rowjson"
 )
@@ -229,7 +230,7 @@ func TestDDLWalk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	if _, err := conn.Exec(r.ctx(), "set search_path = public"); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 const (
@@ -49,7 +50,7 @@ type decoder struct {
 	loaded map[millrace.TableID]bool
 	ending bool
 	// lookUp asks the source's catalogs.
-	lookUp func(id millrace.TableID, types []uint32) (*tableInfo, error)
+	lookUp func(id millrace.TableID, types []uint32) (*table.Info, error)
 	// emit takes a finished unit and its size in bytes.
 	emit  func(*millrace.Unit, int64) error
 	spool *spool

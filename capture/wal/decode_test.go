@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // wire builds pgoutput messages.
@@ -75,21 +76,21 @@ var testTypes = []millrace.TypeDesc{
 	{OID: 25, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "text"},
 }
 
-func testInfo() *tableInfo {
-	return &tableInfo{
-		id: testTable, name: tableName{"public", "t"}, kind: "r", persistence: "p", identity: "d",
-		columns: []columnInfo{
-			{number: 1, name: "id", typ: 23, typmod: -1, notNull: true},
-			{number: 2, name: "v", typ: 25, typmod: -1, collation: "default"},
+func testInfo() *table.Info {
+	return &table.Info{
+		ID: testTable, Name: table.Name{Schema: "public", Name: "t"}, Kind: "r", Persistence: "p", Identity: "d",
+		Columns: []table.Column{
+			{Number: 1, Name: "id", Type: 23, Typmod: -1, NotNull: true},
+			{Number: 2, Name: "v", Type: 25, Typmod: -1, Collation: "default"},
 		},
-		indexes: []indexInfo{{name: "t_pkey", primary: true, unique: true, immediate: true, valid: true, columns: []int16{1}}},
-		types:   testTypes,
+		Indexes: []table.Index{{Name: "t_pkey", Primary: true, Unique: true, Immediate: true, Valid: true, Columns: []int16{1}}},
+		Types:   testTypes,
 	}
 }
 
 // testDecoder gives its units to emit.
 func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
-	s, err := testInfo().schema()
+	s, err := testInfo().Schema(millrace.ModeWAL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,7 @@ func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
 		settled:   func(uint32) error { return nil },
 		schemas:   map[millrace.TableID]*millrace.Schema{testTable: withVersion(s, 1)},
 		version:   1,
-		lookUp:    func(millrace.TableID, []uint32) (*tableInfo, error) { return testInfo(), nil },
+		lookUp:    func(millrace.TableID, []uint32) (*table.Info, error) { return testInfo(), nil },
 		emit:      func(u *millrace.Unit, _ int64) error { emit(u); return nil },
 		spool:     files,
 		budget:    1 << 20,

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -18,12 +19,12 @@ func TestSocketsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	repl, err := c.connectReplication(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(repl)
+	defer capture.Close(repl)
 	for name, nc := range map[string]net.Conn{"connection": conn.PgConn().Conn(), "replication": repl.gulp.Conn} {
 		tcp, ok := nc.(*net.TCPConn)
 		if !ok {
@@ -41,8 +42,8 @@ func TestSocketsAreBounded(t *testing.T) {
 				t.Errorf("%s: option %d is %d, want %d: %v, %v", name, option, got, want, err, optErr)
 			}
 		}
-		option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unanswered.Milliseconds()))
+		option(unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(capture.Unanswered.Milliseconds()))
 		option(unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		option(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(keepAlive.Seconds()))
+		option(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(capture.KeepAlive.Seconds()))
 	}
 }

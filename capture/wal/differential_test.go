@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -453,11 +454,11 @@ func TestDecoderAgreesOnRecorded(t *testing.T) {
 	defer conn.Release()
 	var schemas []*millrace.Schema
 	for i, name := range []string{"a", "b"} {
-		info, err := tableByName(t.Context(), conn.Conn(), tableName{"public", name})
+		info, err := table.ByName(t.Context(), conn.Conn(), table.Name{Schema: "public", Name: name})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := info.schema()
+		s, err := info.Schema(millrace.ModeWAL)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -483,8 +484,8 @@ func TestDecoderAgreesOnRecorded(t *testing.T) {
 			d := testDecoder(t, nil)
 			d.schemas = map[millrace.TableID]*millrace.Schema{schemas[0].Table: schemas[0], schemas[1].Table: schemas[1]}
 			d.version = 2
-			d.lookUp = func(id millrace.TableID, types []uint32) (*tableInfo, error) {
-				return tableByID(ctx, conn.Conn(), id, types)
+			d.lookUp = func(id millrace.TableID, types []uint32) (*table.Info, error) {
+				return table.ByID(ctx, conn.Conn(), id, types)
 			}
 			compare(t, d, all)
 		})

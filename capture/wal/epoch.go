@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/finding"
 )
 
@@ -36,7 +37,7 @@ func (c *Capture) CheckPosition(ctx context.Context, position func(context.Conte
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	p, at, err := position(ctx)
 	if err != nil || p.IsZero() {
 		return nil, err
@@ -45,7 +46,7 @@ func (c *Capture) CheckPosition(ctx context.Context, position func(context.Conte
 	if err != nil {
 		return nil, err
 	}
-	defer closeConn(repl)
+	defer capture.Close(repl)
 	s, err := identify(ctx, repl)
 	if err != nil {
 		return nil, err
@@ -85,7 +86,7 @@ func (c *Capture) ForeignSlot(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	return slot != nil && c.ownSlot(slot, server) != nil, nil
 }
 
@@ -96,7 +97,7 @@ func (c *Capture) DropSlot(ctx context.Context) (dropped bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	if slot == nil || c.ownSlot(slot, server) != nil {
 		return false, nil
 	}
@@ -114,7 +115,7 @@ func (c *Capture) slotNow(ctx context.Context) (_ *pgx.Conn, server *serverInfo,
 		slot, err = c.lookUpSlot(ctx, conn)
 	}
 	if err != nil {
-		closeConn(conn)
+		capture.Close(conn)
 		return nil, nil, nil, err
 	}
 	return conn, server, slot, nil

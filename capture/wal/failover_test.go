@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgserver"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
@@ -78,7 +79,7 @@ func TestPromotedWithoutSlot(t *testing.T) {
 		t.Fatalf("promote: %s", got)
 	}
 	promoted.Exec("insert into a values (4)")
-	if err := r.openFails(ErrTimeline); !strings.Contains(err.Error(), "failover") {
+	if err := r.openFails(capture.ErrTimeline); !strings.Contains(err.Error(), "failover") {
 		t.Errorf("error: %v", err)
 	}
 	r.edge.at = had

@@ -16,16 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
-)
-
-// newEpoch is the mend for all that only a fresh copy can cure. STREAM stands for
-// the stream's name, which whoever prints the error puts in.
-//
-// copyAgain is the mend where one table is at fault: while it is out of the
-// stream its changes are left out, however they look.
-const (
-	newEpoch  = "millrace epoch new STREAM, which copies its tables anew"
-	copyAgain = "take the table out of source.tables, run millrace init and start transfer again, then put it back in the same way, which copies it again"
+	"github.com/millrace-db/millrace/capture"
 )
 
 // system is what IDENTIFY_SYSTEM says.
@@ -50,10 +41,10 @@ func identify(ctx context.Context, conn *replication) (system, error) {
 // fenceCapture refuses a position that another mode or slot has made.
 func (c *Capture) fenceCapture(p millrace.Position) error {
 	if p.Mode != millrace.ModeWAL {
-		return fmt.Errorf("%w: its position is %v; mend: capture it in that mode, or %s", ErrMode, p, newEpoch)
+		return fmt.Errorf("%w: its position is %v; mend: capture it in that mode, or %s", capture.ErrMode, p, capture.NewEpoch)
 	}
 	if p.Slot != c.cfg.Slot {
-		return fmt.Errorf("%w: the stream was captured through slot %s, %s is configured; mend: configure that one, or %s", ErrSlotForeign, p.Slot, c.cfg.Slot, newEpoch)
+		return fmt.Errorf("%w: the stream was captured through slot %s, %s is configured; mend: configure that one, or %s", ErrSlotForeign, p.Slot, c.cfg.Slot, capture.NewEpoch)
 	}
 	return nil
 }
@@ -62,10 +53,10 @@ func (c *Capture) fenceCapture(p millrace.Position) error {
 // returns the timeline history file of the source's timeline.
 func fenceSystem(p millrace.Position, s system, history func() ([]byte, error)) error {
 	if p.SystemID != s.id {
-		return fmt.Errorf("%w: the stream was captured from system %d, the source URL leads to system %d; mend: correct the URL, or %s", ErrOtherSystem, p.SystemID, s.id, newEpoch)
+		return fmt.Errorf("%w: the stream was captured from system %d, the source URL leads to system %d; mend: correct the URL, or %s", capture.ErrOtherSystem, p.SystemID, s.id, capture.NewEpoch)
 	}
 	if p.Timeline > s.timeline {
-		return fmt.Errorf("%w: the stream was captured from timeline %d, the source is on timeline %d, which is older; mend: find the primary, or %s", ErrTimeline, p.Timeline, s.timeline, newEpoch)
+		return fmt.Errorf("%w: the stream was captured from timeline %d, the source is on timeline %d, which is older; mend: find the primary, or %s", capture.ErrTimeline, p.Timeline, s.timeline, capture.NewEpoch)
 	}
 	if p.Timeline < s.timeline {
 		file, err := history()
@@ -74,15 +65,15 @@ func fenceSystem(p millrace.Position, s system, history func() ([]byte, error)) 
 		}
 		left, err := switchPoint(file, p.Timeline)
 		if err != nil {
-			return fmt.Errorf("%w: timeline %d of the source: %w; mend: %s", ErrTimeline, s.timeline, err, newEpoch)
+			return fmt.Errorf("%w: timeline %d of the source: %w; mend: %s", capture.ErrTimeline, s.timeline, err, capture.NewEpoch)
 		}
 		if p.LSN > left {
 			return fmt.Errorf("%w: the source left timeline %d at %v for timeline %d, the stream went on to %v: it has changes that the source lost in a failover; mend: %s",
-				ErrTimeline, p.Timeline, left, s.timeline, p.LSN, newEpoch)
+				capture.ErrTimeline, p.Timeline, left, s.timeline, p.LSN, capture.NewEpoch)
 		}
 	}
 	if p.LSN > s.end {
-		return fmt.Errorf("%w: its WAL ends at %v, the stream is at %v: it was restored to an earlier state; mend: %s", ErrRewound, s.end, p.LSN, newEpoch)
+		return fmt.Errorf("%w: its WAL ends at %v, the stream is at %v: it was restored to an earlier state; mend: %s", capture.ErrRewound, s.end, p.LSN, capture.NewEpoch)
 	}
 	return nil
 }
@@ -159,7 +150,7 @@ func (c *Capture) fenceSlot(s *slotInfo, server *serverInfo) error {
 		return err
 	}
 	if s.Status == "lost" || s.Invalidation != "" || s.Conflicting {
-		return fmt.Errorf("%w: slot %s: %s; mend: %s, then %s", ErrSlotLost, c.cfg.Slot, s.why(), s.mend(), newEpoch)
+		return fmt.Errorf("%w: slot %s: %s; mend: %s, then %s", ErrSlotLost, c.cfg.Slot, s.why(), s.mend(), capture.NewEpoch)
 	}
 	return nil
 }
@@ -191,7 +182,7 @@ func (s *slotInfo) mend() string {
 
 // slotMissing is the error of a stream at p whose slot is gone.
 func (c *Capture) slotMissing(p millrace.Position) error {
-	return fmt.Errorf("%w: slot %s, at which the stream stands at %v: it was dropped; mend: %s", ErrSlotMissing, c.cfg.Slot, p.LSN, newEpoch)
+	return fmt.Errorf("%w: slot %s, at which the stream stands at %v: it was dropped; mend: %s", ErrSlotMissing, c.cfg.Slot, p.LSN, capture.NewEpoch)
 }
 
 // fencePosition refuses a slot that does not begin at or before p, and a source
@@ -203,7 +194,7 @@ func (c *Capture) fencePosition(ctx context.Context, s *slotInfo, p millrace.Pos
 	}
 	if confirmed > p.LSN {
 		return fmt.Errorf("%w: slot %s begins at %v, the stream ends at %v, so the changes between are gone: the slot was made again, advanced, or read by another; mend: %s",
-			ErrSlotAhead, c.cfg.Slot, confirmed, p.LSN, newEpoch)
+			ErrSlotAhead, c.cfg.Slot, confirmed, p.LSN, capture.NewEpoch)
 	}
 	return c.proveHistory(ctx, confirmed, p, at)
 }
@@ -234,7 +225,7 @@ SELECT active_pid, pg_terminate_backend(active_pid) FROM pg_replication_slots WH
 			c.log.Info("ending the connection that reads from our slot", "slot", c.cfg.Slot, "pid", pid)
 			told = pid
 		}
-		if err := wait(ctx, freePoll); err != nil {
+		if err := capture.Wait(ctx, freePoll); err != nil {
 			return fmt.Errorf("wait until slot %s is free: server process %d still reads from it: %w", c.cfg.Slot, pid, err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -75,25 +76,25 @@ func TestSlotFences(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position.SystemID++
-		_ = r.openFails(ErrOtherSystem)
+		_ = r.openFails(capture.ErrOtherSystem)
 	})
 	t.Run("other mode", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position = millrace.Position{Mode: millrace.ModeTrigger, SystemID: 1, Tick: 1}
-		_ = r.openFails(ErrMode)
+		_ = r.openFails(capture.ErrMode)
 	})
 	t.Run("source restored", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position.LSN += 1 << 40
-		_ = r.openFails(ErrRewound)
+		_ = r.openFails(capture.ErrRewound)
 	})
 	t.Run("future timeline", func(t *testing.T) {
 		r := started(t, nil)
 		r.close()
 		r.edge.at.Position.Timeline++
-		_ = r.openFails(ErrTimeline)
+		_ = r.openFails(capture.ErrTimeline)
 	})
 }
 
@@ -211,7 +212,7 @@ func TestPromotion(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.Pool.Reset()
-	_ = r.openFails(ErrStandby)
+	_ = r.openFails(capture.ErrStandby)
 	if got := db.String("select pg_promote()"); got != "t" {
 		t.Fatalf("promote: %s", got)
 	}
@@ -227,12 +228,12 @@ func TestPromotion(t *testing.T) {
 
 	r.edge.at = before
 	r.edge.at.Position.LSN += 1 << 30
-	err := r.openFails(ErrTimeline)
+	err := r.openFails(capture.ErrTimeline)
 	if !strings.Contains(err.Error(), "failover") {
 		t.Errorf("error: %v", err)
 	}
 	r.edge.at.Position.Timeline = 7
-	_ = r.openFails(ErrTimeline)
+	_ = r.openFails(capture.ErrTimeline)
 }
 
 func TestFenceSystem(t *testing.T) {
@@ -245,11 +246,11 @@ func TestFenceSystem(t *testing.T) {
 	}{
 		{"same timeline", millrace.Position{SystemID: 9, Timeline: 3, LSN: 0x6000000}, nil},
 		{"at the switch", millrace.Position{SystemID: 9, Timeline: 1, LSN: 0x3000000}, nil},
-		{"after the switch", millrace.Position{SystemID: 9, Timeline: 1, LSN: 0x3000001}, ErrTimeline},
+		{"after the switch", millrace.Position{SystemID: 9, Timeline: 1, LSN: 0x3000001}, capture.ErrTimeline},
 		{"second switch", millrace.Position{SystemID: 9, Timeline: 2, LSN: 0x4000000}, nil},
-		{"older server", millrace.Position{SystemID: 9, Timeline: 4, LSN: 1}, ErrTimeline},
-		{"other server", millrace.Position{SystemID: 8, Timeline: 3, LSN: 1}, ErrOtherSystem},
-		{"rewound", millrace.Position{SystemID: 9, Timeline: 3, LSN: 0x6000001}, ErrRewound},
+		{"older server", millrace.Position{SystemID: 9, Timeline: 4, LSN: 1}, capture.ErrTimeline},
+		{"other server", millrace.Position{SystemID: 8, Timeline: 3, LSN: 1}, capture.ErrOtherSystem},
+		{"rewound", millrace.Position{SystemID: 9, Timeline: 3, LSN: 0x6000001}, capture.ErrRewound},
 	} {
 		if err := fenceSystem(c.p, now, func() ([]byte, error) { return file, nil }); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
@@ -281,9 +282,9 @@ func TestRefusedConnections(t *testing.T) {
 		{"no such role", with(func(u *url.URL) { u.User = url.User("nobody_here") }), "role"},
 		{"not a URL", "postgres://%zz", "source URL"},
 	} {
-		capture := mustNew(t, Config{URL: c.url, Stream: "s", Tables: []string{"public.a"}, SpoolDir: t.TempDir()})
-		_, err := capture.Open(t.Context(), &millrace.Checkpoint{})
-		if !errors.Is(err, ErrConnect) || !strings.Contains(err.Error(), c.mend) {
+		wrong := mustNew(t, Config{URL: c.url, Stream: "s", Tables: []string{"public.a"}, SpoolDir: t.TempDir()})
+		_, err := wrong.Open(t.Context(), &millrace.Checkpoint{})
+		if !errors.Is(err, capture.ErrConnect) || !strings.Contains(err.Error(), c.mend) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
@@ -291,7 +292,7 @@ func TestRefusedConnections(t *testing.T) {
 	cfg := r.cfg
 	cfg.URL = with(func(u *url.URL) { u.User = url.User(role) })
 	r.c = mustNew(t, cfg)
-	err := r.openFails(ErrConnect)
+	err := r.openFails(capture.ErrConnect)
 	if !strings.Contains(err.Error(), "REPLICATION") {
 		t.Errorf("no REPLICATION: %v", err)
 	}
@@ -301,10 +302,10 @@ func TestRefusedConnections(t *testing.T) {
 	}
 	// What a pooler answers.
 	pooler := &pgconn.PgError{Severity: "FATAL", Code: "08P01", Message: "unsupported startup parameter: extra_float_digits"}
-	if err := r.c.connectError(pooler); !errors.Is(err, ErrConnect) || !strings.Contains(err.Error(), "pooler") {
+	if err := r.c.connectError(pooler); !errors.Is(err, capture.ErrConnect) || !strings.Contains(err.Error(), "pooler") {
 		t.Errorf("pooler: %v", err)
 	}
-	if err := r.c.connectError(&pgconn.PgError{Code: "28P01"}); !errors.Is(err, ErrConnect) {
+	if err := r.c.connectError(&pgconn.PgError{Code: "28P01"}); !errors.Is(err, capture.ErrConnect) {
 		t.Errorf("wrong password: %v", err)
 	}
 	// A server that is not there may come back.

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // mark is how a captured table looked at one time, so far as its rows can come or
@@ -197,7 +198,7 @@ type begunMark struct {
 	lsn  millrace.LSN
 }
 
-func (s *Source) newFollower(tables []*tableInfo) *follower {
+func (s *Source) newFollower(tables []*table.Info) *follower {
 	return &follower{
 		c: s.c, ids: idsOf(tables), begun: make(map[millrace.TableID]begunMark),
 		confirmed: func() millrace.LSN { return millrace.LSN(s.confirmed.Load()) },
@@ -355,10 +356,10 @@ WHERE f.table_id <> $2::bigint::oid AND NOT f.mark->'leaves' ? $2::bigint::text`
 	return millrace.TableID(root), nil
 }
 
-func idsOf(tables []*tableInfo) []millrace.TableID {
+func idsOf(tables []*table.Info) []millrace.TableID {
 	ids := make([]millrace.TableID, 0, len(tables))
 	for _, t := range tables {
-		ids = append(ids, t.id)
+		ids = append(ids, t.ID)
 	}
 	return ids
 }

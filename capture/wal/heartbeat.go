@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 )
 
@@ -134,7 +135,7 @@ func (a *attendant) ending(err error) error {
 
 func (a *attendant) disconnect() {
 	if a.conn != nil {
-		closeConn(a.conn)
+		capture.Close(a.conn)
 		a.conn = nil
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 )
 
 // later is how much later than the newest unit's time the transaction at its
@@ -37,7 +38,7 @@ func (c *Capture) proveHistory(ctx context.Context, from millrace.LSN, p millrac
 	if err != nil {
 		return err
 	}
-	defer closeConn(repl)
+	defer capture.Close(repl)
 	if err := c.startReplication(ctx, repl, from); err != nil {
 		return err
 	}
@@ -62,15 +63,15 @@ func (c *Capture) proveHistory(ctx context.Context, from millrace.LSN, p millrac
 		if err != nil {
 			return err
 		}
-		const mend = "it was restored to an earlier state and has been written to since; mend: " + newEpoch
+		const mend = "it was restored to an earlier state and has been written to since; mend: " + capture.NewEpoch
 		if r.commit == p.LSN && !at.IsZero() && r.time.Sub(at) > later {
-			return fmt.Errorf("%w: the transaction that ends at %v, where the stream ends, is of %v, and what was published from there of %v: "+mend, ErrRewound, p.LSN, r.time, at)
+			return fmt.Errorf("%w: the transaction that ends at %v, where the stream ends, is of %v, and what was published from there of %v: "+mend, capture.ErrRewound, p.LSN, r.time, at)
 		}
 		if r.commit == p.LSN {
 			return nil
 		}
 		if r.commit > p.LSN || r.idle >= p.LSN {
-			return fmt.Errorf("%w: no transaction of its WAL ends at %v, where the stream ends: "+mend, ErrRewound, p.LSN)
+			return fmt.Errorf("%w: no transaction of its WAL ends at %v, where the stream ends: "+mend, capture.ErrRewound, p.LSN)
 		}
 		if r.ask {
 			begin := pglogrepl.LSN(from)

@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 const (
@@ -30,8 +32,8 @@ type publicationInfo struct {
 
 type publicationMember struct {
 	id   millrace.TableID
-	name tableName
-	choice
+	name table.Name
+	table.Choice
 }
 
 // member returns nil if the publication does not have the table.
@@ -77,7 +79,7 @@ ORDER BY 2, 3`, c.cfg.Publication)
 	}
 	p.members, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (m publicationMember, err error) {
 		var id int64
-		err = row.Scan(&id, &m.name.schema, &m.name.name, &m.where, &m.columns)
+		err = row.Scan(&id, &m.name.Schema, &m.name.Name, &m.Where, &m.Columns)
 		m.id = millrace.TableID(id)
 		return m, err
 	})
@@ -109,38 +111,38 @@ SELECT coalesce((
 }
 
 // checkPublication compares the publication with the configured tables.
-func (c *Capture) checkPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*tableInfo) ([]problem, error) {
+func (c *Capture) checkPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*table.Info) ([]capture.Problem, error) {
 	p, err := c.lookUpPublication(ctx, conn, server)
 	if err != nil {
 		return nil, err
 	}
 	subject := "publication " + c.cfg.Publication
 	if p == nil {
-		return []problem{refuse(ErrPublication, subject, "it does not exist", "millrace init")}, nil
+		return []capture.Problem{capture.Refuse(ErrPublication, subject, "it does not exist", "millrace init")}, nil
 	}
 	if found := c.unfitPublication(p); found != nil {
-		return []problem{*found}, nil
+		return []capture.Problem{*found}, nil
 	}
-	var problems []problem
+	var problems []capture.Problem
 	if !p.everything || !p.viaRoot {
-		problems = append(problems, refuse(ErrPublication, subject, "it leaves out some operations, or publishes partitions under their own names", "millrace init"))
+		problems = append(problems, capture.Refuse(ErrPublication, subject, "it leaves out some operations, or publishes partitions under their own names", "millrace init"))
 	}
 	for _, t := range tables {
-		m := p.member(t.id)
+		m := p.member(t.ID)
 		if m == nil {
-			problems = append(problems, refuse(ErrPublication, subject, "it lacks table "+t.name.String(), "millrace init"))
+			problems = append(problems, capture.Refuse(ErrPublication, subject, "it lacks table "+t.Name.String(), "millrace init"))
 			continue
 		}
 		same, err := m.sameAs(ctx, conn, t)
 		if err != nil {
-			problems = append(problems, refuse(ErrPublication, subject, fmt.Sprintf("source.where of table %v cannot be read: %v", t.name, err), "correct source.where"))
+			problems = append(problems, capture.Refuse(ErrPublication, subject, fmt.Sprintf("source.where of table %v cannot be read: %v", t.Name, err), "correct source.where"))
 		} else if !same {
-			problems = append(problems, refuse(ErrPublication, subject, "it has other columns or rows of table "+t.name.String()+" than source.columns and source.where choose", "millrace init; transfer then loads the table again"))
+			problems = append(problems, capture.Refuse(ErrPublication, subject, "it has other columns or rows of table "+t.Name.String()+" than source.columns and source.where choose", "millrace init; transfer then loads the table again"))
 		}
 	}
 	for _, m := range p.members {
-		if !slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == m.id }) {
-			problems = append(problems, refuse(ErrPublication, subject, "it has table "+m.name.String()+", which is not configured", "millrace init, or add the table to the configuration"))
+		if !slices.ContainsFunc(tables, func(t *table.Info) bool { return t.ID == m.id }) {
+			problems = append(problems, capture.Refuse(ErrPublication, subject, "it has table "+m.name.String()+", which is not configured", "millrace init, or add the table to the configuration"))
 		}
 	}
 	return problems, nil
@@ -148,8 +150,8 @@ func (c *Capture) checkPublication(ctx context.Context, conn *pgx.Conn, server *
 
 // unfitPublication says what makes a publication one that Install does not
 // alter.
-func (c *Capture) unfitPublication(p *publicationInfo) *problem {
-	mend := "DROP PUBLICATION " + quote(c.cfg.Publication) + " if nothing else uses it, then millrace init; or configure another name"
+func (c *Capture) unfitPublication(p *publicationInfo) *capture.Problem {
+	mend := "DROP PUBLICATION " + table.Quote(c.cfg.Publication) + " if nothing else uses it, then millrace init; or configure another name"
 	var text string
 	switch {
 	case p.allTables:
@@ -160,7 +162,7 @@ func (c *Capture) unfitPublication(p *publicationInfo) *problem {
 	if text == "" {
 		return nil
 	}
-	found := refuse(ErrPublication, "publication "+c.cfg.Publication, text, mend)
+	found := capture.Refuse(ErrPublication, "publication "+c.cfg.Publication, text, mend)
 	return &found
 }
 
@@ -178,12 +180,12 @@ func (c *Capture) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	server, problems, err := checkServer(ctx, conn)
 	if err != nil {
 		return err
 	}
-	if err := firstError(problems); err != nil {
+	if err := capture.FirstError(problems); err != nil {
 		return err
 	}
 	tables, problems, err := c.checkTables(ctx, conn)
@@ -194,20 +196,20 @@ func (c *Capture) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := firstError(append(problems, more...)); err != nil {
+	if err := capture.FirstError(append(problems, more...)); err != nil {
 		return err
 	}
 	p, err := c.lookUpPublication(ctx, conn, server)
 	if err != nil {
 		return err
 	}
-	if err := firstError(c.checkChoices(server)); err != nil {
+	if err := capture.FirstError(c.checkChoices(server)); err != nil {
 		return err
 	}
 	if p == nil {
 		err = c.createPublication(ctx, conn, server, tables)
 	} else if found := c.unfitPublication(p); found != nil {
-		err = firstError([]problem{*found})
+		err = capture.FirstError([]capture.Problem{*found})
 	} else {
 		err = c.alterPublication(ctx, conn, server, p, tables)
 	}
@@ -221,15 +223,15 @@ func (c *Capture) Install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return firstError(problems)
+	return capture.FirstError(problems)
 }
 
 // checkChoices refuses column lists and row filters where the server has none.
-func (c *Capture) checkChoices(server *serverInfo) []problem {
+func (c *Capture) checkChoices(server *serverInfo) []capture.Problem {
 	if server.version >= 150000 || len(c.cfg.Columns) == 0 && len(c.cfg.Where) == 0 {
 		return nil
 	}
-	return []problem{refuse(ErrVersion, "source.columns and source.where", fmt.Sprintf("column lists and row filters came with Postgres 15, the source is %d", server.version/10000),
+	return []capture.Problem{capture.Refuse(capture.ErrVersion, "source.columns and source.where", fmt.Sprintf("column lists and row filters came with Postgres 15, the source is %d", server.version/10000),
 		"remove both from the configuration, or upgrade the source")}
 }
 
@@ -247,33 +249,33 @@ func (c *Capture) PublicationSQL() string {
 	for _, name := range c.tables {
 		members = append(members, c.member(name))
 	}
-	return "CREATE PUBLICATION " + quote(c.cfg.Publication) + " FOR TABLE " + strings.Join(members, ", ") + "\n    WITH " + publicationOptions(&serverInfo{})
+	return "CREATE PUBLICATION " + table.Quote(c.cfg.Publication) + " FOR TABLE " + strings.Join(members, ", ") + "\n    WITH " + publicationOptions(&serverInfo{})
 }
 
 // sameAs reports whether a member has the columns and rows that are configured
 // for its table.
-func (m *publicationMember) sameAs(ctx context.Context, conn *pgx.Conn, t *tableInfo) (bool, error) {
-	if (m.columns == nil) != (t.choice.columns == nil) || len(m.columns) != len(t.choice.columns) {
+func (m *publicationMember) sameAs(ctx context.Context, conn *pgx.Conn, t *table.Info) (bool, error) {
+	if (m.Columns == nil) != (t.Choice.Columns == nil) || len(m.Columns) != len(t.Choice.Columns) {
 		return false, nil
 	}
-	for _, column := range t.choice.columns {
-		if !slices.Contains(m.columns, column) {
+	for _, column := range t.Choice.Columns {
+		if !slices.Contains(m.Columns, column) {
 			return false, nil
 		}
 	}
-	return sameWhere(ctx, conn, t.name, m.where, t.choice.where)
+	return sameWhere(ctx, conn, t.Name, m.Where, t.Choice.Where)
 }
 
-func (c *Capture) createPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*tableInfo) error {
+func (c *Capture) createPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*table.Info) error {
 	var members []string
 	for _, t := range tables {
-		members = append(members, c.member(t.name))
+		members = append(members, c.member(t.Name))
 	}
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if err := c.fitFilters(ctx, tx, tables); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, "CREATE PUBLICATION "+quote(c.cfg.Publication)+" FOR TABLE "+strings.Join(members, ", ")+" WITH "+publicationOptions(server))
+		_, err := tx.Exec(ctx, "CREATE PUBLICATION "+table.Quote(c.cfg.Publication)+" FOR TABLE "+strings.Join(members, ", ")+" WITH "+publicationOptions(server))
 		return err
 	})
 	if err != nil {
@@ -291,18 +293,18 @@ func (c *Capture) publicationError(verb string, err error) error {
 	return fmt.Errorf("%s publication %s: %w", verb, c.cfg.Publication, err)
 }
 
-func (c *Capture) alterPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, p *publicationInfo, tables []*tableInfo) error {
-	alter := "ALTER PUBLICATION " + quote(c.cfg.Publication)
+func (c *Capture) alterPublication(ctx context.Context, conn *pgx.Conn, server *serverInfo, p *publicationInfo, tables []*table.Info) error {
+	alter := "ALTER PUBLICATION " + table.Quote(c.cfg.Publication)
 	if !p.everything || !p.viaRoot {
 		if _, err := conn.Exec(ctx, alter+" SET "+publicationOptions(server)); err != nil {
 			return c.publicationError("alter", err)
 		}
 	}
 	for _, t := range tables {
-		m := p.member(t.id)
+		m := p.member(t.ID)
 		if m != nil {
 			if same, err := m.sameAs(ctx, conn, t); err != nil {
-				return fmt.Errorf("%w: table %v: source.where: %w", ErrTable, t.name, err)
+				return fmt.Errorf("%w: table %v: source.where: %w", capture.ErrTable, t.Name, err)
 			} else if same {
 				continue
 			}
@@ -310,13 +312,13 @@ func (c *Capture) alterPublication(ctx context.Context, conn *pgx.Conn, server *
 		if err := c.addTable(ctx, conn, t, m != nil); err != nil {
 			return err
 		}
-		c.log.Info("table added to publication", "publication", c.cfg.Publication, "table", t.name.String(), "again", m != nil)
+		c.log.Info("table added to publication", "publication", c.cfg.Publication, "table", t.Name.String(), "again", m != nil)
 	}
 	for _, m := range p.members {
-		if slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == m.id }) {
+		if slices.ContainsFunc(tables, func(t *table.Info) bool { return t.ID == m.id }) {
 			continue
 		}
-		if _, err := conn.Exec(ctx, alter+" DROP TABLE "+m.name.quoted()); err != nil {
+		if _, err := conn.Exec(ctx, alter+" DROP TABLE "+m.name.Quoted()); err != nil {
 			return c.publicationError("alter", err)
 		}
 		c.log.Info("table removed from publication", "publication", c.cfg.Publication, "table", m.name.String())
@@ -326,24 +328,24 @@ func (c *Capture) alterPublication(ctx context.Context, conn *pgx.Conn, server *
 
 // addTable puts a table into the publication; again says that it is there, with
 // other columns or rows.
-func (c *Capture) addTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, again bool) error {
-	name := t.name
-	alter := "ALTER PUBLICATION " + quote(c.cfg.Publication)
+func (c *Capture) addTable(ctx context.Context, conn *pgx.Conn, t *table.Info, again bool) error {
+	name := t.Name
+	alter := "ALTER PUBLICATION " + table.Quote(c.cfg.Publication)
 	for attempt := 1; ; attempt++ {
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			statements := []string{
 				fmt.Sprintf("SET LOCAL lock_timeout = %d", lockTimeout.Milliseconds()),
-				"LOCK TABLE " + name.quoted() + " IN SHARE ROW EXCLUSIVE MODE",
+				"LOCK TABLE " + name.Quoted() + " IN SHARE ROW EXCLUSIVE MODE",
 			}
 			if again {
-				statements = append(statements, alter+" DROP TABLE "+name.quoted())
+				statements = append(statements, alter+" DROP TABLE "+name.Quoted())
 			}
 			for _, sql := range append(statements, alter+" ADD TABLE "+c.member(name)) {
 				if _, err := tx.Exec(ctx, sql); err != nil {
 					return err
 				}
 			}
-			return c.fitFilters(ctx, tx, []*tableInfo{t})
+			return c.fitFilters(ctx, tx, []*table.Info{t})
 		})
 		var pg *pgconn.PgError
 		if err == nil {
@@ -356,21 +358,9 @@ func (c *Capture) addTable(ctx context.Context, conn *pgx.Conn, t *tableInfo, ag
 			return fmt.Errorf("add table %v to publication %s: long transactions keep it locked (%d attempts); end them (pg_stat_activity) and run init again: %w",
 				name, c.cfg.Publication, attempt, err)
 		}
-		if err := wait(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
+		if err := capture.Wait(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
 			return fmt.Errorf("add table %v to publication %s: %w", name, c.cfg.Publication, err)
 		}
-	}
-}
-
-// wait sleeps unless ctx ends first.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 
@@ -381,7 +371,7 @@ func (c *Capture) Uninstall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	if slot != nil {
 		if err := c.ownSlot(slot, server); err != nil {
 			return err
@@ -390,7 +380,7 @@ func (c *Capture) Uninstall(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := conn.Exec(ctx, "DROP PUBLICATION IF EXISTS "+quote(c.cfg.Publication)); err != nil {
+	if _, err := conn.Exec(ctx, "DROP PUBLICATION IF EXISTS "+table.Quote(c.cfg.Publication)); err != nil {
 		return c.publicationError("drop", err)
 	}
 	return nil

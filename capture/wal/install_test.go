@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
@@ -34,8 +35,8 @@ func TestUnfitTables(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			db.Exec(c.sql)
-			capture := mustNew(t, Config{URL: db.URL, Stream: "s", Slot: "unfit", Tables: []string{"public." + c.name}})
-			findings, err := capture.Check(t.Context())
+			captured := mustNew(t, Config{URL: db.URL, Stream: "s", Slot: "unfit", Tables: []string{"public." + c.name}})
+			findings, err := captured.Check(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -46,7 +47,7 @@ func TestUnfitTables(t *testing.T) {
 			if !found {
 				t.Errorf("check: got %v, want a problem whose mend has %q", findings, c.mend)
 			}
-			if err := capture.Install(t.Context()); !errors.Is(err, ErrTable) && !errors.Is(err, ErrTables) {
+			if err := captured.Install(t.Context()); !errors.Is(err, capture.ErrTable) && !errors.Is(err, capture.ErrTables) {
 				t.Errorf("install: %v", err)
 			}
 			if got := db.String("select count(*) from pg_publication"); got != "0" {
@@ -61,13 +62,13 @@ func TestMendsWork(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec("create table c (id int not null unique); create table d (id int primary key deferrable)")
 	for _, name := range []string{"c", "d"} {
-		capture := mustNew(t, Config{URL: db.URL, Stream: name, Tables: []string{"public." + name}})
-		findings, err := capture.Check(t.Context())
+		captured := mustNew(t, Config{URL: db.URL, Stream: name, Tables: []string{"public." + name}})
+		findings, err := captured.Check(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		db.Exec(findings[0].Mend)
-		if err := capture.Install(t.Context()); err != nil {
+		if err := captured.Install(t.Context()); err != nil {
 			t.Errorf("install after %s: %v", findings[0].Mend, err)
 		}
 		db.Exec("delete from " + name) // publishing it did not break its clients
@@ -78,7 +79,7 @@ func TestPartitionOfCapturedTable(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec("create table p (id int primary key) partition by range (id); create table p1 partition of p for values from (1) to (9)")
 	both := mustNew(t, Config{URL: db.URL, Stream: "s", Tables: []string{"public.p", "public.p1"}})
-	if err := both.Install(t.Context()); !errors.Is(err, ErrTable) || !strings.Contains(err.Error(), "partition of public.p") {
+	if err := both.Install(t.Context()); !errors.Is(err, capture.ErrTable) || !strings.Contains(err.Error(), "partition of public.p") {
 		t.Errorf("install of root and leaf: %v", err)
 	}
 	leaf := newRig(t, db, nil, "p1")
@@ -205,7 +206,7 @@ func TestPrivileges(t *testing.T) {
 	r := &rig{t: t, db: db, c: c, cfg: c.cfg, edge: newEdge()}
 	t.Cleanup(r.close)
 	r.open()
-	_ = r.fails(ErrTable)
+	_ = r.fails(capture.ErrTable)
 }
 
 func TestConfig(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 )
 
@@ -96,7 +97,7 @@ type load struct {
 
 // endedLoad is what is shown of a load that has ended.
 type endedLoad struct {
-	status LoadStatus
+	status capture.LoadStatus
 	at     millrace.LSN // where the stream stood
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // beginLoad puts the begin of a load of a table into the unit under way. Where
@@ -234,12 +235,12 @@ func (l *loads) described(s *millrace.Schema) {
 // redescribe takes what the catalogs say of a table that a worker found altered.
 // Its changes under the schema before have all passed: the alteration waited for
 // them, and the message came after it.
-func (d *decoder) redescribe(info *tableInfo) error {
-	before := d.schemas[info.id]
+func (d *decoder) redescribe(info *table.Info) error {
+	before := d.schemas[info.ID]
 	if before == nil {
 		return nil // it has left the stream since
 	}
-	s, err := info.schema()
+	s, err := info.Schema(millrace.ModeWAL)
 	if err != nil {
 		return err
 	}

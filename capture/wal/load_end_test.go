@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -71,7 +72,7 @@ func TestLoadsThatWaitedForATableThatLeaves(t *testing.T) {
 	r.sync()
 	r.load()
 	r.equal()
-	if all := r.verify(); len(all) != 1 || all[0].Phase != PassDone || all[0].Ranges != 1 {
+	if all := r.verify(); len(all) != 1 || all[0].Phase != capture.PassDone || all[0].Ranges != 1 {
 		t.Errorf("passes: %+v", all)
 	}
 }
@@ -97,12 +98,12 @@ func TestAlteredBeforeItIsRead(t *testing.T) {
 			db.Exec(sql)
 			r.load()
 			if name == "exchanged" {
-				r.c.tables[0].name = "z"
+				r.c.tables[0].Name = "z"
 			} else {
 				db.Exec("alter table a rename key to id") // the pass comes upon that
 			}
 			r.src.PauseLoads(false)
-			if all := r.verify(); len(all) != 1 || all[0].Phase != PassDone || all[0].Ranges != 1 || all[0].Rows != 30 || len(r.edge.differing) > 0 {
+			if all := r.verify(); len(all) != 1 || all[0].Phase != capture.PassDone || all[0].Ranges != 1 || all[0].Rows != 30 || len(r.edge.differing) > 0 {
 				t.Errorf("passes: %+v; differing: %q", all, r.edge.differing)
 			}
 			r.equal()

@@ -3,49 +3,21 @@ package wal
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 )
-
-// ErrLoading occurs when a load is asked for of a table that is being loaded.
-var ErrLoading = errors.New("table is being loaded already")
-
-// ErrNoTable occurs when a table is named that the stream does not have.
-var ErrNoTable = errors.New("the stream does not have the table")
-
-// LoadStatus says how far a load has come, for people.
-type LoadStatus struct {
-	Table  string
-	Reason string
-	// Initial loads end together.
-	Initial bool
-	// Rows were read; Blocks is the length of the table's heaps, BlocksDone what
-	// was read of them. Blocks is 0 until they have been measured.
-	Rows, Blocks, BlocksDone uint64
-	// Restarts counts how often the table was rewritten meanwhile.
-	Restarts int
-	// BlocksBefore were read before this process took the load up.
-	BlocksBefore uint64
-	// Done tells that it has ended, and all of it was published and read back.
-	Done bool
-	// Waiting tells that all is read, and the load waits for others.
-	Waiting bool
-	// StartedAt is when this process took the load up.
-	StartedAt time.Time
-}
 
 // Loads returns the loads under way and those that ended lately, in the order in
 // which they began.
-func (s *Source) Loads() []LoadStatus {
+func (s *Source) Loads() []capture.LoadStatus {
 	confirmed := millrace.LSN(s.confirmed.Load())
 	s.loads.mu.Lock()
 	defer s.loads.mu.Unlock()
-	var all []LoadStatus
+	var all []capture.LoadStatus
 	for _, e := range s.loads.recent {
 		// A LoadEnd stands at the position of the unit before it.
 		st := e.status
@@ -59,8 +31,8 @@ func (s *Source) Loads() []LoadStatus {
 	return all
 }
 
-func (ld *load) statusLocked() LoadStatus {
-	st := LoadStatus{
+func (ld *load) statusLocked() capture.LoadStatus {
+	st := capture.LoadStatus{
 		Table: ld.name, Reason: ld.reason, Initial: ld.initial, Rows: ld.work.Rows(), Restarts: ld.restarts,
 		Waiting: ld.work.Finished(), StartedAt: ld.started,
 	}
@@ -106,7 +78,7 @@ func (l *loads) tableNamed(name string) (millrace.TableID, error) {
 		names = append(names, s.QualifiedName())
 	}
 	slices.Sort(names)
-	return 0, fmt.Errorf("%w: %s; it has %s", ErrNoTable, name, strings.Join(names, ", "))
+	return 0, fmt.Errorf("%w: %s; it has %s", capture.ErrNoTable, name, strings.Join(names, ", "))
 }
 
 // RequestLoad asks for a load of a table of the stream. It begins where the stream
@@ -120,7 +92,7 @@ func (s *Source) RequestLoad(ctx context.Context, table, reason string) error {
 	under := s.loads.byTable[id] != nil
 	s.loads.mu.Unlock()
 	if under {
-		return fmt.Errorf("%w: %s", ErrLoading, table)
+		return fmt.Errorf("%w: %s", capture.ErrLoading, table)
 	}
 	content, err := json.Marshal(ddlMessage{Stream: s.c.cfg.Stream, Load: []millrace.TableID{id}, Reason: reason})
 	if err != nil {
@@ -130,7 +102,7 @@ func (s *Source) RequestLoad(ctx context.Context, table, reason string) error {
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	if _, err := conn.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", ddlPrefix, string(content)); err != nil {
 		return fmt.Errorf("ask for a load of %s: %w", table, err)
 	}

@@ -14,14 +14,15 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
 // underWay are the loads that have not ended.
-func (r *rig) underWay() []LoadStatus {
+func (r *rig) underWay() []capture.LoadStatus {
 	all := r.src.Loads()
-	return slices.DeleteFunc(all, func(l LoadStatus) bool { return l.Done || l.Waiting })
+	return slices.DeleteFunc(all, func(l capture.LoadStatus) bool { return l.Done || l.Waiting })
 }
 
 // A load that is asked for brings the table anew, beside its changes.
@@ -31,7 +32,7 @@ func TestRequestLoad(t *testing.T) {
 	r := newRig(t, db, nil, "a", "b")
 	r.open()
 	r.copied()
-	if err := r.src.RequestLoad(r.ctx(), "public.c", ""); !errors.Is(err, ErrNoTable) || !strings.Contains(err.Error(), "public.a, public.b") {
+	if err := r.src.RequestLoad(r.ctx(), "public.c", ""); !errors.Is(err, capture.ErrNoTable) || !strings.Contains(err.Error(), "public.a, public.b") {
 		t.Errorf("load of a table that the stream does not have: %v", err)
 	}
 	// The edge has lost a row and has one too much.
@@ -45,7 +46,7 @@ func TestRequestLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.sync()
-	if err := r.src.RequestLoad(r.ctx(), "public.a", ""); !errors.Is(err, ErrLoading) {
+	if err := r.src.RequestLoad(r.ctx(), "public.a", ""); !errors.Is(err, capture.ErrLoading) {
 		t.Errorf("second load: %v", err)
 	}
 	l := r.underWay()
@@ -168,9 +169,9 @@ func TestAlteredWhileLoaded(t *testing.T) {
 			}
 			switch name {
 			case "table renamed", "exchanged":
-				r.c.tables[0].name = "z"
+				r.c.tables[0].Name = "z"
 			case "table moved":
-				r.c.tables[0].schema = "s"
+				r.c.tables[0].Schema = "s"
 			}
 			r.equal()
 		})
@@ -208,7 +209,7 @@ func TestLoadsBesideWriters(t *testing.T) {
 		}
 		if len(r.edge.at.Catalog.Loads) < 2 && !r.edge.copying() && random.IntN(10) == 0 {
 			table := []string{"public.a", "public.b"}[random.IntN(2)]
-			if err := r.src.RequestLoad(r.ctx(), table, "again"); err != nil && !errors.Is(err, ErrLoading) {
+			if err := r.src.RequestLoad(r.ctx(), table, "again"); err != nil && !errors.Is(err, capture.ErrLoading) {
 				t.Fatal(err)
 			}
 		}
@@ -236,7 +237,7 @@ func (r *rig) writers(seed uint64, number int) (stop func()) {
 			r.t.Fatal(err)
 		}
 		wg.Go(func() {
-			defer closeConn(conn)
+			defer capture.Close(conn)
 			writeLoaded(ctx, r.t, conn, rand.New(rand.NewPCG(seed, uint64(n))))
 		})
 	}
@@ -318,7 +319,7 @@ func TestLoadWaitsForReplica(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(replica)
+	defer capture.Close(replica)
 	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('x', 300) from generate_series(1, 3000) i")
 	r := newRig(t, db, func(c *Config) {
 		c.LoadMaxLag, c.LoadRate, c.Heartbeat = 200*time.Millisecond, 1000, 20*time.Millisecond

@@ -11,7 +11,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 const (
@@ -38,7 +40,7 @@ type worker struct {
 	rows   rowBuffer
 	row    []byte
 	paced  time.Time // when the next chunk may be read
-	lag    lagGauge
+	lag    capture.LagGauge
 	told   int // times that the window overflowed
 }
 
@@ -65,7 +67,7 @@ func (l *loads) work(ctx context.Context, c *Capture) error {
 		case err != nil:
 			c.log.Warn("load is held up, another attempt follows", "table", name, "error", err, "pause", workPause)
 			w.disconnect()
-			if wait(ctx, workPause) != nil {
+			if capture.Wait(ctx, workPause) != nil {
 				return nil
 			}
 		}
@@ -101,7 +103,7 @@ func (w *worker) bring(ctx context.Context, ld *load) error {
 		again, err := w.step(ctx, ld)
 		switch {
 		case errors.Is(err, chunk.ErrBusy) || err == nil && again == waitForMore:
-			if err := wait(ctx, pause); err != nil {
+			if err := capture.Wait(ctx, pause); err != nil {
 				return err
 			}
 			pause = min(2*pause, lastRetry)
@@ -263,7 +265,7 @@ func altered(err error) bool {
 
 // describe lets the stream have the schema that the table has by now.
 func (w *worker) describe(ctx context.Context, known *millrace.Schema) (progress, error) {
-	var info *tableInfo
+	var info *table.Info
 	err := pgx.BeginTxFunc(ctx, w.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
 		info, err = w.c.table(ctx, tx.Conn(), known.Table, nil)
 		return err
@@ -299,7 +301,7 @@ func (w *worker) prepare(ctx context.Context, schema *millrace.Schema) (err erro
 		return nil
 	}
 	w.reader, err = chunk.NewReader(ctx, w.conn, chunk.ReaderConfig{
-		Schema: schema, Listed: w.c.choiceOf(schema.Table).columns != nil, Where: w.c.choiceOf(schema.Table).where, Bytes: chunkBytes,
+		Schema: schema, Listed: w.c.choiceOf(schema.Table).Columns != nil, Where: w.c.choiceOf(schema.Table).Where, Bytes: chunkBytes,
 	})
 	w.schema = schema
 	return err
@@ -307,7 +309,7 @@ func (w *worker) prepare(ctx context.Context, schema *millrace.Schema) (err erro
 
 func (w *worker) disconnect() {
 	if w.conn != nil {
-		closeConn(w.conn)
+		capture.Close(w.conn)
 	}
 	w.conn, w.reader = nil, nil
 }
@@ -346,18 +348,18 @@ FROM unnest($1::oid[]) WITH ORDINALITY l (oid, n) ORDER BY n`, ids)
 // pace waits as the configuration wants: for the rate of rows, and for replicas
 // that lag.
 func (w *worker) pace(ctx context.Context) error {
-	if err := wait(ctx, time.Until(w.paced)); err != nil {
+	if err := capture.Wait(ctx, time.Until(w.paced)); err != nil {
 		return err
 	}
 	for w.c.cfg.LoadMaxLag > 0 && w.conn != nil {
-		late, err := w.lag.look(ctx, w.conn, time.Now())
+		late, err := w.lag.Look(ctx, w.conn, time.Now())
 		if err != nil {
 			return err
 		}
 		if late <= w.c.cfg.LoadMaxLag {
 			break
 		}
-		if err := wait(ctx, lagPause); err != nil {
+		if err := capture.Wait(ctx, lagPause); err != nil {
 			return err
 		}
 	}
@@ -368,7 +370,7 @@ func (w *worker) pace(ctx context.Context) error {
 func explain(err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42501" { // insufficient_privilege
-		return fmt.Errorf("%w: %w; mend: grant the role SELECT on the table, and BYPASSRLS if it has row security", ErrTable, err)
+		return fmt.Errorf("%w: %w; mend: grant the role SELECT on the table, and BYPASSRLS if it has row security", capture.ErrTable, err)
 	}
 	return err
 }

@@ -167,9 +167,9 @@ func parseStreamAbort(b []byte) (streamAbortMessage, error) {
 func parseRelation(b []byte) (*relationMessage, error) {
 	m := message{b: b}
 	r := &relationMessage{id: millrace.TableID(m.uint32())}
-	r.name.schema, r.name.name = m.text(), m.text()
-	if r.name.schema == "" {
-		r.name.schema = "pg_catalog"
+	r.name.Schema, r.name.Name = m.text(), m.text()
+	if r.name.Schema == "" {
+		r.name.Schema = "pg_catalog"
 	}
 	r.identity = m.uint8()
 	n := int(m.uint16())

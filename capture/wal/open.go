@@ -12,7 +12,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // Source gives the units of a stream, from a Position on. Next is called by one
@@ -69,12 +71,12 @@ func (c *Capture) open(whole context.Context, from *millrace.Checkpoint) (*Sourc
 	keep := false
 	defer func() {
 		if !keep {
-			closeConn(conn)
+			capture.Close(conn)
 		}
 	}()
 	server, problems, err := checkServer(ctx, conn)
 	if err == nil {
-		err = firstError(problems)
+		err = capture.FirstError(problems)
 	}
 	if err != nil {
 		return nil, err
@@ -116,14 +118,14 @@ func senderTimeout(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 }
 
 // fenceTables refuses tables that are unfit, and a publication of others.
-func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serverInfo, catalog *millrace.Catalog) ([]*tableInfo, error) {
+func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serverInfo, catalog *millrace.Catalog) ([]*table.Info, error) {
 	tables, problems, err := c.checkTables(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
 	if len(tables) < len(c.tables) {
 		if err := c.fenceNames(ctx, conn, catalog, tables); err != nil {
-			return nil, errors.Join(firstError(problems), err)
+			return nil, errors.Join(capture.FirstError(problems), err)
 		}
 	}
 	more, err := c.checkPublication(ctx, conn, server, tables)
@@ -134,7 +136,7 @@ func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serve
 	if err != nil {
 		return nil, err
 	}
-	if err := firstError(slices.Concat(problems, c.checkChoices(server), more, triggers)); err != nil {
+	if err := capture.FirstError(slices.Concat(problems, c.checkChoices(server), more, triggers)); err != nil {
 		return nil, err
 	}
 	return tables, c.choose(ctx, conn, server)
@@ -147,10 +149,10 @@ func (c *Capture) choose(ctx context.Context, conn *pgx.Conn, server *serverInfo
 	if err != nil {
 		return err
 	}
-	chosen := make(map[millrace.TableID]choice)
+	chosen := make(map[millrace.TableID]table.Choice)
 	if p != nil {
 		for _, m := range p.members {
-			chosen[m.id] = m.choice
+			chosen[m.id] = m.Choice
 		}
 	}
 	c.chosen.Store(&chosen)
@@ -160,18 +162,18 @@ func (c *Capture) choose(ctx context.Context, conn *pgx.Conn, server *serverInfo
 // fenceNames says which tables of the stream are not configured by the names that
 // they have at the source by now, where others are configured that it does not
 // have: they may have been renamed. Which became which is not for us to guess.
-func (c *Capture) fenceNames(ctx context.Context, conn *pgx.Conn, catalog *millrace.Catalog, tables []*tableInfo) error {
+func (c *Capture) fenceNames(ctx context.Context, conn *pgx.Conn, catalog *millrace.Catalog, tables []*table.Info) error {
 	var all []error
 	for _, s := range catalog.Schemas {
-		if slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == s.Table }) {
+		if slices.ContainsFunc(tables, func(t *table.Info) bool { return t.ID == s.Table }) {
 			continue
 		}
-		t, err := tableByID(ctx, conn, s.Table, nil)
+		t, err := table.ByID(ctx, conn, s.Table, nil)
 		if err != nil {
 			return err
 		}
 		if t != nil {
-			all = append(all, fmt.Errorf("%w: the stream has table %v (OID %v), which is not configured; mend: if it was renamed, write its new name in source.tables", ErrTables, t.name, t.id))
+			all = append(all, fmt.Errorf("%w: the stream has table %v (OID %v), which is not configured; mend: if it was renamed, write its new name in source.tables", capture.ErrTables, t.Name, t.ID))
 		}
 	}
 	return errors.Join(all...)
@@ -179,7 +181,7 @@ func (c *Capture) fenceNames(ctx context.Context, conn *pgx.Conn, catalog *millr
 
 // resume goes on with the stream after a position. at is the time of the newest
 // unit there.
-func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.Position, at time.Time, catalog *millrace.Catalog, tables []*tableInfo) error {
+func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.Position, at time.Time, catalog *millrace.Catalog, tables []*table.Info) error {
 	plan := makePlan(catalog, tables)
 	repl, p, err := s.c.beginStream(ctx, conn, s.server, position, at)
 	if err != nil {
@@ -189,7 +191,7 @@ func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.P
 		err = s.announce(ctx, conn, plan)
 	}
 	if err != nil {
-		closeConn(repl)
+		capture.Close(repl)
 		return err
 	}
 	s.loads.paused, s.loads.spool = s.c.holdLoads, s.spool
@@ -200,7 +202,7 @@ func (s *Source) resume(ctx context.Context, conn *pgx.Conn, position millrace.P
 	version := catalog.LastVersion
 	s.c.log.Info("capture goes on", "position", p.LSN.String(), "timeline", p.Timeline, "loads", len(catalog.Loads))
 	s.start(func(ctx context.Context) error {
-		defer closeConn(conn)
+		defer capture.Close(conn)
 		return s.stream(ctx, conn, repl, p, schemas, version, plan)
 	})
 	return nil
@@ -241,7 +243,7 @@ func (s *Source) start(fn func(context.Context) error) {
 func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, p millrace.Position, schemas map[millrace.TableID]*millrace.Schema, version millrace.SchemaVersion, plan *plan) error {
 	st, err := s.newStream(repl, p)
 	if err != nil {
-		closeConn(repl)
+		capture.Close(repl)
 		return err
 	}
 	defer st.close()
@@ -249,7 +251,7 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 	defer catalog.close()
 	st.d = &decoder{
 		stream: s.c.cfg.Stream, position: p, schemas: schemas, version: version, plan: plan,
-		lookUp:  func(id millrace.TableID, types []uint32) (*tableInfo, error) { return catalog.table(ctx, id, types) },
+		lookUp:  func(id millrace.TableID, types []uint32) (*table.Info, error) { return catalog.table(ctx, id, types) },
 		strange: func(id millrace.TableID) (millrace.TableID, error) { return catalog.strange(ctx, id) },
 		met:     make(map[millrace.TableID]bool),
 		settled: func(xid uint32) error { return catalog.settled(ctx, xid, st.breathe) },
@@ -315,7 +317,7 @@ type lookUps struct {
 // lookUpLimit bounds a look-up: the stream waits for it.
 const lookUpLimit = 20 * time.Second
 
-func (l *lookUps) table(ctx context.Context, id millrace.TableID, types []uint32) (info *tableInfo, err error) {
+func (l *lookUps) table(ctx context.Context, id millrace.TableID, types []uint32) (info *table.Info, err error) {
 	err = l.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		info, err = l.c.table(ctx, conn, id, types)
 		return err
@@ -372,7 +374,7 @@ func (l *lookUps) settled(ctx context.Context, xid uint32, breathe func(context.
 		if err := breathe(ctx); err != nil {
 			return err
 		}
-		if err := wait(ctx, settleInterval); err != nil {
+		if err := capture.Wait(ctx, settleInterval); err != nil {
 			return context.Cause(ctx)
 		}
 	}
@@ -380,7 +382,7 @@ func (l *lookUps) settled(ctx context.Context, xid uint32, breathe func(context.
 
 func (l *lookUps) close() {
 	if l.owned {
-		closeConn(l.conn)
+		capture.Close(l.conn)
 	}
 }
 
@@ -424,7 +426,7 @@ func (s *Source) Confirm(p millrace.Position) {
 // that were not taken are thrown away; they come again after the next Open.
 func (s *Source) Close() error {
 	s.closing.Do(func() {
-		s.cancel(ErrClosed)
+		s.cancel(capture.ErrClosed)
 		<-s.done
 		s.closeErr = s.queue.drain()
 	})

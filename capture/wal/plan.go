@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // planPrefix is that of the message with which a plan is carried out.
@@ -41,15 +43,15 @@ func (p *plan) isEmpty() bool { return len(p.joining) == 0 && len(p.leaving) == 
 
 // makePlan compares the tables of the stream with those that are configured. A
 // table that was dropped and made again leaves, and joins under its new ID.
-func makePlan(catalog *millrace.Catalog, tables []*tableInfo) *plan {
+func makePlan(catalog *millrace.Catalog, tables []*table.Info) *plan {
 	p := &plan{initial: len(catalog.Schemas) == 0}
 	for _, t := range tables {
-		if catalog.Schema(t.id) == nil {
-			p.joining = append(p.joining, t.id)
+		if catalog.Schema(t.ID) == nil {
+			p.joining = append(p.joining, t.ID)
 		}
 	}
 	for _, s := range catalog.Schemas {
-		if !slices.ContainsFunc(tables, func(t *tableInfo) bool { return t.id == s.Table }) {
+		if !slices.ContainsFunc(tables, func(t *table.Info) bool { return t.ID == s.Table }) {
 			p.leaving = append(p.leaving, s.Table)
 		}
 	}
@@ -102,9 +104,9 @@ func (d *decoder) carryOut(content []byte) error {
 			return err
 		}
 		if info == nil {
-			return fmt.Errorf("%w: table with OID %v, which was to join the stream, was dropped at the source; mend: millrace check says which", ErrTables, id)
+			return fmt.Errorf("%w: table with OID %v, which was to join the stream, was dropped at the source; mend: millrace check says which", capture.ErrTables, id)
 		}
-		s, err := info.schema()
+		s, err := info.Schema(millrace.ModeWAL)
 		if err != nil {
 			return err
 		}

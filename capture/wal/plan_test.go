@@ -8,11 +8,13 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
 func TestMakePlan(t *testing.T) {
-	table := func(id millrace.TableID) *tableInfo { return &tableInfo{id: id} }
+	of := func(id millrace.TableID) *table.Info { return &table.Info{ID: id} }
 	catalog := func(ids ...millrace.TableID) *millrace.Catalog {
 		c := new(millrace.Catalog)
 		for _, id := range ids {
@@ -22,13 +24,13 @@ func TestMakePlan(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		catalog          *millrace.Catalog
-		tables           []*tableInfo
+		tables           []*table.Info
 		joining, leaving []millrace.TableID
 	}{
-		"the same":   {catalog(1, 2), []*tableInfo{table(2), table(1)}, nil, nil},
-		"one more":   {catalog(1), []*tableInfo{table(1), table(5)}, []millrace.TableID{5}, nil},
-		"one less":   {catalog(1, 2), []*tableInfo{table(1)}, nil, []millrace.TableID{2}},
-		"made again": {catalog(1, 2), []*tableInfo{table(1), table(7)}, []millrace.TableID{7}, []millrace.TableID{2}},
+		"the same":   {catalog(1, 2), []*table.Info{of(2), of(1)}, nil, nil},
+		"one more":   {catalog(1), []*table.Info{of(1), of(5)}, []millrace.TableID{5}, nil},
+		"one less":   {catalog(1, 2), []*table.Info{of(1)}, nil, []millrace.TableID{2}},
+		"made again": {catalog(1, 2), []*table.Info{of(1), of(7)}, []millrace.TableID{7}, []millrace.TableID{2}},
 	} {
 		p := makePlan(c.catalog, c.tables)
 		if !slices.Equal(p.joining, c.joining) || !slices.Equal(p.leaving, c.leaving) || p.isEmpty() != (c.joining == nil && c.leaving == nil) {
@@ -173,7 +175,7 @@ func TestTableRenamed(t *testing.T) {
 		t.Errorf("the table is %s by now", got)
 	}
 	r.close()
-	err := r.openFails(ErrTables)
+	err := r.openFails(capture.ErrTables)
 	for _, name := range []string{"public.a", "other.b", "source.tables"} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("the error does not name %s: %v", name, err)
@@ -196,12 +198,12 @@ func TestKeyChangeIsMendedByCopyingAgain(t *testing.T) {
 	r.open()
 	r.copied()
 	db.Exec("alter table a drop constraint a_pkey, add primary key (v); insert into a values (1, 'y'); insert into b values (1)")
-	err := r.fails(ErrKeyChanged)
+	err := r.fails(capture.ErrKeyChanged)
 	if !strings.Contains(err.Error(), "out of source.tables") {
 		t.Errorf("error names no mend: %v", err)
 	}
 	r.close()
-	r.openAgainFails(ErrKeyChanged)
+	r.openAgainFails(capture.ErrKeyChanged)
 	r.reconfigure("b")
 	r.open()
 	r.sync()

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -17,7 +18,7 @@ import (
 func TestPooler(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key)")
-	ours := slices.Collect(maps.Keys(session()))
+	ours := slices.Collect(maps.Keys(capture.Session()))
 	for name, ignored := range map[string]string{
 		"as installed":             "",
 		"swallows settings":        strings.Join(ours, ","),
@@ -27,7 +28,7 @@ func TestPooler(t *testing.T) {
 			c := mustNew(t, Config{URL: pgtest.Bouncer(t, db.Server, db.Name, ignored), Stream: "s", Slot: "behind_pooler", Tables: []string{"public.a"}, SpoolDir: t.TempDir()})
 			refused := func(what string, err error) {
 				t.Helper()
-				if !errors.Is(err, ErrConnect) || !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), "pooler") || !strings.Contains(err.Error(), "mend: ") || !strings.Contains(err.Error(), poolerMend) {
+				if !errors.Is(err, capture.ErrConnect) || !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), "pooler") || !strings.Contains(err.Error(), "mend: ") || !strings.Contains(err.Error(), poolerMend) {
 					t.Errorf("%s: %v", what, err)
 				}
 			}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // relation is a table as the changes to come have it.
@@ -95,9 +97,9 @@ func (d *decoder) describe(r *relation) error {
 		return err
 	}
 	if r.codec, err = millrace.NewKeyCodec(s); err != nil {
-		return fmt.Errorf("%w: %v: %w", ErrTable, r.name, err)
+		return fmt.Errorf("%w: %v: %w", capture.ErrTable, r.name, err)
 	}
-	r.schema, r.filtered = s, info != nil && info.choice.where != ""
+	r.schema, r.filtered = s, info != nil && info.Choice.Where != ""
 	r.new = make([]millrace.Datum, len(s.Columns))
 	r.old = make([]millrace.Datum, len(s.Columns))
 	return nil
@@ -107,20 +109,20 @@ func (d *decoder) describe(r *relation) error {
 // load where rows that are stored have changed on the way without being sent. It
 // returns the schema before if that is the same. info is what the catalogs say,
 // or nil; c is another reason for a load, or none: one load does for both.
-func (d *decoder) adopt(before, s *millrace.Schema, info *tableInfo, c cause) (*millrace.Schema, error) {
+func (d *decoder) adopt(before, s *millrace.Schema, info *table.Info, c cause) (*millrace.Schema, error) {
 	if before.SameAs(withVersion(s, before.Version)) {
 		return before, d.loadFor(before.Table, c)
 	}
-	step := reshaped(before, s, info.missing())
-	if step.key != "" {
-		return nil, fmt.Errorf("%w: %s: %s; mend: %s, or begin a new epoch", ErrKeyChanged, s.QualifiedName(), step.key, copyAgain)
+	step := table.Compare(before, s, info.Missing())
+	if step.Key != "" {
+		return nil, fmt.Errorf("%w: %s: %s; mend: %s, or begin a new epoch", capture.ErrKeyChanged, s.QualifiedName(), step.Key, capture.CopyAgain)
 	}
 	s, err := d.introduce(s)
 	if err != nil {
 		return s, err
 	}
-	if step.rows != "" {
-		c.text = step.rows // it says more
+	if step.Rows != "" {
+		c.text = step.Rows // it says more
 	}
 	return s, d.loadFor(s.Table, c)
 }
@@ -165,26 +167,6 @@ func withVersion(s *millrace.Schema, v millrace.SchemaVersion) *millrace.Schema 
 	c := *s
 	c.Version = v
 	return &c
-}
-
-// missing tells of a column whether the rows that were there before it may have
-// a value for it; nil if that is not known of any. A column that is gone again
-// may have had anything.
-func (t *tableInfo) missing() func(*millrace.Column) bool {
-	if t == nil {
-		return nil
-	}
-	return func(column *millrace.Column) bool {
-		if t.choice.columns != nil {
-			return true // it may have been there all the time, and not been chosen
-		}
-		for _, c := range t.columns {
-			if c.name == column.Name && (column.Number == 0 || uint32(c.number) == column.Number) {
-				return c.hasMissing
-			}
-		}
-		return true
-	}
 }
 
 // wrap says which table an error is of.

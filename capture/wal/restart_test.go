@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -70,7 +71,7 @@ func TestSlotDroppedWhileStreaming(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(repl)
+	defer capture.Close(repl)
 	if err := r.c.startReplication(r.ctx(), repl, r.edge.at.Position.LSN); !errors.Is(err, ErrSlotMissing) || !millrace.NeedsOperator(err) {
 		t.Errorf("start from a slot that is gone: %v", err)
 	}

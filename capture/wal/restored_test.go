@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -51,7 +52,7 @@ func TestRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.Pool.Reset()
-	_ = r.openFails(ErrRewound)
+	_ = r.openFails(capture.ErrRewound)
 	// Transactions of the same size may well end at the same place. The test
 	// does not wait until they are later than the stream by more than a minute.
 	r.edge.at.Time = r.edge.at.Time.Add(-time.Hour)
@@ -59,9 +60,9 @@ func TestRestored(t *testing.T) {
 		db.Exec("insert into a select max(id) + 1, 'other history' from a")
 		grown = db.String("select pg_current_wal_flush_lsn() > $1::pg_lsn", r.edge.at.Position.LSN.String()) == "t"
 	}
-	_ = r.openFails(ErrRewound)
+	_ = r.openFails(capture.ErrRewound)
 	db.Exec("checkpoint") // whatever else it writes
-	_ = r.openFails(ErrRewound)
+	_ = r.openFails(capture.ErrRewound)
 }
 
 // What is read to prove the history takes nothing away: after a crash of the

@@ -15,6 +15,8 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -188,7 +190,7 @@ func (r *rig) equal() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer capture.Close(conn)
 	for _, name := range r.c.tables {
 		if err := r.edge.equalTable(r.ctx(), conn, name, ""); err != nil {
 			r.t.Error(err)
@@ -483,12 +485,12 @@ func (e *edge) put(entry *millrace.Entry, table map[string]storedRow, loading, s
 
 // equalTable compares one table with the source. Rows of older versions are
 // mapped by column name.
-func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName, where string) error {
-	info, err := tableByName(ctx, conn, name)
+func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name table.Name, where string) error {
+	info, err := table.ByName(ctx, conn, name)
 	if err != nil || info == nil {
 		return fmt.Errorf("look up %v: %w", name, err)
 	}
-	s := e.at.Catalog.Schema(info.id)
+	s := e.at.Catalog.Schema(info.ID)
 	if s == nil {
 		return fmt.Errorf("%v: the edge has no schema", name)
 	}
@@ -501,7 +503,7 @@ func (e *edge) equalTable(ctx context.Context, conn *pgx.Conn, name tableName, w
 		want[key] = rowText(s, row)
 	}
 	got := make(map[string]string)
-	for key, row := range e.tables[info.id] {
+	for key, row := range e.tables[info.ID] {
 		mapped := make([]millrace.Datum, len(s.Columns))
 		old := e.schemas[row.version]
 		for i, c := range s.Columns {
@@ -540,9 +542,9 @@ func sourceRows(ctx context.Context, conn *pgx.Conn, s *millrace.Schema, where s
 	}
 	var columns []string
 	for _, c := range s.Columns {
-		columns = append(columns, quote(c.Name))
+		columns = append(columns, table.Quote(c.Name))
 	}
-	query := "select " + strings.Join(columns, ", ") + " from " + tableName{s.Namespace, s.Name}.quoted()
+	query := "select " + strings.Join(columns, ", ") + " from " + table.Name{Schema: s.Namespace, Name: s.Name}.Quoted()
 	if where != "" {
 		query += " where " + where
 	}

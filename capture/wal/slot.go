@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // makeSlot makes the stream's slot and returns the position at which it begins.
@@ -31,7 +33,7 @@ func (c *Capture) makeSlot(ctx context.Context, conn *pgx.Conn, server *serverIn
 	if err != nil {
 		return p, err
 	}
-	defer closeConn(repl)
+	defer capture.Close(repl)
 	sys, err := identify(ctx, repl)
 	if err != nil {
 		return p, err
@@ -47,7 +49,7 @@ func (c *Capture) makeSlot(ctx context.Context, conn *pgx.Conn, server *serverIn
 // createSlot makes the slot and returns its consistent point. No snapshot is
 // exported: the first copy reads in snapshots of its own.
 func (c *Capture) createSlot(ctx context.Context, repl *replication, server *serverInfo) (millrace.LSN, error) {
-	sql := "CREATE_REPLICATION_SLOT " + quote(c.cfg.Slot) + " LOGICAL pgoutput "
+	sql := "CREATE_REPLICATION_SLOT " + table.Quote(c.cfg.Slot) + " LOGICAL pgoutput "
 	switch {
 	case server.version >= 170000:
 		sql += "(SNAPSHOT 'nothing', FAILOVER true)"

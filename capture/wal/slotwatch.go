@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -178,7 +179,7 @@ func (w *slotWatch) giveUp(ctx context.Context, conn *pgx.Conn, free bool) error
 		return fmt.Errorf("give up slot %s: %w", w.c.cfg.Slot, err)
 	}
 	w.c.log.Error("the slot was dropped to save the source's disk", "slot", w.c.cfg.Slot, "held_bytes", held)
-	return fmt.Errorf("%w: %s, so it was dropped as source.wal.on_limit says, and the changes after it are gone; mend: %s", ErrSlotGivenUp, text, newEpoch)
+	return fmt.Errorf("%w: %s, so it was dropped as source.wal.on_limit says, and the changes after it are gone; mend: %s", ErrSlotGivenUp, text, capture.NewEpoch)
 }
 
 // Warning says what is wrong with the WAL that the source keeps for the slot, or

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -145,7 +146,7 @@ func TestSlotWAL(t *testing.T) {
 				m["slot_wal_status reserved"]+m["slot_wal_status extended"] == 1 && m["slot_look_timestamp_seconds"] > 1e9
 		})
 		r.close()
-		if err := ended(); !errors.Is(err, ErrClosed) {
+		if err := ended(); !errors.Is(err, capture.ErrClosed) {
 			t.Error(err)
 		}
 	})

@@ -15,6 +15,8 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // stream is a replication connection that sends changes. One goroutine, run,
@@ -55,7 +57,7 @@ func (c *Capture) beginStream(ctx context.Context, conn *pgx.Conn, server *serve
 		return fail(err)
 	}
 	fail = func(err error) (*replication, millrace.Position, error) {
-		closeConn(repl)
+		capture.Close(repl)
 		return nil, p, err
 	}
 	s, err := identify(ctx, repl)
@@ -107,11 +109,11 @@ func history(ctx context.Context, repl *replication, timeline uint32) ([]byte, e
 }
 
 func (c *Capture) startReplication(ctx context.Context, repl *replication, from millrace.LSN) error {
-	err := pglogrepl.StartReplication(ctx, repl.PgConn, quote(c.cfg.Slot), pglogrepl.LSN(from), pglogrepl.StartReplicationOptions{
+	err := pglogrepl.StartReplication(ctx, repl.PgConn, table.Quote(c.cfg.Slot), pglogrepl.LSN(from), pglogrepl.StartReplicationOptions{
 		Mode: pglogrepl.LogicalReplication,
 		PluginArgs: []string{
 			"proto_version '2'",
-			"publication_names '" + quote(c.cfg.Publication) + "'",
+			"publication_names '" + table.Quote(c.cfg.Publication) + "'",
 			"messages 'true'",
 			"streaming 'on'",
 		},
@@ -121,7 +123,7 @@ func (c *Capture) startReplication(ctx context.Context, repl *replication, from 
 	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42704" { // undefined_object; publications are not looked at before the first change
-		return fmt.Errorf("%w: start from slot %s at %v: %w; mend: %s", ErrSlotMissing, c.cfg.Slot, from, err, newEpoch)
+		return fmt.Errorf("%w: start from slot %s at %v: %w; mend: %s", ErrSlotMissing, c.cfg.Slot, from, err, capture.NewEpoch)
 	}
 	return c.replicationError(fmt.Errorf("start replication from slot %s at %v: %w", c.cfg.Slot, from, err))
 }
@@ -135,9 +137,9 @@ func (c *Capture) replicationError(err error) error {
 	}
 	switch pg.Code {
 	case "42704": // undefined_object
-		return fmt.Errorf("%w: %w; mend: millrace init, and if rows were changed meanwhile, %s", ErrPublication, err, newEpoch)
+		return fmt.Errorf("%w: %w; mend: millrace init, and if rows were changed meanwhile, %s", ErrPublication, err, capture.NewEpoch)
 	case "55000": // object_not_in_prerequisite_state
-		return fmt.Errorf("%w: %w; mend: %s", ErrSlotLost, err, newEpoch)
+		return fmt.Errorf("%w: %w; mend: %s", ErrSlotLost, err, capture.NewEpoch)
 	}
 	return err
 }
@@ -228,7 +230,7 @@ func (st *stream) run(ctx context.Context) error {
 		if err != nil {
 			var large *pgproto3.ExceededMaxBodyLenErr
 			if errors.As(err, &large) {
-				return fmt.Errorf("receive from the source: %w: a change of %d bytes; mend: remove the value at the source, then %s", millrace.ErrTooLarge, large.ActualBodyLen, newEpoch)
+				return fmt.Errorf("receive from the source: %w: a change of %d bytes; mend: remove the value at the source, then %s", millrace.ErrTooLarge, large.ActualBodyLen, capture.NewEpoch)
 			}
 			return fmt.Errorf("receive from the source: %w", err)
 		}
@@ -249,7 +251,7 @@ func (st *stream) other(msg pgproto3.BackendMessage) error {
 		// Postgres 18 warns of a publication that did not exist when a change
 		// was made, and leaves the change out; before, that was an error.
 		if msg.Code == "55000" {
-			return fmt.Errorf("%w: the source leaves changes out: %s: %s; mend: millrace init, then %s", ErrPublication, msg.Message, msg.Detail, newEpoch)
+			return fmt.Errorf("%w: the source leaves changes out: %s: %s; mend: millrace init, then %s", ErrPublication, msg.Message, msg.Detail, capture.NewEpoch)
 		}
 		return nil
 	case *pgproto3.ParameterStatus:

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -309,7 +310,7 @@ func TestCloseEndsEverything(t *testing.T) {
 		}
 	}
 	r.close()
-	if _, err := src.Next(t.Context()); !errors.Is(err, ErrClosed) {
+	if _, err := src.Next(t.Context()); !errors.Is(err, capture.ErrClosed) {
 		t.Errorf("next after close: %v", err)
 	}
 	src.Confirm(r.edge.at.Position)

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -52,7 +53,7 @@ func (r *rig) client() *client {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.t.Cleanup(func() { closeConn(conn) })
+	r.t.Cleanup(func() { capture.Close(conn) })
 	return &client{r.t, conn}
 }
 

@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/sql"
 )
 
@@ -22,7 +24,7 @@ WHERE e.evtname IN ('millrace_ddl_end', 'millrace_ddl_drop', 'millrace_ddl_rewri
 
 // installTriggers makes the event triggers, if the role may; check warns where
 // they are missing.
-func (c *Capture) installTriggers(ctx context.Context, conn *pgx.Conn, tables []*tableInfo) error {
+func (c *Capture) installTriggers(ctx context.Context, conn *pgx.Conn, tables []*table.Info) error {
 	var initialised bool
 	if err := conn.QueryRow(ctx, "SELECT to_regclass('millrace.leaf') IS NOT NULL").Scan(&initialised); err != nil {
 		return fmt.Errorf("look for the control schema: %w", err)
@@ -42,10 +44,10 @@ func (c *Capture) installTriggers(ctx context.Context, conn *pgx.Conn, tables []
 			return err
 		}
 		for _, t := range tables {
-			if t.kind != "p" {
+			if t.Kind != "p" {
 				continue
 			}
-			if _, err := tx.Exec(ctx, "SELECT millrace.note_leaves($1::bigint::oid, true)", int64(t.id)); err != nil {
+			if _, err := tx.Exec(ctx, "SELECT millrace.note_leaves($1::bigint::oid, true)", int64(t.ID)); err != nil {
 				return err
 			}
 		}
@@ -64,7 +66,7 @@ func (c *Capture) installTriggers(ctx context.Context, conn *pgx.Conn, tables []
 
 // checkTriggers says what is not seen where the event triggers are missing, and
 // what cannot be captured without them.
-func checkTriggers(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*tableInfo) ([]problem, error) {
+func checkTriggers(ctx context.Context, conn *pgx.Conn, server *serverInfo, tables []*table.Info) ([]capture.Problem, error) {
 	var initialised bool
 	var triggers string
 	if err := conn.QueryRow(ctx, "SELECT to_regclass('millrace.leaf') IS NOT NULL, ("+triggersQuery+")").Scan(&initialised, &triggers); err != nil {
@@ -74,14 +76,14 @@ func checkTriggers(ctx context.Context, conn *pgx.Conn, server *serverInfo, tabl
 		return nil, nil
 	}
 	const mend = "run millrace init once as a superuser"
-	var problems []problem
+	var problems []capture.Problem
 	for _, t := range tables {
-		if t.kind == "p" && server.version < 150000 {
-			problems = append(problems, refuse(ErrTable, "table "+t.name.String(), "it is partitioned, and the database has no event triggers of millrace's: Postgres 14 goes on leaving out changes of a partition that was a table of its own before, unless they see to it",
+		if t.Kind == "p" && server.version < 150000 {
+			problems = append(problems, capture.Refuse(capture.ErrTable, "table "+t.Name.String(), "it is partitioned, and the database has no event triggers of millrace's: Postgres 14 goes on leaving out changes of a partition that was a table of its own before, unless they see to it",
 				mend+", upgrade the source, or name its partitions in its place"))
 		}
 	}
-	return append(problems, warn("event triggers", "the database has none of millrace's, or one is turned off: a table that is altered keeps its rows as they were at the edges until it is written to; "+
+	return append(problems, capture.Warn("event triggers", "the database has none of millrace's, or one is turned off: a table that is altered keeps its rows as they were at the edges until it is written to; "+
 		"a rewrite that keeps a column's name and type (ALTER COLUMN … TYPE … USING) is not seen at all, and renamed labels of enums and altered composite types not before the table itself is altered or transfer starts again; "+
 		"partitions that come or go are found by comparison, every few seconds, and each means that the whole table is loaded",
 		mend)), nil

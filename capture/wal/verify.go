@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 )
 
@@ -31,29 +32,9 @@ const (
 	verifyTries = 20
 )
 
-// Phases of a pass.
-const (
-	PassWaiting = "waiting"
-	PassRunning = "running"
-	PassDone    = "done"
-	PassFailed  = "failed"
-)
-
-// PassStatus says how far the newest pass over a table has come.
-type PassStatus struct {
-	// ID is that of its entries, 0 while it waits. IDs grow within the stream.
-	ID           uint64
-	Table, Phase string
-	// Ranges and Rows were given out.
-	Ranges, Rows uint64
-	RequestedAt  time.Time
-	// Problem says why it failed.
-	Problem string
-}
-
 // pass is the newest pass over a table. It is under the lock of loads.
 type pass struct {
-	PassStatus
+	capture.PassStatus
 	table millrace.TableID
 	// last is where the stream stood when its last entry was given out.
 	last millrace.LSN
@@ -87,28 +68,28 @@ func (l *loads) wantLocked(ids []millrace.TableID) {
 		if l.schemas[id] == nil {
 			continue // it has left the stream since it was looked up
 		}
-		l.passes[id] = &pass{table: id, PassStatus: PassStatus{Table: l.schemas[id].QualifiedName(), Phase: PassWaiting, RequestedAt: time.Now().UTC()}}
+		l.passes[id] = &pass{table: id, PassStatus: capture.PassStatus{Table: l.schemas[id].QualifiedName(), Phase: capture.PassWaiting, RequestedAt: time.Now().UTC()}}
 	}
 	l.wakeLocked()
 }
 
 // Passes returns the newest pass over each table, in the order of their names.
 // One is done when all of it has been published and read back.
-func (s *Source) Passes() []PassStatus {
+func (s *Source) Passes() []capture.PassStatus {
 	confirmed := millrace.LSN(s.confirmed.Load())
 	s.loads.mu.Lock()
 	defer s.loads.mu.Unlock()
-	var all []PassStatus
+	var all []capture.PassStatus
 	for _, p := range s.loads.passes {
 		st := p.PassStatus
 		// Its last entry stands at the position of the unit before it, so only a
 		// later position tells.
 		if p.given && confirmed > p.last {
-			st.Phase = PassDone
+			st.Phase = capture.PassDone
 		}
 		all = append(all, st)
 	}
-	slices.SortFunc(all, func(a, b PassStatus) int { return cmp.Compare(a.Table, b.Table) })
+	slices.SortFunc(all, func(a, b capture.PassStatus) int { return cmp.Compare(a.Table, b.Table) })
 	return all
 }
 
@@ -156,7 +137,7 @@ func (l *loads) verify(ctx context.Context, c *Capture) error {
 		}
 		l.mu.Lock()
 		if err != nil {
-			p.Phase, p.Problem = PassFailed, err.Error()
+			p.Phase, p.Problem = capture.PassFailed, err.Error()
 			v.disconnect()
 			c.log.Warn("verification failed", "table", p.Table, "error", err)
 		} else {
@@ -173,7 +154,7 @@ func (l *loads) nextPass() (*pass, <-chan struct{}) {
 	defer l.mu.Unlock()
 	var first *pass
 	for _, p := range l.passes {
-		if p.Phase == PassWaiting && l.byTable[p.table] == nil && (first == nil || p.RequestedAt.Before(first.RequestedAt) || p.RequestedAt.Equal(first.RequestedAt) && p.table < first.table) {
+		if p.Phase == capture.PassWaiting && l.byTable[p.table] == nil && (first == nil || p.RequestedAt.Before(first.RequestedAt) || p.RequestedAt.Equal(first.RequestedAt) && p.table < first.table) {
 			first = p
 		}
 	}
@@ -184,7 +165,7 @@ func (l *loads) nextPass() (*pass, <-chan struct{}) {
 func (v *verifier) run(ctx context.Context, p *pass) error {
 	v.last = max(v.last+1, uint64(time.Now().UnixMicro()))
 	v.l.mu.Lock()
-	p.ID, p.Phase = v.last, PassRunning
+	p.ID, p.Phase = v.last, capture.PassRunning
 	v.l.mu.Unlock()
 	tries, pause := 0, firstRetry
 	for low := []byte(nil); ; {
@@ -194,7 +175,7 @@ func (v *verifier) run(ctx context.Context, p *pass) error {
 		next, again, err := v.step(ctx, p, low)
 		switch {
 		case errors.Is(err, chunk.ErrBusy) || err == nil && again == waitForMore:
-			if err := wait(ctx, pause); err != nil {
+			if err := capture.Wait(ctx, pause); err != nil {
 				return err
 			}
 			pause = min(2*pause, lastRetry)
@@ -257,7 +238,7 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 		if overflown {
 			return low, sameOnceMore, nil
 		}
-		if err := wait(ctx, pause); err != nil {
+		if err := capture.Wait(ctx, pause); err != nil {
 			return nil, more, err
 		}
 	}

@@ -10,7 +10,9 @@ import (
 	"strings"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // open waits until the table is not being loaded, and opens a window.
@@ -20,7 +22,7 @@ func (v *verifier) open(ctx context.Context, p *pass) (*millrace.Schema, *chunk.
 		schema, loading, changed := v.l.schemas[p.table], v.l.byTable[p.table] != nil, v.l.changed
 		if schema == nil {
 			v.l.mu.Unlock()
-			return nil, nil, fmt.Errorf("%w: %s has left it", ErrNoTable, p.Table)
+			return nil, nil, fmt.Errorf("%w: %s has left it", capture.ErrNoTable, p.Table)
 		}
 		if v.l.passes[p.table] != p {
 			v.l.mu.Unlock()
@@ -65,7 +67,7 @@ func (v *verifier) read(ctx context.Context, schema *millrace.Schema, low []byte
 		}
 		if len(v.hashes.b) > verifyWhole {
 			return fmt.Errorf("it is too large to be verified whole, and the source does not sort its keys by their bytes; mend: CREATE INDEX ON %s (%s)",
-				quote(schema.Namespace)+"."+quote(schema.Name), bytewiseIndex(schema, codec))
+				table.Quote(schema.Namespace)+"."+table.Quote(schema.Name), bytewiseIndex(schema, codec))
 		}
 		return nil
 	}
@@ -86,7 +88,7 @@ func (v *verifier) read(ctx context.Context, schema *millrace.Schema, low []byte
 func bytewiseIndex(s *millrace.Schema, codec *millrace.KeyCodec) string {
 	var columns []string
 	for _, i := range codec.Columns() {
-		text := quote(s.Columns[i].Name)
+		text := table.Quote(s.Columns[i].Name)
 		if s.Columns[i].Collation != "" {
 			text += ` COLLATE "C"`
 		}

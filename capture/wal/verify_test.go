@@ -7,12 +7,13 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
 // verify runs a pass over tables, all if none is named, and takes units until it
 // has ended.
-func (r *rig) verify(tables ...string) []PassStatus {
+func (r *rig) verify(tables ...string) []capture.PassStatus {
 	r.t.Helper()
 	if err := r.src.Verify(tables); err != nil {
 		r.t.Fatal(err)
@@ -22,7 +23,7 @@ func (r *rig) verify(tables ...string) []PassStatus {
 		all := r.src.Passes()
 		ended := true
 		for _, p := range all {
-			ended = ended && (p.Phase == PassDone || p.Phase == PassFailed)
+			ended = ended && (p.Phase == capture.PassDone || p.Phase == capture.PassFailed)
 		}
 		if ended {
 			return all
@@ -52,13 +53,13 @@ func TestVerify(t *testing.T) {
 	r := newRig(t, db, nil, "a", "b", "c", "d", "e", "empty")
 	r.open()
 	r.copied()
-	if err := r.src.Verify([]string{"public.a", "public.z"}); !errors.Is(err, ErrNoTable) {
+	if err := r.src.Verify([]string{"public.a", "public.z"}); !errors.Is(err, capture.ErrNoTable) {
 		t.Errorf("pass over a table that the stream does not have: %v", err)
 	}
 	rows := map[string]uint64{"public.a": 25000, "public.b": 2000, "public.c": 2000, "public.d": 2000, "public.e": 50, "public.empty": 0}
 	var ids []uint64
 	for _, p := range r.verify() {
-		if p.Phase != PassDone || p.Rows != rows[p.Table] || p.Ranges < 1 || p.Table == "public.a" && p.Ranges != 3 {
+		if p.Phase != capture.PassDone || p.Rows != rows[p.Table] || p.Ranges < 1 || p.Table == "public.a" && p.Ranges != 3 {
 			t.Errorf("pass: %+v", p)
 		}
 		ids = append(ids, p.ID)
@@ -166,7 +167,7 @@ func TestVerifyBesideWriters(t *testing.T) {
 			}
 		}
 		for _, p := range r.verify() {
-			if p.Phase != PassDone {
+			if p.Phase != capture.PassDone {
 				t.Errorf("pass: %+v", p)
 			}
 		}

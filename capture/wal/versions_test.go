@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
@@ -104,7 +106,7 @@ func smoke(t *testing.T, version int) {
 	if version < 15 {
 		cfg := r.cfgWithout()
 		cfg.Where = map[string]string{"public.a": "id > 0"}
-		if err := mustNew(t, cfg).Install(r.ctx()); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "source.where") {
+		if err := mustNew(t, cfg).Install(r.ctx()); !errors.Is(err, capture.ErrVersion) || !strings.Contains(err.Error(), "source.where") {
 			t.Errorf("install with a row filter: %v", err)
 		}
 	}
@@ -131,14 +133,14 @@ func smoke(t *testing.T, version int) {
 		}
 		alter := func(value string) {
 			t.Helper()
-			if _, err := conn.Exec(r.ctx(), "ALTER_REPLICATION_SLOT "+quote(r.cfg.Slot)+" (FAILOVER "+value+")").ReadAll(); err != nil {
+			if _, err := conn.Exec(r.ctx(), "ALTER_REPLICATION_SLOT "+table.Quote(r.cfg.Slot)+" (FAILOVER "+value+")").ReadAll(); err != nil {
 				t.Fatal(err)
 			}
 		}
 		alter("false")
 		checked(t, r.c, "warning", "failover is off")
 		alter("true") // the mend that check names
-		closeConn(conn)
+		capture.Close(conn)
 	}
 	if err := r.c.Uninstall(r.ctx()); err != nil {
 		t.Fatal(err)
@@ -175,7 +177,7 @@ func TestPostgres18(t *testing.T) {
 		unfit := mustNew(t, Config{URL: db.URL, Stream: "unfit", Tables: []string{"public." + c.name}})
 		checked(t, unfit, "problem", "column g is generated")
 		err := unfit.Install(r.ctx())
-		if !errors.Is(err, ErrTable) {
+		if !errors.Is(err, capture.ErrTable) {
 			t.Errorf("install with table %s: %v", c.name, err)
 		}
 		db.Exec("update " + c.name + " set id = 2") // it goes on being possible

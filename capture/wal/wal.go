@@ -32,7 +32,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +39,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // Defaults of a Config.
@@ -128,7 +128,8 @@ type Config struct {
 // one Source may be open at a time.
 type Capture struct {
 	cfg     Config
-	tables  []tableName
+	tables  []table.Name
+	choices table.Choices // that the configuration makes
 	log     *slog.Logger
 	metrics *metrics
 	slot    *slotWatch
@@ -138,22 +139,12 @@ type Capture struct {
 	gather                                                 func(net.Conn, time.Duration, int)
 	// chosen are the columns and rows of the publication, by table, while a
 	// Source is open.
-	chosen atomic.Pointer[map[millrace.TableID]choice]
+	chosen atomic.Pointer[map[millrace.TableID]table.Choice]
 	// chunks bounds what loads read at once and hold.
 	chunks chunk.Limits
 	// holdLoads makes loads wait from the start until PauseLoads(false).
 	holdLoads bool
 }
-
-// tableName is a table as the configuration names it.
-type tableName struct{ schema, name string }
-
-func (t tableName) String() string { return t.schema + "." + t.name }
-
-// quoted returns the name as SQL writes it.
-func (t tableName) quoted() string { return quote(t.schema) + "." + quote(t.name) }
-
-func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // validSlot reports whether Postgres takes a slot's name: lower-case letters,
 // digits and underscores only. (A pattern would be compiled at every start of
@@ -191,22 +182,12 @@ func New(cfg Config) (*Capture, error) {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
 	c := &Capture{chunks: chunkLimits(), statusInterval: statusInterval, confirmDelay: confirmDelay, watchInterval: watchInterval, stepLimit: stepLimit, gather: gather}
-	seen := make(map[tableName]bool, len(cfg.Tables))
-	for _, text := range cfg.Tables {
-		schema, name, ok := strings.Cut(text, ".")
-		t := tableName{schema, name}
-		switch {
-		case !ok || schema == "" || name == "":
-			return nil, bad("table %q: want schema.table, as in public.accounts", text)
-		case seen[t]:
-			return nil, bad("table %q is named twice; remove one", text)
-		case isSystemSchema(schema):
-			return nil, bad("table %q: schema %s is not captured; remove the table", text, schema)
-		}
-		seen[t] = true
-		c.tables = append(c.tables, t)
+	var err error
+	if c.tables, err = table.ParseNames(cfg.Tables); err != nil {
+		return nil, bad("%v", err)
 	}
-	if err := c.checkNames(&cfg); err != nil {
+	c.choices = table.Choices{Columns: cfg.Columns, Where: cfg.Where}
+	if err := c.choices.Check(cfg.Tables); err != nil {
 		return nil, bad("%v", err)
 	}
 	if cfg.MemoryBudget == 0 {
@@ -257,7 +238,6 @@ func New(cfg Config) (*Capture, error) {
 	}
 	c.log = c.log.With("stream", cfg.Stream)
 	c.cfg = cfg
-	var err error
 	if c.metrics, err = newMetrics(cfg.Registerer, cfg.Stream); err != nil {
 		return nil, bad("register metrics: %v", err)
 	}
@@ -268,10 +248,4 @@ func New(cfg Config) (*Capture, error) {
 		}
 	}
 	return c, nil
-}
-
-// isSystemSchema reports whether tables of the schema are never captured. Our
-// own is among them, or the ledger would feed itself.
-func isSystemSchema(schema string) bool {
-	return schema == "millrace" || schema == "information_schema" || strings.HasPrefix(schema, "pg_")
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/transfer"
 	"github.com/millrace-db/millrace/transfer/admin"
@@ -60,7 +61,7 @@ func (c *commands) Loads() []admin.LoadStatus {
 	return all
 }
 
-func loadStatus(l *wal.LoadStatus, paused bool, now time.Time) admin.LoadStatus {
+func loadStatus(l *capture.LoadStatus, paused bool, now time.Time) admin.LoadStatus {
 	s := admin.LoadStatus{
 		Table: l.Table, Reason: l.Reason, Rows: l.Rows, BlocksDone: l.BlocksDone, Blocks: l.Blocks,
 		Phase: admin.PhaseRunning, StartedAt: l.StartedAt, Paused: paused,
@@ -125,9 +126,9 @@ func (c *commands) Verifications() []admin.VerifyStatus {
 // named gives capture's errors the listener's names.
 func named(err error) error {
 	switch {
-	case errors.Is(err, wal.ErrNoTable):
+	case errors.Is(err, capture.ErrNoTable):
 		return fmt.Errorf("%w: %w", admin.ErrUnknownTable, err)
-	case errors.Is(err, wal.ErrLoading):
+	case errors.Is(err, capture.ErrLoading):
 		return fmt.Errorf("%w: %w", admin.ErrLoading, err)
 	}
 	return err

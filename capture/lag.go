@@ -1,4 +1,4 @@
-package wal
+package capture
 
 import (
 	"context"
@@ -10,16 +10,20 @@ import (
 	"github.com/millrace-db/millrace"
 )
 
-// lagGauge measures how late the physical standbys replay: for how long the
+// LagGauge measures how late the physical standbys replay: for how long the
 // slowest has not come to what was written when it was looked at. (replay_lag of
 // pg_stat_replication stands still with a standby that does.)
-type lagGauge struct {
+type LagGauge struct {
 	written millrace.LSN // what the standbys have not all come to yet
 	at      time.Time    // when that was the end
 }
 
-// look measures once. Without a physical standby there is no lag.
-func (g *lagGauge) look(ctx context.Context, conn *pgx.Conn, now time.Time) (time.Duration, error) {
+type queryRower interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Look measures once, over a connection or in a transaction. Without a physical standby there is no lag.
+func (g *LagGauge) Look(ctx context.Context, conn queryRower, now time.Time) (time.Duration, error) {
 	var written string
 	var replayed *string
 	err := conn.QueryRow(ctx, `
@@ -34,7 +38,7 @@ SELECT pg_current_wal_lsn()::text, (
 		return 0, err
 	}
 	if replayed == nil {
-		*g = lagGauge{}
+		*g = LagGauge{}
 		return 0, nil
 	}
 	at, err := millrace.ParseLSN(*replayed)
@@ -42,7 +46,7 @@ SELECT pg_current_wal_lsn()::text, (
 		return 0, err
 	}
 	if g.at.IsZero() || at >= g.written {
-		*g = lagGauge{end, now}
+		*g = LagGauge{end, now}
 	}
 	return now.Sub(g.at), nil
 }

@@ -1,4 +1,4 @@
-package wal
+package capture
 
 import (
 	"syscall"
@@ -12,6 +12,6 @@ import (
 func boundUnanswered(_, _ string, raw syscall.RawConn) error {
 	// A kernel without the option is no reason not to connect.
 	return raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unanswered.Milliseconds()))
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(Unanswered.Milliseconds()))
 	})
 }

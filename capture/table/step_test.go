@@ -1,95 +1,13 @@
-package wal
+package table
 
 import (
-	"errors"
 	"strings"
 	"testing"
 
 	"github.com/millrace-db/millrace"
 )
 
-func TestSchemaOf(t *testing.T) {
-	known, err := testInfo().schema()
-	if err != nil {
-		t.Fatal(err)
-	}
-	known.Version = 4
-	m, err := parseRelation(relationMsg()[1:])
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Run("catalog agrees", func(t *testing.T) {
-		s, err := schemaOf(m, testInfo(), nil)
-		if err != nil || s.Columns[1].Collation != "default" || s.Columns[0].KeyOrdinal != 1 {
-			t.Errorf("got %+v, %v", s, err)
-		}
-	})
-	t.Run("table dropped", func(t *testing.T) {
-		if s, err := schemaOf(m, nil, known); err != nil || s != known {
-			t.Errorf("got %v, %v", s, err)
-		}
-		if _, err := schemaOf(m, nil, nil); !errors.Is(err, ErrTableChanged) {
-			t.Errorf("never known: %v", err)
-		}
-	})
-	t.Run("column dropped since", func(t *testing.T) {
-		info := testInfo()
-		info.columns = info.columns[:1]
-		s, err := schemaOf(m, info, nil)
-		if err != nil || len(s.Columns) != 2 || s.Columns[1].Name != "v" || s.Columns[1].Collation != "" {
-			t.Errorf("got %+v, %v", s, err)
-		}
-	})
-	t.Run("key changed since", func(t *testing.T) {
-		info := testInfo()
-		info.indexes[0].columns = []int16{2}
-		info.columns[1].notNull = true
-		s, err := schemaOf(m, info, nil)
-		if err != nil || s.Columns[0].KeyOrdinal != 1 || s.Columns[1].KeyOrdinal != 0 {
-			t.Errorf("got %+v, %v", s, err)
-		}
-	})
-	t.Run("key dropped since", func(t *testing.T) {
-		info := testInfo()
-		info.indexes = nil
-		s, err := schemaOf(m, info, known)
-		if err != nil || s.Columns[0].KeyOrdinal != 1 {
-			t.Errorf("got %+v, %v", s, err)
-		}
-	})
-	t.Run("no replica identity", func(t *testing.T) {
-		n := *m
-		n.identity = 'n'
-		info := testInfo()
-		info.identity = "n"
-		if _, err := schemaOf(&n, info, known); !errors.Is(err, ErrTable) {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("type dropped since", func(t *testing.T) {
-		n := *m
-		n.columns = append([]relationColumn(nil), m.columns...)
-		n.columns[1].typ = 9999
-		if _, err := schemaOf(&n, testInfo(), known); !errors.Is(err, ErrTableChanged) {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("order of a composite key", func(t *testing.T) {
-		n := *m
-		n.columns = append([]relationColumn(nil), m.columns...)
-		n.columns[1].key = true
-		info := testInfo()
-		info.columns[1].notNull = true
-		info.indexes[0].columns = []int16{2, 1}
-		info.columns = append(info.columns, columnInfo{number: 3, name: "later", typ: 25, typmod: -1})
-		s, err := schemaOf(&n, info, nil)
-		if err != nil || s.Columns[0].KeyOrdinal != 2 || s.Columns[1].KeyOrdinal != 1 {
-			t.Errorf("got %+v, %v", s, err)
-		}
-	})
-}
-
-func TestReshaped(t *testing.T) {
+func TestCompare(t *testing.T) {
 	base := func() *millrace.Schema {
 		return &millrace.Schema{
 			Version: 1, Table: 1, Namespace: "public", Name: "t",
@@ -99,7 +17,8 @@ func TestReshaped(t *testing.T) {
 				{Name: "m", Type: 5000, Typmod: -1},
 			},
 			Types: []millrace.TypeDesc{
-				testTypes[0], testTypes[1],
+				{OID: 23, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "int4"},
+				{OID: 25, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "text"},
 				{OID: varcharOID, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "varchar"},
 				{OID: 5000, Kind: millrace.TypeEnum, Schema: "public", Name: "mood", Labels: []string{"a", "b"}},
 			},
@@ -147,8 +66,8 @@ func TestReshaped(t *testing.T) {
 	} {
 		after := numbered()
 		c.change(after)
-		got := reshaped(numbered(), after, func(c *millrace.Column) bool { return c.Name == "filled" })
-		if (got.rows == "") != (c.rows == "") || !strings.Contains(got.rows, c.rows) || (got.key == "") != (c.key == "") || !strings.Contains(got.key, c.key) {
+		got := Compare(numbered(), after, func(c *millrace.Column) bool { return c.Name == "filled" })
+		if (got.Rows == "") != (c.rows == "") || !strings.Contains(got.Rows, c.rows) || (got.Key == "") != (c.key == "") || !strings.Contains(got.Key, c.key) {
 			t.Errorf("%s: got %+v, want rows %q, key %q", name, got, c.rows, c.key)
 		}
 	}
@@ -158,18 +77,18 @@ func TestReshaped(t *testing.T) {
 		s.Columns[2].KeyOrdinal, s.Types[3].Labels = 2, labels
 		return s
 	}
-	if got := reshaped(of("a", "b"), of("a", "c"), nil); !strings.Contains(got.key, "label") {
+	if got := Compare(of("a", "b"), of("a", "c"), nil); !strings.Contains(got.Key, "label") {
 		t.Errorf("label of a key column renamed: %+v", got)
 	}
 	// Columns whose numbers are not known go by name.
 	renamed := base()
 	renamed.Columns[1].Name = "w"
-	if got := reshaped(base(), renamed, func(*millrace.Column) bool { return false }); !strings.Contains(got.rows, "became w") {
+	if got := Compare(base(), renamed, func(*millrace.Column) bool { return false }); !strings.Contains(got.Rows, "became w") {
 		t.Errorf("renamed without numbers: %+v", got)
 	}
 	after := base()
 	add(millrace.Column{Name: "w", Type: 25})(after)
-	if reshaped(base(), after, nil).rows == "" {
+	if Compare(base(), after, nil).Rows == "" {
 		t.Error("a column of which nothing is known is taken")
 	}
 }

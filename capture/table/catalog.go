@@ -1,4 +1,4 @@
-package wal
+package table
 
 import (
 	"context"
@@ -13,43 +13,57 @@ import (
 	"github.com/millrace-db/millrace"
 )
 
-// tableInfo is what the source's catalogs say of a table at the moment of the
+// Querier is what look-ups need of a connection or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Info is what the source's catalogs say of a table at the moment of the
 // look-up.
-type tableInfo struct {
-	id          millrace.TableID
-	name        tableName
-	kind        string // pg_class.relkind
-	persistence string
-	identity    string // pg_class.relreplident
-	partition   bool
-	inherits    bool // has parents or children in pg_inherits
-	rowSecurity bool
-	columns     []columnInfo
-	indexes     []indexInfo
-	// types describes every type that the columns use.
-	types []millrace.TypeDesc
-	// choice is which columns and rows are captured.
-	choice choice
+type Info struct {
+	ID          millrace.TableID
+	Name        Name
+	Kind        string // pg_class.relkind
+	Persistence string // pg_class.relpersistence
+	Identity    string // pg_class.relreplident
+	Partition   bool
+	Inherits    bool // has parents or children in pg_inherits
+	RowSecurity bool
+	Columns     []Column // that are not dropped, by number
+	Indexes     []Index  // by name
+	// Types describes every type that the columns use.
+	Types []millrace.TypeDesc
+	// Choice is which columns and rows are captured. The look-up leaves it at
+	// all of them.
+	Choice Choice
+	// Logged are the columns of the key that triggers write, in its order, or
+	// none; also left to the caller. (Of a capture by triggers alone.)
+	Logged []string
 }
 
-type columnInfo struct {
-	number     int16
-	name       string
-	typ        uint32
-	typmod     int32
-	notNull    bool
-	generated  bool
-	hasMissing bool // rows written before the column have a value for it all the same
-	collation  string
-	loose      bool // the collation is nondeterministic
-	outOfLine  bool // its values may be stored out of line
+// Column is a column of a table.
+type Column struct {
+	Number           int16 // pg_attribute.attnum
+	Name             string
+	Type             uint32
+	Typmod           int32
+	NotNull          bool
+	Generated        bool
+	HasMissing       bool // rows written before the column have a value for it all the same
+	Collation        string
+	Nondeterministic bool // the collation is
+	OutOfLine        bool // its values may be stored out of line
 }
 
-type indexInfo struct {
-	name                              string
-	primary, unique, immediate, valid bool
-	identity, partial, hasExpression  bool
-	columns                           []int16 // of the key, in its order
+// Index is an index of a table.
+type Index struct {
+	Name string
+	// OID grows with the time at which indexes are made, until it wraps around.
+	OID                               uint32
+	Primary, Unique, Immediate, Valid bool
+	Identity, Partial, HasExpression  bool
+	Columns                           []int16 // of the key, in its order
 }
 
 const tableQuery = `
@@ -59,48 +73,48 @@ SELECT c.oid::bigint, n.nspname::text, c.relname::text, c.relkind::text, c.relpe
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE `
 
-// tableByName returns nil if there is no such table.
-func tableByName(ctx context.Context, conn *pgx.Conn, name tableName) (*tableInfo, error) {
-	return lookUpTable(ctx, conn, nil, tableQuery+"n.nspname = $1 AND c.relname = $2", name.schema, name.name)
+// ByName looks a table up; it returns nil if there is no such table.
+func ByName(ctx context.Context, conn Querier, name Name) (*Info, error) {
+	return lookUp(ctx, conn, nil, tableQuery+"n.nspname = $1 AND c.relname = $2", name.Schema, name.Name)
 }
 
-// tableByID returns nil if there is no such table. The types of the result also
+// ByID looks a table up; it returns nil if there is no such table. The types of the result also
 // cover moreTypes.
-func tableByID(ctx context.Context, conn *pgx.Conn, id millrace.TableID, moreTypes []uint32) (*tableInfo, error) {
-	return lookUpTable(ctx, conn, moreTypes, tableQuery+"c.oid = $1::bigint::oid", int64(id))
+func ByID(ctx context.Context, conn Querier, id millrace.TableID, moreTypes []uint32) (*Info, error) {
+	return lookUp(ctx, conn, moreTypes, tableQuery+"c.oid = $1::bigint::oid", int64(id))
 }
 
-func lookUpTable(ctx context.Context, conn *pgx.Conn, moreTypes []uint32, query string, args ...any) (*tableInfo, error) {
+func lookUp(ctx context.Context, conn Querier, moreTypes []uint32, query string, args ...any) (*Info, error) {
 	var (
-		t  tableInfo
+		t  Info
 		id int64
 	)
-	err := conn.QueryRow(ctx, query, args...).Scan(&id, &t.name.schema, &t.name.name, &t.kind, &t.persistence, &t.identity,
-		&t.partition, &t.rowSecurity, &t.inherits)
+	err := conn.QueryRow(ctx, query, args...).Scan(&id, &t.Name.Schema, &t.Name.Name, &t.Kind, &t.Persistence, &t.Identity,
+		&t.Partition, &t.RowSecurity, &t.Inherits)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look up table %v: %w", args, err)
 	}
-	t.id = millrace.TableID(id)
+	t.ID = millrace.TableID(id)
 	if err := t.readColumns(ctx, conn); err != nil {
-		return nil, fmt.Errorf("look up columns of %v: %w", t.name, err)
+		return nil, fmt.Errorf("look up columns of %v: %w", t.Name, err)
 	}
 	if err := t.readIndexes(ctx, conn); err != nil {
-		return nil, fmt.Errorf("look up indexes of %v: %w", t.name, err)
+		return nil, fmt.Errorf("look up indexes of %v: %w", t.Name, err)
 	}
 	types := slices.Clone(moreTypes)
-	for _, c := range t.columns {
-		types = append(types, c.typ)
+	for _, c := range t.Columns {
+		types = append(types, c.Type)
 	}
-	if t.types, err = lookUpTypes(ctx, conn, types); err != nil {
-		return nil, fmt.Errorf("look up types of %v: %w", t.name, err)
+	if t.Types, err = lookUpTypes(ctx, conn, types); err != nil {
+		return nil, fmt.Errorf("look up types of %v: %w", t.Name, err)
 	}
 	return &t, nil
 }
 
-func (t *tableInfo) readColumns(ctx context.Context, conn *pgx.Conn) error {
+func (t *Info) readColumns(ctx context.Context, conn Querier) error {
 	rows, err := conn.Query(ctx, `
 SELECT a.attnum, a.attname::text, a.atttypid::bigint, a.atttypmod, a.attnotnull, a.attgenerated <> '',
        -- A value that is stored, or that a rewrite has put into old rows.
@@ -113,42 +127,46 @@ JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_collation l ON l.oid = a.attcollation
 LEFT JOIN pg_namespace n ON n.oid = l.collnamespace
 WHERE a.attrelid = $1::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped
-ORDER BY a.attnum`, int64(t.id))
+ORDER BY a.attnum`, int64(t.ID))
 	if err != nil {
 		return err
 	}
-	t.columns, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c columnInfo, err error) {
+	t.Columns, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Column, err error) {
 		var typ int64
-		err = row.Scan(&c.number, &c.name, &typ, &c.typmod, &c.notNull, &c.generated, &c.hasMissing, &c.collation, &c.loose, &c.outOfLine)
-		c.typ = uint32(typ)
+		err = row.Scan(&c.Number, &c.Name, &typ, &c.Typmod, &c.NotNull, &c.Generated, &c.HasMissing, &c.Collation, &c.Nondeterministic, &c.OutOfLine)
+		c.Type = uint32(typ)
 		return c, err
 	})
 	return err
 }
 
-func (t *tableInfo) readIndexes(ctx context.Context, conn *pgx.Conn) error {
+func (t *Info) readIndexes(ctx context.Context, conn Querier) error {
 	rows, err := conn.Query(ctx, `
-SELECT c.relname::text, i.indisprimary, i.indisunique, i.indimmediate, i.indisvalid, i.indisreplident,
+SELECT c.relname::text, c.oid::bigint, i.indisprimary, i.indisunique, i.indimmediate, i.indisvalid, i.indisreplident,
        i.indpred IS NOT NULL, i.indexprs IS NOT NULL,
        array_to_string((i.indkey::int2[])[0:i.indnkeyatts - 1], ' ')
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = $1::bigint::oid
-ORDER BY c.relname`, int64(t.id))
+ORDER BY c.relname`, int64(t.ID))
 	if err != nil {
 		return err
 	}
-	t.indexes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (i indexInfo, err error) {
-		var columns string
-		err = row.Scan(&i.name, &i.primary, &i.unique, &i.immediate, &i.valid, &i.identity, &i.partial, &i.hasExpression, &columns)
+	t.Indexes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (i Index, err error) {
+		var (
+			oid     int64
+			columns string
+		)
+		err = row.Scan(&i.Name, &oid, &i.Primary, &i.Unique, &i.Immediate, &i.Valid, &i.Identity, &i.Partial, &i.HasExpression, &columns)
 		if err != nil {
 			return i, err
 		}
+		i.OID = uint32(oid)
 		for _, text := range strings.Fields(columns) {
 			n, err := strconv.ParseInt(text, 10, 16)
 			if err != nil {
-				return i, fmt.Errorf("read columns of index %s: %w", i.name, err)
+				return i, fmt.Errorf("read columns of index %s: %w", i.Name, err)
 			}
-			i.columns = append(i.columns, int16(n))
+			i.Columns = append(i.Columns, int16(n))
 		}
 		return i, nil
 	})
@@ -193,7 +211,7 @@ ORDER BY t.oid`
 
 // lookUpTypes returns descriptors in ascending order of OID. A type that is no
 // longer in the catalog is left out.
-func lookUpTypes(ctx context.Context, conn *pgx.Conn, oids []uint32) ([]millrace.TypeDesc, error) {
+func lookUpTypes(ctx context.Context, conn Querier, oids []uint32) ([]millrace.TypeDesc, error) {
 	want := make([]int64, 0, len(oids))
 	for _, oid := range oids {
 		want = append(want, int64(oid))
@@ -241,13 +259,18 @@ func lookUpTypes(ctx context.Context, conn *pgx.Conn, oids []uint32) ([]millrace
 	})
 }
 
-// leafInfo is a partition that holds rows.
-type leafInfo struct {
-	name, kind, persistence, identity string
-	key                               string // names of the columns of its replica identity, sorted
+// Leaf is a partition that holds rows.
+type Leaf struct {
+	Name        string // as SQL writes it
+	Kind        string // pg_class.relkind
+	Persistence string // pg_class.relpersistence
+	Identity    string // pg_class.relreplident
+	Key         string // names of the columns of its replica identity, sorted, with commas between
 }
 
-func lookUpLeaves(ctx context.Context, conn *pgx.Conn, root millrace.TableID) ([]leafInfo, error) {
+// Leaves looks up the partitions of a table that hold rows, at any depth, by name;
+// of a plain table it returns the table itself.
+func Leaves(ctx context.Context, conn Querier, root millrace.TableID) ([]Leaf, error) {
 	rows, err := conn.Query(ctx, `
 WITH RECURSIVE tree (oid) AS (
     SELECT $1::bigint::oid
@@ -266,8 +289,8 @@ ORDER BY 1`, int64(root))
 	if err != nil {
 		return nil, fmt.Errorf("look up partitions: %w", err)
 	}
-	leaves, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l leafInfo, err error) {
-		return l, row.Scan(&l.name, &l.kind, &l.persistence, &l.identity, &l.key)
+	leaves, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l Leaf, err error) {
+		return l, row.Scan(&l.Name, &l.Kind, &l.Persistence, &l.Identity, &l.Key)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look up partitions: %w", err)

@@ -1,0 +1,104 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-db/millrace"
+)
+
+// maxMessage bounds one message of the server in bytes: a row of the largest
+// size, in its old and its new version.
+const maxMessage = 2*millrace.MaxEntry + 8<<20
+
+const (
+	// KeepAlive bounds how long the kernel takes to see a dead peer.
+	KeepAlive = 15 * time.Second
+	// Unanswered bounds how long it takes while something is on its way to the
+	// peer.
+	Unanswered = 30 * time.Second
+	// connecting bounds how long a connection is waited for, unless the URL says
+	// otherwise.
+	connecting = 15 * time.Second
+	// closing bounds the orderly end of a connection.
+	closing = 5 * time.Second
+)
+
+// Bound bounds what a connection may wait for and how much one message of the
+// server may hold.
+func Bound(cfg *pgconn.Config) {
+	cfg.MaxProtocolMessageBodyLen = maxMessage
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = connecting
+	}
+	dialer := &net.Dialer{Control: boundUnanswered, KeepAliveConfig: net.KeepAliveConfig{
+		Enable: true, Idle: KeepAlive, Interval: KeepAlive / 3, Count: 3,
+	}}
+	cfg.DialFunc = dialer.DialContext
+}
+
+// Close ends a connection in good order, within 5 s.
+func Close(conn interface{ Close(context.Context) error }) {
+	ctx, cancel := context.WithTimeout(context.Background(), closing)
+	defer cancel()
+	_ = conn.Close(ctx) // nothing is lost with it
+}
+
+// Wait waits for d, or until ctx ends, whose error it then returns.
+func Wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// ConnectRefused makes an ErrConnect.
+func ConnectRefused(err error, mend string) error {
+	return fmt.Errorf("%w: %w; mend: %s", ErrConnect, err, mend)
+}
+
+// ConnectError tells refusals of a connection, which an operator mends, from
+// failures that pass.
+func ConnectError(err error) error {
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		return ConnectRefused(err, "correct the source URL")
+	}
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return fmt.Errorf("connect to the source: %w", err)
+	}
+	switch {
+	case pg.Code == "28P01":
+		return ConnectRefused(err, "correct the password in the source URL, or the role's at the source")
+	case pg.Code == "28000" && strings.Contains(pg.Message, "pg_hba.conf"):
+		return ConnectRefused(err, "allow the connection in the server's pg_hba.conf")
+	case pg.Code == "28000":
+		return ConnectRefused(err, "correct the role in the source URL")
+	case pg.Code == "3D000":
+		return ConnectRefused(err, "correct the database in the source URL")
+	case pg.Code == "42704":
+		return fmt.Errorf("%w: %w; mend: use Postgres 14 or later", ErrVersion, err)
+	}
+	return fmt.Errorf("connect to the source: %w", err)
+}
+
+// Role returns the role of a source URL, as SQL writes it.
+func Role(url string) string {
+	cfg, err := pgconn.ParseConfig(url)
+	if err != nil || cfg.User == "" {
+		return "CURRENT_USER"
+	}
+	return pgx.Identifier{cfg.User}.Sanitize()
+}

@@ -1,0 +1,45 @@
+package capture
+
+import "time"
+
+// LoadStatus says how far a load has come, for people.
+type LoadStatus struct {
+	Table  string
+	Reason string
+	// Initial loads end together.
+	Initial bool
+	// Rows were read; Blocks is the length of the table's heaps, BlocksDone what
+	// was read of them. Blocks is 0 until they have been measured.
+	Rows, Blocks, BlocksDone uint64
+	// Restarts counts how often the table was rewritten meanwhile.
+	Restarts int
+	// BlocksBefore were read before this process took the load up.
+	BlocksBefore uint64
+	// Done tells that it has ended, and all of it was published and read back.
+	Done bool
+	// Waiting tells that all is read, and the load waits for others.
+	Waiting bool
+	// StartedAt is when this process took the load up.
+	StartedAt time.Time
+}
+
+// Phases of a pass.
+const (
+	PassWaiting = "waiting"
+	PassRunning = "running"
+	PassDone    = "done"
+	PassFailed  = "failed"
+)
+
+// PassStatus says how far the newest pass over a table has come, in which its
+// rows are verified.
+type PassStatus struct {
+	// ID is that of its entries, 0 while it waits. IDs grow within the stream.
+	ID           uint64
+	Table, Phase string
+	// Ranges and Rows were given out.
+	Ranges, Rows uint64
+	RequestedAt  time.Time
+	// Problem says why it failed.
+	Problem string
+}
