@@ -37,17 +37,39 @@ type Stream struct {
 
 // Source is where changes come from.
 type Source struct {
-	URL       Secret              `key:"url" unit:"connection string" doc:"How init, check, uninstall and transfer reach Postgres: the server itself, not a pooler, and not a standby. Keep passwords out of the file with the environment variable, PGPASSFILE or a service file."`
-	Capture   string              `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
-	Tables    []string            `key:"tables" unit:"schema.table" doc:"The tables to capture. Each needs a primary key that is not deferrable."`
-	Columns   map[string][]string `key:"columns" unit:"columns" doc:"Columns to capture, by table; all of a table that is not named here. The key's columns have to be among them. Postgres 15 and later. Changed, the table is loaded again."`
-	Where     map[string]string   `key:"where" unit:"SQL condition" doc:"Which rows to capture, by table, as in CREATE PUBLICATION … WHERE; all rows of a table that is not named here. It may use the key's columns only, or any under REPLICA IDENTITY FULL. Postgres 15 and later. Changed, the table is loaded again."`
+	URL       Secret              `key:"url" unit:"connection string" doc:"How init, check, uninstall and transfer reach Postgres: the server itself, and not a standby. With capture trigger it may lead through a pooler in transaction mode. Keep passwords out of the file with the environment variable, PGPASSFILE or a service file."`
+	SetupURL  Secret              `key:"setup_url" unit:"connection string" doc:"How init, uninstall, epoch new and check --fix reach Postgres, where that takes another role: the one that owns the tables. The server itself. Not set: url."`
+	Capture   string              `key:"capture" unit:"wal, trigger" default:"wal" doc:"How changes are captured: wal is logical decoding; trigger is a log of keys that triggers write, for databases where logical decoding is not allowed. It stays what init was run with."`
+	Tables    []string            `key:"tables" unit:"schema.table" doc:"The tables to capture. Each needs a primary key, which with capture wal must not be deferrable."`
+	Columns   map[string][]string `key:"columns" unit:"columns" doc:"Columns to capture, by table; all of a table that is not named here. The key's columns have to be among them. With capture wal, Postgres 15 and later. Changed, the table is loaded again."`
+	Where     map[string]string   `key:"where" unit:"SQL condition" doc:"Which rows to capture, by table, as in CREATE PUBLICATION … WHERE; all rows of a table that is not named here. With capture wal it may use the key's columns only, or any under REPLICA IDENTITY FULL, and needs Postgres 15 or later. Changed, the table is loaded again."`
 	Heartbeat Duration            `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
-	Memory    Size                `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
-	SpoolDir  string              `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are larger than memory. Made if missing; emptied at start."`
+	Memory    Size                `key:"memory" unit:"bytes" default:"64MiB" doc:"Capture wal only. How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
+	SpoolDir  string              `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Capture wal only. Directory for transactions that are larger than memory. Made if missing; emptied at start."`
 	Load      Loading             `key:"load" doc:"How tables are loaded: the first copy, and every table that is loaded again."`
 	Verify    Verifying           `key:"verify" doc:"How the tables are verified: what the edges have stored is compared with the source."`
-	WAL       WAL                 `key:"wal" doc:"How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
+	WAL       WAL                 `key:"wal" doc:"Capture wal only. How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
+	Poll      Poll                `key:"poll" doc:"Capture trigger only. How often the source is asked for changes."`
+	Audit     Audit               `key:"audit" doc:"Capture trigger only. What is kept of the log of keys once it is published."`
+	Roles     Roles               `key:"roles" doc:"Capture trigger only. Roles at the source; none needs to be a superuser. See OPERATIONS."`
+}
+
+// Poll says how often the source is asked for changes.
+type Poll struct {
+	Min Duration `key:"min" unit:"duration" default:"2ms" doc:"The pause after something came. At least 1ms."`
+	Max Duration `key:"max" unit:"duration" default:"50ms" doc:"The longest pause, which is reached when nothing comes. At most 10s, and not below min."`
+}
+
+// Audit says what is kept of the log of keys.
+type Audit struct {
+	Retain Duration `key:"retain" unit:"duration" default:"24h" doc:"How long logged keys stay readable after they were published: at least this long, and at most twice. From 1m to 720h. millrace init puts a change into effect."`
+}
+
+// Roles are roles at the source.
+type Roles struct {
+	Owner    string `key:"owner" unit:"role" doc:"Owns the control schema and the functions of the triggers. init makes it, without a login, if it is not there, and its own role has to be a member. Not set: the role that runs init."`
+	Capture  string `key:"capture" unit:"role" doc:"The role of transfer, in source.url. init gives it what it needs and no more, and it has to exist. Not set: the role in source.url has to own the control schema, or be a member of the role that does."`
+	Verifier string `key:"verifier" unit:"role" doc:"May read the captured tables, the logs of keys, the ticks and the ledger, and write nothing: for people and for millrace audit. It has to exist. Not set: none."`
 }
 
 // Loading says how tables are loaded.
@@ -106,6 +128,12 @@ type HTTP struct {
 const (
 	OnLimitAlarm = "alarm"
 	OnLimitDrop  = "drop"
+)
+
+// The values of source.capture.
+const (
+	CaptureWAL     = "wal"
+	CaptureTrigger = "trigger"
 )
 
 // Log says what is logged.

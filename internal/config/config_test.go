@@ -41,7 +41,8 @@ func TestExample(t *testing.T) {
 			Tables:    []string{"public.pgbench_accounts", "public.pgbench_tellers"},
 			Heartbeat: Duration(time.Second), Memory: 64 << 20, SpoolDir: "./data/spool",
 			Load: Loading{Workers: 2}, Verify: Verifying{Every: Duration(24 * time.Hour), RowsPerSecond: 20000},
-			WAL: WAL{Warn: 25, OnLimit: OnLimitAlarm},
+			WAL:  WAL{Warn: 25, OnLimit: OnLimitAlarm},
+			Poll: Poll{Min: Duration(2 * time.Millisecond), Max: Duration(50 * time.Millisecond)}, Audit: Audit{Retain: Duration(24 * time.Hour)},
 		},
 		Kafka: Kafka{Brokers: []string{"127.0.0.1:9092"}, Topic: "millrace.bank", Replicas: 3},
 	}
@@ -80,6 +81,32 @@ func TestExample(t *testing.T) {
 	}
 	if !strings.Contains(all, "postgres://u@db.internal:5433/bank") {
 		t.Error("the source is not printed")
+	}
+}
+
+// A stream captured by triggers sets what belongs to it, and is written without
+// the keys of the other capture.
+func TestTriggerExample(t *testing.T) {
+	text := "streams:\n- name: bank\n  kafka: {brokers: [k:1]}\n  source: {url: 'postgres://u@p:6432/bank', setup_url: 'postgres://o:hushhush@h/bank', capture: trigger, " +
+		"tables: [public.a], poll: {max: 100ms}, audit: {retain: 2h}, roles: {owner: o, capture: u, verifier: v}}\n"
+	for range 2 {
+		c, err := Parse("m.yaml", []byte(text), nil)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		s := c.Streams[0].Source
+		if s.Capture != CaptureTrigger || s.SetupURL.Reveal() != "postgres://o:hushhush@h/bank" || s.Poll != (Poll{Min: Duration(2 * time.Millisecond), Max: Duration(100 * time.Millisecond)}) ||
+			s.Audit.Retain != Duration(2*time.Hour) || s.Roles != (Roles{Owner: "o", Capture: "u", Verifier: "v"}) {
+			t.Errorf("got %+v", s)
+		}
+		if printed := fmt.Sprintf("%v %+v", *c, *c); strings.Contains(printed, "hushhush") {
+			t.Error("a password is printed")
+		}
+		written, err := c.YAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = string(written)
 	}
 }
 
@@ -226,6 +253,28 @@ func TestProblems(t *testing.T) {
 				`m.yaml:4: streams.a.source.wal.limit: 1MiB: want at least 64MiB`,
 				`m.yaml:4: streams.a.source.wal.on_limit: "dorp": did you mean "drop"?`,
 				`m.yaml:6: streams.b.source.wal.on_limit: drop without a limit; set limit`,
+			},
+		},
+		{
+			"keys of the other capture", "streams:\n- name: a" + kafka + "  source:\n    capture: trigger\n    memory: 64MiB\n    wal: {warn: 10}\n- name: b\n  source: {poll: {max: 1s}, roles: {owner: x}}\n  kafka: {topic: x}\n",
+			[]string{"MILLRACE_STREAMS_B_SOURCE_AUDIT_RETAIN=1h"},
+			[]string{
+				`m.yaml:6: streams.a.source.memory: means nothing with capture trigger, it belongs to capture wal; remove it, or set source.capture to wal`,
+				`m.yaml:7: streams.a.source.wal: means nothing with capture trigger, it belongs to capture wal; remove it, or set source.capture to wal`,
+				`m.yaml:9: streams.b.source.poll: means nothing with capture wal, it belongs to capture trigger; remove it, or set source.capture to trigger`,
+				`m.yaml:9: streams.b.source.audit: means nothing with capture wal, it belongs to capture trigger; remove it, or set source.capture to trigger`,
+				`m.yaml:9: streams.b.source.roles: means nothing with capture wal, it belongs to capture trigger; remove it, or set source.capture to trigger`,
+			},
+		},
+		{
+			"capture trigger", "streams:\n- name: a" + kafka + "  source: {capture: trigger, setup_url: 'postgres://u:hushhush@h:port/d', poll: {min: 0s, max: 1m}, audit: {retain: 1s}, roles: {owner: pg_x, capture: c, verifier: c}}\n", nil,
+			[]string{
+				`m.yaml:4: streams.a.source.setup_url: not a connection string; write postgres://owner@host:5432/database`,
+				`m.yaml:4: streams.a.source.poll.min: 0s: want 1ms to 10s`,
+				`m.yaml:4: streams.a.source.poll.max: 1m: want 1ms to 10s`,
+				`m.yaml:4: streams.a.source.audit.retain: 1s: want 1m to 720h`,
+				`m.yaml:4: streams.a.source.roles.owner: "pg_x" is not the name of a role that can be made; want at most 63 bytes, not pg_…, public or none`,
+				`m.yaml:4: streams.a.source.roles.verifier: c is the owner or the capture role, which may write; name a role of its own`,
 			},
 		},
 		{

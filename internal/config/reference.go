@@ -36,6 +36,21 @@ edge:
   data_dir: ./data/edge
   http: {listen: "127.0.0.1:7480", unix: ./data/edge.sock}
 ` + "```" + `
+
+Where logical decoding is not allowed, ` + "`capture: trigger`" + ` needs no setting of the server and no right of replication,
+and ` + "`url`" + ` may lead through PgBouncer in transaction mode ([OPERATIONS](OPERATIONS.md#capture-by-triggers)):
+
+` + "```yaml" + `
+streams:
+  - name: bank
+    source:
+      url: "postgres://millrace@pooler.internal:6432/bank"
+      setup_url: "postgres://bank_owner@db.internal/bank"
+      capture: trigger
+      roles: {owner: millrace_owner, capture: millrace, verifier: auditor}
+      tables: [public.pgbench_accounts, public.pgbench_tellers]
+    kafka:  {brokers: ["127.0.0.1:9092"], topic: millrace.bank}
+` + "```" + `
 `
 
 // Reference is docs/CONFIGURATION.md.

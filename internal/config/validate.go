@@ -20,6 +20,9 @@ import (
 // elsewhere.
 const maxSocketPath = 103
 
+// maxRole is what Postgres takes for a name, in bytes.
+const maxRole = 63
+
 // maxTopicName leaves room for the number of an epoch.
 const maxTopicName = 240
 
@@ -101,13 +104,14 @@ func (k *checker) stream(path string, s *Stream) {
 			k.bad(path+".source.url", "not a connection string; write postgres://user@host:5432/database")
 		}
 	}
-	switch s.Source.Capture {
-	case "wal":
-	case "trigger":
-		k.bad(path+".source.capture", "trigger: this version of millrace captures with wal only")
-	default:
-		k.oneOf(path+".source.capture", s.Source.Capture, "wal")
+	if s.Source.SetupURL != "" {
+		var e *pgconn.ParseConfigError
+		if _, err := pgconn.ParseConfig(s.Source.SetupURL.Reveal()); errors.As(err, &e) {
+			k.bad(path+".source.setup_url", "not a connection string; write postgres://owner@host:5432/database")
+		}
 	}
+	k.oneOf(path+".source.capture", s.Source.Capture, CaptureWAL, CaptureTrigger)
+	k.modes(path+".source", s.Source.Capture)
 	for i, table := range s.Source.Tables {
 		schema, name, ok := strings.Cut(table, ".")
 		if !ok || schema == "" || name == "" {
@@ -123,6 +127,7 @@ func (k *checker) stream(path string, s *Stream) {
 	k.load(path+".source.load", &s.Source.Load)
 	k.verify(path+".source.verify", &s.Source.Verify)
 	k.wal(path+".source.wal", &s.Source.WAL)
+	k.trigger(path+".source", &s.Source)
 	for _, broker := range s.Kafka.Brokers {
 		if err := hostPort(broker); err != nil {
 			k.bad(path+".kafka.brokers", "%v", err)
@@ -149,6 +154,40 @@ func (k *checker) wal(path string, w *WAL) {
 	k.oneOf(path+".on_limit", w.OnLimit, OnLimitAlarm, OnLimitDrop)
 	if w.OnLimit == OnLimitDrop && w.Limit == 0 {
 		k.bad(path+".on_limit", "drop without a limit; set limit")
+	}
+}
+
+// modes refuses keys that mean nothing with the chosen capture: whoever sets one
+// expects something of it.
+func (k *checker) modes(path, capture string) {
+	only := map[string][]string{
+		CaptureWAL:     {"memory", "spool_dir", "wal"},
+		CaptureTrigger: {"poll", "audit", "roles"},
+	}
+	for _, of := range []string{CaptureWAL, CaptureTrigger} {
+		if of == capture || !slices.Contains([]string{CaptureWAL, CaptureTrigger}, capture) {
+			continue
+		}
+		for _, key := range only[of] {
+			if k.c.Has(path + "." + key) {
+				k.bad(path+"."+key, "means nothing with capture %s, it belongs to capture %s; remove it, or set source.capture to %[2]s", capture, of)
+			}
+		}
+	}
+}
+
+// trigger checks what belongs to capture trigger.
+func (k *checker) trigger(path string, s *Source) {
+	k.between(path+".poll.min", s.Poll.Min, time.Millisecond, 10*time.Second)
+	k.between(path+".poll.max", s.Poll.Max, max(time.Duration(s.Poll.Min), time.Millisecond), 10*time.Second)
+	k.between(path+".audit.retain", s.Audit.Retain, time.Minute, 30*24*time.Hour)
+	for _, role := range []struct{ key, name string }{{"owner", s.Roles.Owner}, {"capture", s.Roles.Capture}, {"verifier", s.Roles.Verifier}} {
+		if len(role.name) > maxRole || strings.HasPrefix(role.name, "pg_") || role.name == "public" || role.name == "none" {
+			k.bad(path+".roles."+role.key, "%q is not the name of a role that can be made; want at most %d bytes, not pg_…, public or none", role.name, maxRole)
+		}
+	}
+	if s.Roles.Verifier != "" && (s.Roles.Verifier == s.Roles.Owner || s.Roles.Verifier == s.Roles.Capture) {
+		k.bad(path+".roles.verifier", "%s is the owner or the capture role, which may write; name a role of its own", s.Roles.Verifier)
 	}
 }
 
