@@ -29,7 +29,9 @@ import (
 var (
 	seedFlag = flag.Uint64("seed", 0, "seed of randomised runs; 0 chooses one and prints it")
 	fullFlag = flag.Bool("full", false, "run the end-to-end tests at their full size, not at that of CI")
-	trials   = flag.Int("trials", 0, "how often each step is tried; 0 means a few in CI and the size of a release with -full")
+	// captureFlag is for systems whose test does not choose.
+	captureFlag = flag.String("capture", CaptureWAL, "how changes are captured where the test does not say: wal or trigger")
+	trials      = flag.Int("trials", 0, "how often each step is tried; 0 means a few in CI and the size of a release with -full")
 )
 
 // pollInterval is how often a condition is looked at. It bounds no result: a
@@ -40,6 +42,10 @@ const pollInterval = 10 * time.Millisecond
 // was built and exits.
 func Main(m *testing.M) {
 	flag.Parse()
+	if *captureFlag != CaptureWAL && *captureFlag != CaptureTrigger {
+		fmt.Fprintf(os.Stderr, "-capture %s: want wal or trigger\n", *captureFlag)
+		os.Exit(ExitUsage)
+	}
 	pgtest.Main(m, kafkatest.StopShared, removeBinaries)
 }
 

@@ -23,6 +23,12 @@ const (
 	ExitOperator = 4 // somebody has to act
 )
 
+// The ways to capture changes.
+const (
+	CaptureWAL     = "wal"
+	CaptureTrigger = "trigger"
+)
+
 const commandLimit = time.Minute
 
 // System is one stream with its source, its topic and the configuration that
@@ -37,6 +43,9 @@ type System struct {
 	Dir string
 	// Tables are the captured ones, schema.table.
 	Tables []string
+	// Capture is how changes are captured, wal or trigger; empty is what -capture
+	// says.
+	Capture string
 	// More is put behind the other keys of the configuration's source, such as
 	// ", where: {public.a: true}".
 	More string
@@ -71,8 +80,8 @@ func (s *System) stream(source bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "streams:\n  - name: %s\n", s.Stream)
 	if source {
-		fmt.Fprintf(&b, "    source: {url: %q, capture: wal, tables: [%s], heartbeat: 1s, spool_dir: %q%s}\n",
-			s.SourceURL, strings.Join(s.Tables, ", "), filepath.Join(s.Dir, fmt.Sprintf("spool-%d", s.transfers)), s.More)
+		fmt.Fprintf(&b, "    source: {url: %q, capture: %s, tables: [%s], heartbeat: 1s%s%s}\n",
+			s.SourceURL, s.Mode(), strings.Join(s.Tables, ", "), s.spool(), s.More)
 	}
 	brokers := make([]string, 0, 3)
 	addresses := s.Kafka.Brokers()
@@ -84,6 +93,22 @@ func (s *System) stream(source bool) string {
 	}
 	fmt.Fprintf(&b, "    kafka: {brokers: [%s], topic: %q}\n", strings.Join(brokers, ", "), s.Topic)
 	return b.String()
+}
+
+// Mode is how the system captures changes: wal or trigger.
+func (s *System) Mode() string {
+	if s.Capture == "" {
+		return *captureFlag
+	}
+	return s.Capture
+}
+
+// spool is the key for the directory that capture wal needs, one a transfer.
+func (s *System) spool() string {
+	if s.Mode() != CaptureWAL {
+		return ""
+	}
+	return fmt.Sprintf(", spool_dir: %q", filepath.Join(s.Dir, fmt.Sprintf("spool-%d", s.transfers)))
 }
 
 // TransferConfig writes a configuration for the source's side with an admin

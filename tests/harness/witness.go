@@ -285,6 +285,10 @@ func (w *Witness) units(r *millrace.Record, entries []witnessEntry) error {
 		}
 		at = chainAfter(w.chain, entries)
 	} else {
+		// Windows come in the order of their ticks; loads stay at the tick before.
+		if p := r.Position; p.Mode == millrace.ModeTrigger && p.Tick < w.Position.Tick {
+			return fmt.Errorf("batch %v to %v is of tick %d, after tick %d", r.First, r.Last(), p.Tick, w.Position.Tick)
+		}
 		w.Position = r.Position
 	}
 	if at != r.Chain {
