@@ -6,9 +6,10 @@ package sql
 
 import "embed"
 
-// Control holds the numbered files of the control schema.
+// Control holds the numbered files of the control schema, and under down those
+// that take each back.
 //
-//go:embed control/*.sql
+//go:embed control/*.sql control/down/*.sql
 var Control embed.FS
 
 // EventTriggers tells of DDL in a source database. Whoever runs it needs the

@@ -18,8 +18,9 @@ import (
 // Migration is one numbered file of the control schema.
 type Migration struct {
 	Number int
-	// Name is the file's name, SQL its text.
-	Name, SQL string
+	// Name is the file's name, SQL its text, Down that of the file of the same
+	// name that takes it back.
+	Name, SQL, Down string
 }
 
 // Migrations returns all numbered files, in order.
@@ -40,7 +41,11 @@ func Migrations() ([]Migration, error) {
 		if err != nil || number != i+1 {
 			return nil, fmt.Errorf("read control schema file %s: want number %04d in front", name, i+1)
 		}
-		all = append(all, Migration{Number: number, Name: path.Base(name), SQL: string(text)})
+		down, err := fs.ReadFile(sql.Control, path.Join("control/down", path.Base(name)))
+		if err != nil {
+			return nil, fmt.Errorf("read what takes control schema file %s back: %w", name, err)
+		}
+		all = append(all, Migration{Number: number, Name: path.Base(name), SQL: string(text), Down: string(down)})
 	}
 	return all, nil
 }
@@ -73,10 +78,7 @@ func Migrate(ctx context.Context, conn *pgx.Conn) error {
 // migrateOnce runs the next file, if there is one.
 func migrateOnce(ctx context.Context, conn *pgx.Conn, all []Migration) (done bool, err error) {
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, migrateLockTimeout); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, migrateLock); err != nil {
+		if err := lockSchema(ctx, tx); err != nil {
 			return err
 		}
 		pending, err := pendingOf(ctx, tx, all)
@@ -113,19 +115,28 @@ type queryer interface {
 }
 
 func pendingOf(ctx context.Context, q queryer, all []Migration) ([]Migration, error) {
+	version, err := versionOf(ctx, q, all)
+	if err != nil {
+		return nil, err
+	}
+	return all[version:], nil
+}
+
+// versionOf returns the number of the newest file that has been run, 0 for none.
+func versionOf(ctx context.Context, q queryer, all []Migration) (int, error) {
 	var exists bool
 	if err := q.QueryRow(ctx, schemaExists).Scan(&exists); err != nil {
-		return nil, fmt.Errorf("look for the control schema: %w", err)
+		return 0, fmt.Errorf("look for the control schema: %w", err)
 	}
 	if !exists {
-		return all, nil
+		return 0, nil
 	}
 	var version int
 	if err := q.QueryRow(ctx, schemaVersion).Scan(&version); err != nil {
-		return nil, fmt.Errorf("read the version of the control schema: %w", err)
+		return 0, fmt.Errorf("read the version of the control schema: %w", err)
 	}
 	if version > len(all) {
-		return nil, fmt.Errorf("%w (it is at version %d, this process knows %d)", ErrNewer, version, len(all))
+		return 0, fmt.Errorf("%w (it is at version %d, this process knows %d)", ErrNewer, version, len(all))
 	}
-	return all[version:], nil
+	return version, nil
 }

@@ -65,7 +65,6 @@ ON CONFLICT (name) DO NOTHING`
 	streamByName = `SELECT ` + streamColumns + ` FROM millrace.stream WHERE name = $1`
 	streamAll    = `SELECT ` + streamColumns + ` FROM millrace.stream ORDER BY name`
 	streamDelete = `DELETE FROM millrace.stream WHERE name = $1`
-	schemaDrop   = `DROP SCHEMA IF EXISTS millrace CASCADE`
 )
 
 // CreateStream registers a stream and returns its row. A zero ID is replaced by
@@ -128,14 +127,12 @@ func scanStream(row pgx.Row) (Stream, error) {
 }
 
 // DropStream removes a stream with its hold and its ledger. With the last stream
-// the whole control schema goes. A stream that is not there is no error. dropped
-// tells whether the schema went.
+// the whole control schema goes, by the files that take it back. A stream that is
+// not there is no error. dropped tells whether the schema went. Errors:
+// ErrForeignObjects, ErrInUse, ErrNewer; nothing is removed then.
 func DropStream(ctx context.Context, conn *pgx.Conn, name string) (dropped bool, err error) {
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, migrateLockTimeout); err != nil {
-			return err
-		}
-		if _, err := tx.Exec(ctx, migrateLock); err != nil {
+		if err := lockSchema(ctx, tx); err != nil {
 			return err
 		}
 		var exists, others bool
@@ -149,11 +146,11 @@ func DropStream(ctx context.Context, conn *pgx.Conn, name string) (dropped bool,
 			return err
 		}
 		dropped = true
-		_, err := tx.Exec(ctx, schemaDrop)
+		_, err := downgrade(ctx, tx, 0)
 		return err
 	})
 	if err != nil {
-		return false, explain("drop stream "+name, err)
+		return false, explainDowngrade("drop stream "+name, err)
 	}
 	return dropped, nil
 }
