@@ -405,26 +405,3 @@ func (w *Writer) noteMissing(g *generation, stored []byte, lacks bool) error {
 	}
 	return nil
 }
-
-// forgetMissing removes the list of a shadow that is given up.
-func (w *Writer) forgetMissing(g *generation) error {
-	prefix := missingPrefix(g.name)
-	cur, err := w.txn.OpenCursor(w.s.meta)
-	if err != nil {
-		return w.s.fail("forget rows that lack columns", err)
-	}
-	defer cur.Close()
-	for k, _, err := cur.Get(prefix, nil, lmdb.SetRange); ; k, _, err = cur.Get(nil, nil, lmdb.Next) {
-		if lmdb.IsNotFound(err) || err == nil && (len(k) < len(prefix) || string(k[:len(prefix)]) != string(prefix)) {
-			break
-		}
-		if err == nil {
-			err = cur.Del(0)
-		}
-		if err != nil {
-			return w.s.fail("forget rows that lack columns", err)
-		}
-	}
-	g.missing = 0
-	return nil
-}

@@ -45,23 +45,39 @@ type generation struct {
 	load  millrace.LoadID
 	// missing counts the rows of a shadow that lack columns.
 	missing uint64
+	// split tells that values of it are, or were, kept in pieces.
+	split bool
 }
+
+// generationSize is the size of a record of the first format. Later ones have
+// flags behind it.
+const generationSize = 21
+
+const flagSplit = 1
 
 func (g *generation) append(dst []byte) []byte {
 	dst = append(dst, byte(g.usage))
 	dst = binary.BigEndian.AppendUint32(dst, uint32(g.table))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(g.load))
-	return binary.BigEndian.AppendUint64(dst, g.missing)
+	dst = binary.BigEndian.AppendUint64(dst, g.missing)
+	var flags byte
+	if g.split {
+		flags |= flagSplit
+	}
+	return append(dst, flags)
 }
 
 func (g *generation) decode(b []byte) error {
-	if len(b) != 21 || usage(b[0]) > garbage {
+	if len(b) < generationSize || len(b) > generationSize+1 || usage(b[0]) > garbage {
 		return fmt.Errorf("record of database %s is malformed", g.name)
 	}
 	g.usage = usage(b[0])
 	g.table = millrace.TableID(binary.BigEndian.Uint32(b[1:]))
 	g.load = millrace.LoadID(binary.BigEndian.Uint64(b[5:]))
 	g.missing = binary.BigEndian.Uint64(b[13:])
+	if b = b[generationSize:]; len(b) > 0 {
+		g.split = b[0]&flagSplit != 0
+	}
 	return nil
 }
 
@@ -118,7 +134,10 @@ func (t *table) name() string {
 // catalog is which tables there are and where their rows lie. One that has been
 // published is not changed any more: the writer changes a clone.
 type catalog struct {
-	number      uint64
+	number uint64
+	// pieces is the database of values in pieces. A store of the first format
+	// that is only read has none, nor needs it.
+	pieces      lmdb.DBI
 	tables      map[millrace.TableID]*table
 	generations map[string]*generation
 	// visible holds the tables that have a live generation, by name.
@@ -135,7 +154,7 @@ func newCatalog() *catalog {
 // clone copies everything but the schemas and codecs, which nobody changes.
 func (c *catalog) clone() *catalog {
 	d := newCatalog()
-	d.number = c.number
+	d.number, d.pieces = c.number, c.pieces
 	for name, g := range c.generations {
 		h := *g
 		d.generations[name] = &h
@@ -231,6 +250,11 @@ func (s *Store) readCatalog(txn *lmdb.Txn, number uint64, handle func(name strin
 			return nil, nil, s.corrupt("%v", err)
 		}
 	}
+	if dbi, known := handle(piecesName); known {
+		c.pieces = dbi
+	} else if c.hasSplit() {
+		unknown = append(unknown, piecesName)
+	}
 	c.index()
 	return c, unknown, nil
 }
@@ -282,6 +306,16 @@ func (c *catalog) place(g *generation) error {
 	}
 	*at = g
 	return nil
+}
+
+// hasSplit reports whether any generation has values in pieces.
+func (c *catalog) hasSplit() bool {
+	for _, g := range c.generations {
+		if g.split {
+			return true
+		}
+	}
+	return false
 }
 
 // table returns the table with the ID, making it if need be.

@@ -213,7 +213,14 @@ func (w *Writer) settle(c *changes, cur *lmdb.Cursor, list []change) error {
 			return err
 		}
 	}
+	old, err := w.held(c, last.stored)
+	if err != nil {
+		return err
+	}
 	if state == absent {
+		if err := w.deletePieces(old, 0); err != nil {
+			return err
+		}
 		err := w.txn.Del(c.g.dbi, last.stored, nil)
 		if lmdb.IsNotFound(err) {
 			if mustExist {
@@ -232,12 +239,7 @@ func (w *Writer) settle(c *changes, cur *lmdb.Cursor, list []change) error {
 			return w.absent(c.t, last.key, "a change deletes it")
 		}
 	}
-	dst, err := cur.PutReserve(last.stored, valueSize(last.stored, last.key, row), 0)
-	if err != nil {
-		return w.s.fail("write row of "+c.t.name(), err)
-	}
-	fillValue(dst, c.t.seed, last.stored, last.key, row)
-	return nil
+	return w.putRow(c, cur, last, row, old)
 }
 
 func (w *Writer) absent(t *table, key []byte, why string) error {
@@ -246,7 +248,7 @@ func (w *Writer) absent(t *table, key []byte, why string) error {
 }
 
 // stored returns the encoded row that the transaction holds under a key, or nil
-// if it holds none. It aliases the transaction's memory until the next write.
+// if it holds none. It is valid until the next write or call.
 func (w *Writer) stored(c *changes, stored, key []byte) ([]byte, error) {
 	value, err := w.txn.Get(c.g.dbi, stored)
 	if lmdb.IsNotFound(err) {
@@ -255,7 +257,7 @@ func (w *Writer) stored(c *changes, stored, key []byte) ([]byte, error) {
 	if err != nil {
 		return nil, w.s.fail("read row of "+c.t.name(), err)
 	}
-	_, row, err := openValue(c.t.seed, stored, value)
+	_, row, err := openIn(w.txn, w.cat.pieces, c.t.seed, stored, value, &w.joined)
 	if err != nil {
 		return nil, w.s.corruptRow(c.t, key, err)
 	}

@@ -47,6 +47,10 @@ type checker struct {
 	cat *catalog
 	// missing counts the rows listed as lacking columns, by database.
 	missing map[string]uint64
+	// pieces tells that there is a database of pieces, inUse sums up those that
+	// values name.
+	pieces bool
+	inUse  pieceSum
 }
 
 // records reads the catalog anew and counts what readCatalog passes over.
@@ -75,7 +79,7 @@ func (c *checker) records() error {
 		}
 		name, _, ok := bytes.Cut(k[2:], []byte{0})
 		g := cat.generations[string(name)]
-		if !ok || g == nil || g.usage != shadow {
+		if !ok || g == nil || g.usage != shadow && g.usage != garbage {
 			return c.s.corrupt("meta record %q lists a row that lacks columns, and is not of a shadow generation", k)
 		}
 		c.missing[g.name]++
@@ -97,6 +101,8 @@ func (c *checker) databases() error {
 		return c.s.corrupt("database %q is missing", metaName)
 	}
 	delete(found, metaName)
+	c.pieces = found[piecesName]
+	delete(found, piecesName)
 	for name, g := range c.cat.generations {
 		if !found[name] {
 			return c.s.corrupt("database %s is recorded as %v and does not exist", name, g.usage)
@@ -150,14 +156,14 @@ func (c *checker) place() error {
 
 // rows walks all generations.
 func (c *checker) rows() error {
-	for _, u := range []usage{live, shadow, free} {
+	for _, u := range []usage{live, shadow, free, garbage} {
 		for _, g := range c.cat.withUsage(u) {
 			if err := c.generation(g); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	return c.checkPieces()
 }
 
 func (c *checker) generation(g *generation) error {
@@ -166,6 +172,9 @@ func (c *checker) generation(g *generation) error {
 			return c.s.corrupt("database %s is recorded as free and holds key %x", g.name, k)
 		})
 	}
+	if g.usage == garbage {
+		return c.walk(g.dbi, g.name, func(stored, value []byte) error { return c.usePieces(g, stored, value) })
+	}
 	t := c.cat.tables[g.table]
 	var (
 		row      Row
@@ -173,9 +182,12 @@ func (c *checker) generation(g *generation) error {
 		lacking  uint64
 	)
 	err := c.walk(g.dbi, g.name, func(stored, value []byte) error {
-		full, body, err := openValue(t.seed, stored, value)
+		full, body, err := openIn(c.v.txn, c.cat.pieces, t.seed, stored, value, &row.joined)
 		if err != nil {
 			return c.s.corruptRow(t, stored, err)
+		}
+		if err := c.usePieces(g, stored, value); err != nil {
+			return err
 		}
 		lacks, err := t.checkRow(body, g.usage == shadow, &row)
 		if err != nil {

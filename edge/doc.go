@@ -29,10 +29,11 @@
 //	checkpoint           millrace.Checkpoint without schemas
 //	s ‖ table ‖ version  a schema
 //	d ‖ table            why the table is marked as diverged
-//	g ‖ name             what the named database is used for
+//	g ‖ name             what the named database is used for, and whether it
+//	                     has values in pieces
 //	m ‖ name ‖ 0 ‖ key   a row of a shadow generation that lacks columns
 //
-// Every other named database (t000001, t000002, …) holds one generation of one
+// Every other named database but "pieces" (t000001, t000002, …) holds one generation of one
 // table, or is waiting to be used again. Databases are never removed, because
 // LMDB hands out the handle of a removed one again while readers still use it;
 // one that is no longer needed is emptied in slices and becomes free. Its
@@ -42,4 +43,9 @@
 //	CRC-32C, big-endian, over table ID, store key and all that follows
 //	the length of the encoded key as a varint, and the key: long keys only
 //	the encoded row
+//
+// What is too large to stand in a leaf page beside another value is cut into
+// pieces of a page each in the database "pieces", and a stub stands in its place
+// (pieces.go). Values of stores of the first format are whole whatever their
+// size; they stay so until they are written anew.
 package edge

@@ -189,8 +189,8 @@ func (s *Store) openMeta() error {
 		txn.Abort()
 		return s.reopen(4 * len(names))
 	}
-	if len(names) > s.opts.MaxDBs+1 {
-		return fmt.Errorf("open store %s: it holds %d databases, the limit is %d; mend: raise the limit", s.dir, len(names)-1, s.opts.MaxDBs)
+	if len(names) > s.opts.MaxDBs+ownDBs {
+		return fmt.Errorf("open store %s: it holds %d databases, the limit is %d; mend: raise the limit", s.dir, len(names)-ownDBs, s.opts.MaxDBs)
 	}
 	for _, name := range names {
 		if s.handles[name], err = txn.OpenDBI(name, 0); lmdb.IsNotFound(err) {
@@ -206,7 +206,39 @@ func (s *Store) openMeta() error {
 	s.meta = meta
 	delete(s.handles, metaName)
 	// Committing a read transaction is what keeps its handles.
-	return s.fail("open databases", txn.Commit())
+	if err := s.fail("open databases", txn.Commit()); err != nil || s.opts.ReadOnly {
+		return err
+	}
+	return s.upgrade()
+}
+
+// upgrade makes a store of an older format one of the newest. Its rows stay as
+// they are: what is written from here on has the new form.
+func (s *Store) upgrade() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	txn, err := s.env.BeginTxn(nil, 0)
+	if err != nil {
+		return s.fail("begin transaction", err)
+	}
+	defer txn.Abort()
+	format, err := s.readRecord(txn, keyFormat, 1)
+	if err != nil || format[0] != 1 {
+		return err // load says what is wrong with another one
+	}
+	dbi, err := txn.CreateDBI(piecesName)
+	if err == nil {
+		err = txn.Put(s.meta, keyFormat, seal(keyFormat, []byte{formatVersion}), 0)
+	}
+	if err == nil {
+		err = txn.Commit()
+	}
+	if err != nil {
+		return s.fail("bring store to its newest format", err)
+	}
+	s.handles[piecesName] = dbi
+	s.log.Info("store has been brought to the newest format", "dir", s.dir, "format", formatVersion)
+	return s.extend()
 }
 
 // reopen opens the environment for more databases, which can only be said before
@@ -238,6 +270,9 @@ func (s *Store) create() error {
 	if s.meta, err = txn.CreateDBI(metaName); err != nil {
 		return s.fail("make meta", err)
 	}
+	if s.handles[piecesName], err = txn.CreateDBI(piecesName); err != nil {
+		return s.fail("make database of pieces", err)
+	}
 	put := func(key, value []byte) {
 		if err == nil {
 			err = txn.Put(s.meta, key, seal(key, value), 0)
@@ -265,8 +300,8 @@ func (s *Store) load() error {
 		if err != nil {
 			return err
 		}
-		if format[0] != formatVersion {
-			return fmt.Errorf("open store %s: it has format version %d, this process reads %d; mend: upgrade it, or move the directory away and start the edge again",
+		if format[0] < 1 || format[0] > formatVersion {
+			return fmt.Errorf("open store %s: it has format version %d, this process reads up to %d; mend: upgrade it, or move the directory away and start the edge again",
 				s.dir, format[0], formatVersion)
 		}
 		if err := s.loadStream(txn); err != nil {

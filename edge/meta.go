@@ -13,8 +13,11 @@ import (
 )
 
 const (
-	metaName      = "meta"
-	formatVersion = 1
+	metaName = "meta"
+
+	// formatVersion is the version of the layout. Version 1 had no pieces; a store
+	// of it becomes one of the newest version when it is opened for writing.
+	formatVersion = 2
 )
 
 var (

@@ -78,7 +78,7 @@ func TestModel(t *testing.T) {
 			f.must(tables[i].feed.describe())
 		}
 		id := rapid.Custom(func(rt *rapid.T) string { return strconv.Itoa(rapid.IntRange(1, 12).Draw(rt, "id")) })
-		value := rapid.SampledFrom([]string{"a", "b", "NULL", strings.Repeat("x", 3000)})
+		value := rapid.SampledFrom([]string{"a", "b", "NULL", strings.Repeat("x", 3000), strings.Repeat("y", 20_000)})
 
 		step := func(m *modelTable) *millrace.Entry {
 			visible := slices.Sorted(maps.Keys(m.live))

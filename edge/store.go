@@ -62,6 +62,9 @@ type Options struct {
 }
 
 const (
+	// ownDBs are the databases besides those of generations: meta and pieces.
+	ownDBs = 2
+
 	defaultMapSize    = 64 << 30
 	defaultMaxDBs     = 1024
 	defaultMaxViews   = 256
@@ -111,6 +114,7 @@ type Store struct {
 	meta  lmdb.DBI
 	// pages are those of the memory map, for reading what LMDB does not check.
 	pages memoryMap
+	sizes valueSizes
 
 	// handleMu keeps transactions from beginning while handles are being made
 	// known: held for reading to begin one, for writing to commit or open
@@ -242,7 +246,7 @@ func (s *Store) openEnv() error {
 	if err := env.SetMaxReaders(maxReaders); err != nil {
 		return fmt.Errorf("set readers: %w", err)
 	}
-	if err := env.SetMaxDBs(s.opts.MaxDBs + 1); err != nil { // and meta
+	if err := env.SetMaxDBs(s.opts.MaxDBs + ownDBs); err != nil {
 		return fmt.Errorf("set databases: %w", err)
 	}
 	var flags uint
@@ -257,6 +261,11 @@ func (s *Store) openEnv() error {
 	if err := env.Open(s.dir, flags, 0o600); err != nil {
 		return s.openError(err)
 	}
+	stat, err := env.Stat()
+	if err != nil {
+		return s.fail("read environment", err)
+	}
+	s.sizes = sizesOfPage(int(stat.PSize))
 	// A process that died in a transaction leaves its reader behind.
 	if _, err := env.ReaderCheck(); err != nil {
 		return s.fail("check readers", err)

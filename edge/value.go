@@ -30,7 +30,7 @@ func storeKey(buf, key []byte) []byte {
 	return millrace.StoreKey(buf[:0], key)
 }
 
-// valueSize returns the size of the value for a row.
+// valueSize returns the size of the value for a row that is kept whole.
 func valueSize(stored, key, row []byte) int {
 	n := crcSize + len(row)
 	if millrace.IsLongKey(stored) {
@@ -41,37 +41,51 @@ func valueSize(stored, key, row []byte) int {
 
 // fillValue writes the value into dst, which has the size that valueSize gave.
 func fillValue(dst []byte, seed uint32, stored, key, row []byte) {
-	rest := dst[crcSize:]
-	if millrace.IsLongKey(stored) {
-		n := binary.PutUvarint(rest, uint64(len(key)))
-		n += copy(rest[n:], key)
-		copy(rest[n:], row)
-	} else {
-		copy(rest, row)
-	}
-	crc := crc32.Update(seed, castagnoli, stored)
-	binary.BigEndian.PutUint32(dst, crc32.Update(crc, castagnoli, rest))
+	fillContent(dst[crcSize:], stored, key, row)
+	sealValue(dst, seed, stored)
 }
 
-// openValue checks a value and returns the row's encoded key and the encoded
-// row. Both alias stored or value.
-func openValue(seed uint32, stored, value []byte) (key, row []byte, err error) {
-	if len(value) < crcSize {
-		return nil, nil, errShortValue
+// fillContent writes what a value holds behind its CRC.
+func fillContent(dst, stored, key, row []byte) {
+	if millrace.IsLongKey(stored) {
+		n := binary.PutUvarint(dst, uint64(len(key)))
+		n += copy(dst[n:], key)
+		dst = dst[n:]
 	}
-	rest := value[crcSize:]
+	copy(dst, row)
+}
+
+// sealValue writes the CRC of a value that is otherwise complete.
+func sealValue(value []byte, seed uint32, stored []byte) {
+	crc := crc32.Update(seed, castagnoli, stored)
+	binary.BigEndian.PutUint32(value, crc32.Update(crc, castagnoli, value[crcSize:]))
+}
+
+// checkValue checks the CRC of a value and returns what follows it: the content,
+// or a stub where the content is kept in pieces.
+func checkValue(seed uint32, stored, value []byte) (rest []byte, err error) {
+	if len(value) < crcSize {
+		return nil, errShortValue
+	}
+	rest = value[crcSize:]
 	crc := crc32.Update(seed, castagnoli, stored)
 	if got, want := crc32.Update(crc, castagnoli, rest), binary.BigEndian.Uint32(value); got != want {
-		return nil, nil, fmt.Errorf("value's CRC-32C is %08x, its bytes give %08x", want, got)
+		return nil, fmt.Errorf("value's CRC-32C is %08x, its bytes give %08x", want, got)
 	}
+	return rest, nil
+}
+
+// openContent returns the row's encoded key and the encoded row. Both alias
+// stored or content.
+func openContent(stored, content []byte) (key, row []byte, err error) {
 	if !millrace.IsLongKey(stored) {
-		return stored, rest, nil
+		return stored, content, nil
 	}
-	size, n := binary.Uvarint(rest)
-	if n <= 0 || size > uint64(len(rest)-n) {
+	size, n := binary.Uvarint(content)
+	if n <= 0 || size > uint64(len(content)-n) {
 		return nil, nil, errShortValue
 	}
-	key, row = rest[n:n+int(size)], rest[n+int(size):]
+	key, row = content[n:n+int(size)], content[n+int(size):]
 	var buf [maxWholeKey + 64]byte
 	if !bytes.Equal(millrace.StoreKey(buf[:0], key), stored) {
 		return nil, nil, errOtherKey

@@ -251,7 +251,7 @@ const verifyGlance = 256
 // what keeps it from that.
 func (s *verifySums) read(j *verifyJob) error {
 	return j.view.run(func(view *View) error {
-		record, err := view.tree(s.t.live)
+		record, err := view.treeNamed(s.t.live.name)
 		if err != nil {
 			return err
 		}
@@ -269,7 +269,7 @@ func (s *verifySums) read(j *verifyJob) error {
 			if behind(stored, high) {
 				return nil
 			}
-			if err := s.add(stored, w.item.value, &row); err != nil {
+			if err := s.add(view, stored, w.item.value, &row); err != nil {
 				s.blame(stored, fmt.Sprintf("row of key %s is damaged: %v", s.t.describe(stored), err))
 			}
 		}
@@ -301,8 +301,8 @@ func behind(stored, high []byte) bool {
 }
 
 // add adds a row to the sums that it belongs to.
-func (s *verifySums) add(stored, value []byte, row *Row) error {
-	key, body, err := openValue(s.t.seed, stored, value)
+func (s *verifySums) add(view *View, stored, value []byte, row *Row) error {
+	key, body, err := view.open(s.t.seed, stored, value, &row.joined)
 	if err != nil {
 		return err
 	}

@@ -124,13 +124,31 @@ func rawPut(t testing.TB, s *Store, schema *millrace.Schema, damage bool, values
 	if damage {
 		value[len(value)-1] ^= 1
 	}
-	rawChange(t, s, func(txn *lmdb.Txn) error { return txn.Put(table.live.dbi, stored, value, 0) })
+	rawChange(t, s, func(txn *lmdb.Txn) error {
+		return errFirst(rawForget(s, txn, table.live.dbi, stored), txn.Put(table.live.dbi, stored, value, 0))
+	})
 }
 
 func rawDelete(t testing.TB, s *Store, schema *millrace.Schema, id string) {
 	t.Helper()
 	dbi := s.catalog.Load().tables[schema.Table].live.dbi
-	rawChange(t, s, func(txn *lmdb.Txn) error { return txn.Del(dbi, storeKey(nil, encodeKey(t, schema, id)), nil) })
+	stored := storeKey(nil, encodeKey(t, schema, id))
+	rawChange(t, s, func(txn *lmdb.Txn) error {
+		return errFirst(rawForget(s, txn, dbi, stored), txn.Del(dbi, stored, nil))
+	})
+}
+
+// rawForget removes the pieces of a row, if it has some.
+func rawForget(s *Store, txn *lmdb.Txn, dbi lmdb.DBI, stored []byte) error {
+	value, err := txn.Get(dbi, stored)
+	if lmdb.IsNotFound(err) {
+		return nil
+	}
+	old, err := heldBy(value)
+	for n := 0; err == nil && n < old.pieces; n++ {
+		err = txn.Del(s.catalog.Load().pieces, appendPieceKey(nil, old.id, n), nil)
+	}
+	return err
 }
 
 func rawChange(t testing.TB, s *Store, fn func(*lmdb.Txn) error) {

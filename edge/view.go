@@ -197,10 +197,13 @@ type Table struct {
 }
 
 // Row is a row and the schema it was written with. Its texts lie in the store's
-// memory map: they are read-only and valid only within the View.
+// memory map or, of a large row, in memory of the Row's own: they are read-only
+// and valid only within the View, and until the Row is read into again.
 type Row struct {
 	Schema *millrace.Schema
 	millrace.Row
+	// joined holds a row that the store keeps in pieces.
+	joined []byte
 }
 
 // Name returns the qualified name.
@@ -243,7 +246,7 @@ func (t *Table) Get(key []byte, row *Row) error {
 		}
 		return t.v.s.fail("get row of "+t.t.name(), err)
 	}
-	found, body, err := openValue(t.t.seed, stored, value)
+	found, body, err := t.v.open(t.t.seed, stored, value, &row.joined)
 	if err == nil && len(stored) != len(key) && !bytes.Equal(found, key) {
 		err = errOtherKey
 	}
@@ -272,7 +275,7 @@ func (t *Table) absent(stored, key []byte) error {
 // seek begins a walk at a store key. The rows on either side must be whole: they
 // show that the pages are those of this table.
 func (t *Table) seek(w *walk, stored []byte) (bool, error) {
-	record, err := t.v.tree(t.t.live)
+	record, err := t.v.treeNamed(t.t.live.name)
 	if err != nil {
 		return false, err
 	}
@@ -282,7 +285,7 @@ func (t *Table) seek(w *walk, stored []byte) (bool, error) {
 		return false, err
 	}
 	if found {
-		if _, _, err := openValue(t.t.seed, w.item.key, w.item.value); err != nil {
+		if _, err := checkValue(t.t.seed, w.item.key, w.item.value); err != nil {
 			return false, fmt.Errorf("the row at its place: %w", err)
 		}
 	}
@@ -294,7 +297,7 @@ func (t *Table) seek(w *walk, stored []byte) (bool, error) {
 		return false, err
 	}
 	if ok {
-		if _, _, err := openValue(t.t.seed, before.item.key, before.item.value); err != nil {
+		if _, err := checkValue(t.t.seed, before.item.key, before.item.value); err != nil {
 			return false, fmt.Errorf("the row next to it: %w", err)
 		}
 	}
@@ -329,14 +332,17 @@ func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *R
 		if len(after) > 0 && bytes.Equal(stored, start) {
 			continue
 		}
-		key, body, err := openValue(t.t.seed, stored, w.item.value)
+		if passed(stored, prefix) {
+			if _, err := checkValue(t.t.seed, stored, w.item.value); err != nil {
+				return t.v.s.corruptRow(t.t, stored, err)
+			}
+			return nil
+		}
+		key, body, err := t.v.open(t.t.seed, stored, w.item.value, &row.joined)
 		if err != nil {
 			return t.v.s.corruptRow(t.t, stored, err)
 		}
 		if !bytes.HasPrefix(key, prefix) {
-			if passed(stored, prefix) {
-				return nil
-			}
 			continue // a long key of the same start
 		}
 		if err := t.t.decode(body, &row); err != nil {

@@ -70,23 +70,23 @@ func (m *memoryMap) read(page uint64, n int) ([]byte, error) {
 	return unsafe.Slice((*byte)(unsafe.Add(m.base, int(page)*m.page)), n*m.page), nil
 }
 
-// tree reads the record of a database as the snapshot has it.
-func (v *View) tree(g *generation) (t tree, err error) {
+// treeNamed reads the record of a database as the snapshot has it.
+func (v *View) treeNamed(database string) (t tree, err error) {
 	cur, err := v.txn.OpenCursor(v.s.root)
 	if err != nil {
-		return t, v.s.fail("read database "+g.name, err)
+		return t, v.s.fail("read database "+database, err)
 	}
 	defer cur.Close()
-	name, record, err := cur.Get([]byte(g.name), nil, lmdb.SetKey)
+	name, record, err := cur.Get([]byte(database), nil, lmdb.SetKey)
 	if err != nil {
-		return t, v.s.fail("read database "+g.name, err)
+		return t, v.s.fail("read database "+database, err)
 	}
-	if string(name) != g.name || len(record) != treeSize {
-		return t, v.s.corrupt("database %s has a record of %d bytes under the name %q", g.name, len(record), name)
+	if string(name) != database || len(record) != treeSize {
+		return t, v.s.corrupt("database %s has a record of %d bytes under the name %q", database, len(record), name)
 	}
 	t.decode(record)
 	if (t.start == noPage) != (t.items == 0) || (t.start == noPage) != (t.depth == 0) || t.depth > maxDepth {
-		return t, v.s.corrupt("database %s: its record says %+v", g.name, t)
+		return t, v.s.corrupt("database %s: its record says %+v", database, t)
 	}
 	return t, nil
 }

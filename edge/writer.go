@@ -49,6 +49,10 @@ type Writer struct {
 	base  millrace.Row
 	cols  []millrace.Datum
 	buf   []byte
+	// content is that of a row on its way into pieces, joined one read from them.
+	content, joined []byte
+	// lastValue is the highest ID of a value in pieces, 0 while it is not known.
+	lastValue uint64
 }
 
 // NewWriter makes the writer of a store that was not opened with ReadOnly.
@@ -125,6 +129,7 @@ func (w *Writer) reset() {
 	w.forget()
 	w.fresh = w.fresh[:0]
 	w.verify, w.loaded = verifying{}, nil
+	w.lastValue = 0
 }
 
 // Commit brings all changes into the store together with the checkpoint, which
@@ -260,7 +265,7 @@ func (w *Writer) take(u usage, table millrace.TableID, load millrace.LoadID) (*g
 		}
 		c.generations[g.name] = g
 	}
-	g.usage, g.table, g.load, g.missing = u, table, load, 0
+	g.usage, g.table, g.load, g.missing, g.split = u, table, load, 0, false
 	return g, w.writeGeneration(g)
 }
 
@@ -281,82 +286,9 @@ func (w *Writer) discard(g *generation) error {
 	if g == nil {
 		return nil
 	}
-	if g.missing > 0 {
-		if err := w.forgetMissing(g); err != nil {
-			return err
-		}
-	}
 	if c := w.changes[g]; c != nil {
 		w.drop(c)
 	}
 	g.usage, g.table, g.load = garbage, 0, 0
 	return w.writeGeneration(g)
-}
-
-// sweepRows is how many rows a sweep removes: a few milliseconds of work.
-const sweepRows = 4096
-
-// Sweep removes some rows of generations that are gone, in a transaction of its
-// own, and reports whether there are more to remove. It must not be called
-// within a transaction.
-func (w *Writer) Sweep() (more bool, err error) {
-	all := w.cat.withUsage(garbage)
-	if len(all) == 0 {
-		return false, nil
-	}
-	if err := w.Begin(); err != nil {
-		return false, err
-	}
-	h := *w.s.place.Load()
-	if err := w.sweep(all[0], &h); err != nil {
-		w.Abort()
-		return false, err
-	}
-	return len(w.cat.withUsage(garbage)) > 0, nil
-}
-
-// HasGarbage reports whether Sweep has something to do.
-func (w *Writer) HasGarbage() bool {
-	for _, g := range w.cat.generations {
-		if g.usage == garbage {
-			return true
-		}
-	}
-	return false
-}
-
-func (w *Writer) sweep(g *generation, h *head) error {
-	cur, err := w.txn.OpenCursor(g.dbi)
-	if err != nil {
-		return w.s.fail("sweep database "+g.name, err)
-	}
-	n := 0
-	for n < sweepRows {
-		_, _, err := cur.Get(nil, nil, lmdb.Next)
-		if lmdb.IsNotFound(err) {
-			break
-		}
-		if err == nil {
-			err = cur.Del(0)
-		}
-		if err != nil {
-			cur.Close()
-			return w.s.fail("sweep database "+g.name, err)
-		}
-		n++
-	}
-	cur.Close()
-	w.s.metrics.swept.Add(float64(n))
-	if n < sweepRows {
-		g = w.catalog().generations[g.name]
-		g.usage = free
-		if err := w.writeGeneration(g); err != nil {
-			return err
-		}
-		h.catalog = w.cat.number
-		if err := w.s.writeHead(w.txn, h); err != nil {
-			return err
-		}
-	}
-	return w.finish(h)
 }
