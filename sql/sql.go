@@ -17,3 +17,9 @@ var Control embed.FS
 //
 //go:embed ddl/event_triggers.sql
 var EventTriggers string
+
+// Trigger holds what trigger capture installs and looks at: plain SQL, with the
+// names of the table and its log to be filled in (text/template).
+//
+//go:embed trigger/*.sql
+var Trigger embed.FS

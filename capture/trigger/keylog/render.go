@@ -1,0 +1,158 @@
+package keylog
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+	"text/template"
+
+	"github.com/millrace-db/millrace/sql"
+)
+
+// texts are the statements of sql/trigger.
+type texts struct{ *template.Template }
+
+func parseTexts() (texts, error) {
+	t, err := template.New("").Option("missingkey=error").ParseFS(sql.Trigger, "trigger/*.sql")
+	if err != nil {
+		return texts{}, fmt.Errorf("read sql/trigger: %w", err)
+	}
+	return texts{t}, nil
+}
+
+func (t texts) render(name string, data any) (string, error) {
+	var b strings.Builder
+	if err := t.ExecuteTemplate(&b, name, data); err != nil {
+		return "", fmt.Errorf("write out sql/trigger/%s: %w", name, err)
+	}
+	return strings.TrimSpace(b.String()) + "\n", nil
+}
+
+// logTexts is what the statements about one log are filled with.
+type logTexts struct {
+	ID          int
+	Stream      string // a constant
+	Table       string // quoted
+	Name        string // a constant: schema.table
+	TableID     uint32
+	Mode        Mode
+	Period      int64 // seconds
+	Keys        []keyText
+	KeyNames    string // an array constant
+	Comment     string // a constant
+	Definition  string
+	Hole        bool
+	Reason      string   // a constant
+	Relations   []string // quoted: those with triggers to be enabled
+	Exists      bool
+	Partitioned bool
+}
+
+// keyText is a key column in the table and in the log.
+type keyText struct {
+	Column string // quoted
+	Log    string // k1, k2, …
+	Type   string // with its collation
+	Last   bool
+}
+
+// functionText is a function that a trigger runs.
+type functionText struct {
+	Name   string
+	Action string // what it logs
+	Rows   string // the set of rows it reads, "" for one row
+	Source string // the row it reads keys from
+}
+
+func (l *logTexts) Segments() []string {
+	var all []string
+	for i := range Segments {
+		all = append(all, Segment(l.ID, i))
+	}
+	return all
+}
+
+func (l *logTexts) Trigger(kind string) string  { return triggerName(l.ID, kind) }
+func (l *logTexts) Function(kind string) string { return "millrace." + functionName(l.ID, kind) }
+
+func (l *logTexts) Triggers() []string {
+	var all []string
+	for _, kind := range kinds {
+		all = append(all, triggerName(l.ID, kind))
+	}
+	return all
+}
+
+// Functions says which rows each function logs, and as what. The old key of a row
+// whose key changed is logged as deleted.
+func (l *logTexts) Functions() []functionText {
+	all := []functionText{
+		{l.Function(kindInsert), "I", "", "NEW"},
+		{l.Function(kindUpdate), "U", "", "NEW"},
+		{l.Function(kindKeyUpdate), "D", "", "OLD"},
+		{l.Function(kindDelete), "D", "", "OLD"},
+		{l.Function(kindTruncate), "T", "", ""},
+	}
+	if l.Mode == Statement {
+		for i := range all {
+			if f := &all[i]; i != 2 && f.Source != "" {
+				f.Rows, f.Source = "millrace_rows", "changed"
+			}
+		}
+	}
+	return all
+}
+
+func (l *logTexts) join(part func(*keyText) string, separator string) string {
+	var all []string
+	for i := range l.Keys {
+		all = append(all, part(&l.Keys[i]))
+	}
+	return strings.Join(all, separator)
+}
+
+func (l *logTexts) KeyColumns() string {
+	return l.join(func(k *keyText) string { return k.Column }, ", ")
+}
+
+func (l *logTexts) LogColumns() string {
+	return l.join(func(k *keyText) string { return k.Log }, ", ")
+}
+
+func (l *logTexts) KeyChanged() string {
+	return l.join(func(k *keyText) string { return "OLD." + k.Column + " IS DISTINCT FROM NEW." + k.Column }, " OR ")
+}
+
+// newLogTexts fills in all but the definition.
+func newLogTexts(id int, stream string, period int64, f *facts) *logTexts {
+	t := &f.table
+	l := &logTexts{
+		ID: id, Stream: literal(stream), Table: t.quoted(), Name: literal(t.String()), TableID: uint32(t.ID), Mode: f.mode(), Period: period,
+		KeyNames:  textArray(t.Key),
+		Comment:   literal("keys of changed rows of " + t.String() + " (" + strings.Join(t.Key, ", ") + "), stream " + stream),
+		Relations: append([]string{t.quoted()}, f.partitions...),
+		Exists:    true, Partitioned: f.kind == "p",
+	}
+	for i, name := range t.Key {
+		l.Keys = append(l.Keys, keyText{Column: quote(name), Log: KeyColumn(i), Type: f.keyTypes[i], Last: i == len(t.Key)-1})
+	}
+	return l
+}
+
+// defining returns the statements that make functions and triggers, and sets the
+// definition, which is the same as long as those are.
+func (t texts) defining(l *logTexts) ([]string, error) {
+	functions, err := t.render("functions.sql", l)
+	if err != nil {
+		return nil, err
+	}
+	triggers, err := t.render("triggers_"+string(l.Mode)+".sql", l)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256([]byte(functions + triggers + strconv.Itoa(len(l.Relations))))
+	l.Definition = hex.EncodeToString(sum[:8])
+	return []string{functions, triggers}, nil
+}
