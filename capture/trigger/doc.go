@@ -1,0 +1,3 @@
+// Package trigger captures the committed changes of chosen Postgres tables by logs
+// of keys that triggers write, and gives them out as units.
+package trigger

@@ -1,0 +1,92 @@
+package trigger
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/capture/trigger/keylog"
+)
+
+// Install makes the logs of keys of exactly the configured tables, and what writes
+// them, or makes whole what is there; see keylog.Install for the locks. Tables that
+// are unfit are refused before. It can be run again at any time. The control schema
+// must have been migrated.
+func (c *Capture) Install(ctx context.Context) error {
+	return c.prepare(ctx, func(conn *pgx.Conn, cfg keylog.Config) error { return keylog.Install(ctx, conn, cfg) })
+}
+
+// prepare checks what Install needs and runs fn with what is to be installed.
+func (c *Capture) prepare(ctx context.Context, fn func(*pgx.Conn, keylog.Config) error) error {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer capture.Close(conn)
+	problems, err := c.checkServer(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if err := capture.FirstError(problems); err != nil {
+		return err
+	}
+	var tables []*table.Info
+	err = look(ctx, conn, func(tx pgx.Tx) error {
+		logs, _, err := c.logs(ctx, tx)
+		if err != nil {
+			return err
+		}
+		tables, problems, err = c.checkTables(ctx, tx, logs)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := capture.FirstError(problems); err != nil {
+		return err
+	}
+	if problems, err = c.checkFilters(ctx, conn, nil); err != nil {
+		return err
+	}
+	if err := capture.FirstError(problems); err != nil {
+		return err
+	}
+	cfg := keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.log}
+	for _, t := range tables {
+		key, problem, mend := t.Key(millrace.ModeTrigger)
+		if problem != "" {
+			return fmt.Errorf("%w: %v: %s; mend: %s", capture.ErrTable, t.Name, problem, mend)
+		}
+		k := keylog.Table{ID: t.ID, Schema: t.Name.Schema, Name: t.Name.Name}
+		for _, n := range key {
+			k.Key = append(k.Key, t.Column(n).Name)
+		}
+		cfg.Tables = append(cfg.Tables, k)
+	}
+	return fn(conn, cfg)
+}
+
+// Uninstall takes away all that Install made for the stream, and its ticks. What is
+// not there is no error.
+func (c *Capture) Uninstall(ctx context.Context) error {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer capture.Close(conn)
+	return keylog.Uninstall(ctx, conn, c.cfg.Stream, c.log)
+}
+
+// Watch returns nil when ctx ends: nobody at the source waits for a stream that is
+// not captured. Its logs go on growing.
+func (c *Capture) Watch(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// Warning says what an operator should know of the source, or nothing.
+func (c *Capture) Warning() string { return "" }

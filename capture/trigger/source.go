@@ -1,0 +1,244 @@
+package trigger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/chunk"
+)
+
+// Source gives the units of a stream, from a Position on. It works only while Next
+// or a unit's Body is called: there is no goroutine of its own and no queue. Next
+// and Bodies are used by one goroutine; the other methods may be called beside it.
+type Source struct {
+	c     *Capture
+	epoch millrace.Epoch
+	ctx   context.Context //nolint:containedctx // it is the source's life, which Close ends
+	end   context.CancelCauseFunc
+	woken chan struct{} // buffered: something other than time ends a pause
+
+	// turn is held by whoever uses what follows.
+	turn sync.Mutex
+	conn *pgx.Conn
+	err  error // what the source ended with
+	// tables are those of the stream, in ascending order of their IDs, with those
+	// that join in the next window; leaving are those that leave in it.
+	tables  []*captured
+	leaving []millrace.TableID
+	joining bool
+	// position is that of the newest window that was given out, and before its
+	// snapshot: what it saw is known. tick is the highest number used.
+	position millrace.Position
+	before   chunk.Snapshot
+	tick     uint64
+	version  millrace.SchemaVersion
+	out      millrace.UnitWriter
+	body     *body            // of the newest unit, if it streams
+	after    []*millrace.Unit // that follow the newest window, at its position
+	backoff  backoff
+	given    time.Time // when a window was last given out
+	tended   time.Time
+
+	loads     *loads
+	confirmed atomic.Pointer[millrace.Position]
+	closing   sync.Once
+}
+
+// Next waits for the next unit. Whoever takes it reads its Body to the end and
+// closes it before the next call; else the unit is void and the source has ended.
+// After an error, and after Close, each call returns the error. A ctx that ends in
+// a pause leaves the source as it is, and one that ends at another time ends it.
+func (s *Source) Next(ctx context.Context) (*millrace.Unit, error) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	if s.body != nil && !s.body.finished {
+		s.fail(errUnread)
+	}
+	if s.err != nil {
+		return nil, s.err
+	}
+	s.body = nil
+	work, cancel := context.WithCancelCause(s.ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	defer stop()
+	u, err := s.next(work)
+	switch {
+	case err == nil:
+		s.c.metrics.units.Inc()
+		return u, nil
+	case ctx.Err() != nil && s.ctx.Err() == nil && !s.conn.IsClosed() && s.conn.PgConn().TxStatus() == 'I':
+		return nil, context.Cause(ctx)
+	}
+	s.fail(err)
+	return nil, s.err
+}
+
+// fail ends the source.
+func (s *Source) fail(err error) {
+	if s.err != nil {
+		return
+	}
+	if cause := context.Cause(s.ctx); cause != nil {
+		err = cause
+	} else {
+		err = fmt.Errorf("capture stream %s: %w", s.c.cfg.Stream, sourceError(err))
+	}
+	s.err = err
+	s.end(err)
+	capture.Close(s.conn)
+}
+
+func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
+	for waits := 0; ; {
+		if len(s.after) > 0 {
+			u := s.after[0]
+			s.after = s.after[1:]
+			return u, nil
+		}
+		if err := s.tend(ctx); err != nil {
+			return nil, err
+		}
+		due := s.due()
+		if now := time.Now(); due.After(now) {
+			found, err := s.poll(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if !found {
+				if err := s.pause(ctx, min(s.backoff.next(), due.Sub(now))); err != nil {
+					return nil, err
+				}
+				continue
+			}
+		}
+		u, err := s.window(ctx)
+		if errors.Is(err, errBusy) {
+			s.c.metrics.busy.Inc()
+			waits++
+			if err := s.pause(ctx, min(time.Duration(waits)*s.c.lockTimeout/4, s.c.lockTimeout)); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		waits = 0
+		if u != nil {
+			s.backoff.came()
+			return u, nil
+		}
+		if err := s.pause(ctx, s.backoff.next()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// due says when a window is made whether or not anything is new.
+func (s *Source) due() time.Time {
+	if s.joining || len(s.leaving) > 0 {
+		return time.Time{}
+	}
+	due := s.given.Add(s.c.cfg.Heartbeat)
+	if at, wanted := s.loads.due(); wanted && at.Before(due) {
+		due = at
+	}
+	return due
+}
+
+// pause waits, or until something else is to be done.
+func (s *Source) pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.woken:
+	case <-timer.C:
+	}
+	return nil
+}
+
+// wake ends a pause. It may be called by any goroutine.
+func (s *Source) wake() {
+	select {
+	case s.woken <- struct{}{}:
+	default: // it is awake, or will be
+	}
+}
+
+// poll asks the source whether anything that is visible by now was logged since the
+// newest window. A server whose transactions have not moved on has nothing, and most
+// of the time that is all there is to it.
+func (s *Source) poll(ctx context.Context) (found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	s.c.metrics.polls.Inc()
+	var now chunk.Snapshot
+	if err := ask(ctx, s.conn.PgConn(), "SELECT pg_catalog.pg_current_snapshot()", func(row [][]byte) (err error) {
+		now, err = chunk.ParseSnapshot(string(row[0]))
+		return err
+	}); err != nil {
+		return false, fmt.Errorf("poll: %w", err)
+	}
+	if now.Xmax < s.before.Xmax {
+		return true, nil // it is another server; the window's fences say so
+	}
+	u := unseenBy(s.before, now)
+	if u.isEmpty() {
+		return false, nil
+	}
+	var parts []string
+	for _, t := range s.tables {
+		for _, segment := range t.log.segments() {
+			parts = append(parts, "EXISTS (SELECT FROM "+segment+" WHERE "+strings.Join(u.conditions("txid"), " OR ")+")")
+		}
+	}
+	err = ask(ctx, s.conn.PgConn(), "SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL search_path = pg_catalog; SELECT "+strings.Join(parts, " OR "), func(row [][]byte) error {
+		found = string(row[0]) == "t"
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("poll: %w", err)
+	}
+	return found, nil
+}
+
+// Confirm says that everything up to p is published: the source may forget what was
+// before it. It never blocks.
+func (s *Source) Confirm(p millrace.Position) {
+	if p.Mode != millrace.ModeTrigger {
+		return
+	}
+	for {
+		old := s.confirmed.Load()
+		if old != nil && p.Tick <= old.Tick {
+			return
+		}
+		if s.confirmed.CompareAndSwap(old, &p) {
+			return
+		}
+	}
+}
+
+// Close ends the source, and a window whose unit was not read to its end. What was
+// not published comes again after the next Open.
+func (s *Source) Close() error {
+	s.closing.Do(func() {
+		s.end(capture.ErrClosed)
+		s.turn.Lock()
+		defer s.turn.Unlock()
+		s.fail(capture.ErrClosed)
+	})
+	return nil
+}
