@@ -46,14 +46,19 @@ type ReaderConfig struct {
 	// Bytes is about how many bytes of rows one chunk may have; a chunk ends
 	// early, after a block, when it has more. Default 8 MiB.
 	Bytes int
+	// Joins says that the transactions are another's, who begins and ends them:
+	// Join takes the place of Begin, Cancel and End. Nothing is set for the
+	// session then, so that a pooler may share the connection out.
+	Joins bool
 }
 
-// Reader reads the chunks of one table: Begin, Rows, End, each time. Whoever owns
+// Reader reads the chunks of one table: Begin, Rows, End, each time; or Join and
+// Rows, as often as is wanted, in a transaction of another. Whoever owns
 // the connection has pinned the settings that the text of values depends on. A
 // Reader is not safe for concurrent use; it may be used by another goroutine than
 // the one that owns the Load and the Window.
 //
-// Each chunk is a transaction of its own and holds ACCESS SHARE, which stops no
+// With Begin each chunk is a transaction of its own and holds ACCESS SHARE, which stops no
 // writer, for as long as the server takes to send its rows: who waits for a lock
 // against everybody gets it after one chunk.
 type Reader struct {
@@ -69,8 +74,10 @@ type Reader struct {
 }
 
 // NewReader makes a Reader on a connection that nothing else uses. The
-// connection's commits must not wait for standbys; NewReader sets that. It returns
-// ErrReshaped where the table does not have the key's columns.
+// connection's commits must not wait for standbys; NewReader sets that. One that
+// joins transactions is made within one of them, and the connection is used by
+// whoever has begun it. It returns ErrReshaped where the table does not have the
+// key's columns.
 func NewReader(ctx context.Context, conn *pgx.Conn, cfg ReaderConfig) (*Reader, error) {
 	if cfg.LockTimeout <= 0 {
 		cfg.LockTimeout = 200 * time.Millisecond
@@ -83,8 +90,10 @@ func NewReader(ctx context.Context, conn *pgx.Conn, cfg ReaderConfig) (*Reader, 
 	if r.codec, err = millrace.NewKeyCodec(cfg.Schema); err != nil {
 		return nil, fmt.Errorf("read chunks of %s: %w", cfg.Schema.QualifiedName(), err)
 	}
-	if _, err := conn.Exec(ctx, "SET synchronous_commit = local"); err != nil {
-		return nil, fmt.Errorf("read chunks of %s: %w", cfg.Schema.QualifiedName(), err)
+	if !cfg.Joins {
+		if _, err := conn.Exec(ctx, "SET synchronous_commit = local"); err != nil {
+			return nil, fmt.Errorf("read chunks of %s: %w", cfg.Schema.QualifiedName(), err)
+		}
 	}
 	if err := r.prepare(ctx); err != nil {
 		return nil, fmt.Errorf("read chunks of %s: %w", cfg.Schema.QualifiedName(), err)
@@ -173,14 +182,12 @@ func (r *Reader) Begin(ctx context.Context) (Snapshot, []Leaf, error) {
 }
 
 func (r *Reader) begin(ctx context.Context) (s Snapshot, leaves []Leaf, err error) {
-	// Neither SET nor LOCK takes the snapshot of the transaction. Rows have to
-	// come in the order of their blocks, or by the key's index.
+	// Neither SET nor LOCK takes the snapshot of the transaction.
 	lock := fmt.Sprintf(`BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 		SET LOCAL lock_timeout = %d;
-		SET LOCAL enable_seqscan = off; SET LOCAL synchronize_seqscans = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;
-		SET LOCAL row_security = off;
+		%s;
 		LOCK TABLE %s IN ACCESS SHARE MODE;
-		SET LOCAL lock_timeout = 0`, max(1, r.cfg.LockTimeout.Milliseconds()), r.name())
+		SET LOCAL lock_timeout = 0`, max(1, r.cfg.LockTimeout.Milliseconds()), inOrder, r.name())
 	if _, err := r.conn.Exec(ctx, lock, pgx.QueryExecModeSimpleProtocol); err != nil {
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == "55P03" { // lock_not_available
@@ -188,6 +195,35 @@ func (r *Reader) begin(ctx context.Context) (s Snapshot, leaves []Leaf, err erro
 		}
 		return s, nil, err
 	}
+	return r.look(ctx)
+}
+
+// inOrder is set for each transaction: rows have to come in the order of their
+// blocks, or by the key's index, and all of them.
+const inOrder = `SET LOCAL enable_seqscan = off; SET LOCAL synchronize_seqscans = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;
+		SET LOCAL row_security = off`
+
+// Join takes the place of Begin in a transaction that the connection is in
+// already: at REPEATABLE READ, and with the table locked in ACCESS SHARE MODE
+// before its snapshot was taken. It returns that snapshot. The transaction has
+// other settings from here on: its queries go by indexes. After an error it has
+// failed, or the table is not as the schema says: ErrReshaped. Then nothing of
+// the table may be read.
+func (r *Reader) Join(ctx context.Context) (s Snapshot, leaves []Leaf, err error) {
+	if !r.cfg.Joins {
+		panic("chunk: Join by a reader that begins its own transactions")
+	}
+	if _, err = r.conn.Exec(ctx, inOrder, pgx.QueryExecModeSimpleProtocol); err == nil {
+		s, leaves, err = r.look(ctx)
+	}
+	if err != nil {
+		return s, nil, fmt.Errorf("join for a chunk of %s: %w", r.cfg.Schema.QualifiedName(), err)
+	}
+	return s, leaves, nil
+}
+
+// look looks at the table, which is locked, and at the snapshot.
+func (r *Reader) look(ctx context.Context) (s Snapshot, leaves []Leaf, err error) {
 	var listed []string
 	if r.cfg.Listed {
 		for i := range r.cfg.Schema.Columns {
