@@ -1,6 +1,9 @@
 package capture
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // LoadStatus says how far a load has come, for people.
 type LoadStatus struct {
@@ -42,4 +45,21 @@ type PassStatus struct {
 	RequestedAt  time.Time
 	// Problem says why it failed.
 	Problem string
+}
+
+const maxText = 200
+
+// Text bounds what somebody else has written for people: it is valid UTF-8 without
+// control characters, of at most 200 bytes.
+func Text(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(text, ""))
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "")
+	}
+	return text
 }

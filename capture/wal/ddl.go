@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/table"
 )
 
@@ -41,22 +41,6 @@ type ddlMessage struct {
 	Reason string             `json:"reason"`
 }
 
-const maxReason = 200
-
-// clean bounds what a message has for people.
-func clean(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(text, ""))
-	if len(text) > maxReason {
-		text = strings.ToValidUTF8(text[:maxReason], "")
-	}
-	return text
-}
-
 // altered are the tables that a message is about, each with the cause to load
 // it, or none if it is only to be described anew. schemas are the
 // stream's.
@@ -69,10 +53,10 @@ func (m *ddlMessage) altered(stream string, schemas map[millrace.TableID]*millra
 			}
 		}
 	}
-	tag := clean(m.Tag)
+	tag := capture.Text(m.Tag)
 	add(cause{fmt.Sprintf("a partition came or went (%s)", tag), true}, m.Partitions...)
 	if m.Stream == stream {
-		add(cause{cmp.Or(clean(m.Reason), "somebody asked for it"), true}, m.Load...)
+		add(cause{cmp.Or(capture.Text(m.Reason), "somebody asked for it"), true}, m.Load...)
 	}
 	if m.Doubt {
 		add(cause{fmt.Sprintf("what %s did to it is not known", tag), true}, slices.Collect(maps.Keys(schemas))...)

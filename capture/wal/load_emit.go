@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/capture/table"
 )
@@ -19,7 +20,7 @@ func (d *decoder) beginLoad(table millrace.TableID, c cause, initial bool) error
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	schema := d.schemas[table]
-	reason := clean(c.text)
+	reason := capture.Text(c.text)
 	ld := l.byTable[table]
 	if ld != nil && c.gone {
 		initial = ld.initial

@@ -21,13 +21,9 @@ import (
 // changed by then and the snapshot does not see are named in it and take no part.
 
 const (
-	// verifyRows is the most rows of a range, verifyWindow the bytes of keys
-	// that may change while it is read, before it is read anew.
-	verifyRows   = 10_000
+	// verifyWindow is how many bytes of keys may change while a range is read,
+	// before it is read anew.
 	verifyWindow = 1 << 20
-	// verifyWhole bounds what is held of a table that cannot be read in ranges,
-	// in bytes.
-	verifyWhole = 64 << 20
 	// verifyTries is how often a range is read before the pass is given up.
 	verifyTries = 20
 )
