@@ -87,6 +87,8 @@ func newPGLedger(url string, stream control.Stream) (*pgLedger, error) {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	config.RuntimeParams["application_name"] = "millrace ledger " + stream.Name
+	// The URL may lead through a pooler, which has no place for prepared statements.
+	config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	return &pgLedger{config: config, stream: stream}, nil
 }
 

@@ -25,6 +25,8 @@ func connectSource(ctx context.Context, s *config.Stream) (*pgx.Conn, error) {
 		return nil, usage("streams.%s.source.url: not a connection string; write postgres://user@host:5432/database", s.Name)
 	}
 	cfg.RuntimeParams["application_name"] = "millrace"
+	// The URL may lead through a pooler, which has no place for prepared statements.
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = connectLimit
 	}

@@ -39,7 +39,7 @@ var (
 	// ErrPooler occurs when the hold's connection does not go to a server
 	// process of its own. Mend: give the stream a source URL that reaches
 	// Postgres directly.
-	ErrPooler error = stopError("the connection goes through a pooler, where a session lock holds nothing; give source.url the address of Postgres itself")
+	ErrPooler error = stopError("the connection goes through a pooler, where a session lock holds nothing; give source.url the address of Postgres itself (capture trigger does without)")
 
 	// ErrNewer occurs when a newer version of millrace has migrated the control
 	// schema. Mend: upgrade this process.

@@ -64,8 +64,11 @@ type Hold struct {
 	stream    string
 	publisher millrace.PublisherID
 	lease     time.Duration
-	pid       uint32
-	log       *slog.Logger
+	// pid is the server process that has the lock.
+	pid uint32
+	log *slog.Logger
+	// pooled is set where the lock is a transaction's (hold_pooled.go).
+	pooled *pooled
 
 	stop context.CancelFunc
 	done chan struct{} // closed when the renewing goroutine has ended
@@ -76,9 +79,11 @@ type Hold struct {
 }
 
 // AcquireHold blocks until the stream is held by publisher, or ctx ends. It opens
-// a connection of its own to url, which must reach Postgres directly. While
-// another process has the hold it waits; one that has not renewed it for a lease
-// is ended. logger may be nil.
+// a connection of its own to url. With capture wal url must reach Postgres
+// directly; with capture trigger it may lead through a pooler in transaction mode,
+// and a second connection is opened for the time of the hold. While another
+// process has the hold it waits; one that has not renewed it for a lease is ended.
+// logger may be nil.
 //
 // lease is how long a holder may show no life, at least MinLease. Errors:
 // ErrPooler, ErrNoStream, ErrNotInitialised, and those of the connection, which
@@ -95,6 +100,8 @@ func AcquireHold(ctx context.Context, url, stream string, publisher millrace.Pub
 		return nil, fmt.Errorf("acquire hold of stream %s: %w", stream, err)
 	}
 	config.RuntimeParams["application_name"] = "millrace hold " + stream
+	// A pooler has no place for prepared statements.
+	config.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("acquire hold of stream %s: %w", stream, err)
@@ -115,6 +122,14 @@ func AcquireHold(ctx context.Context, url, stream string, publisher millrace.Pub
 }
 
 func (h *Hold) acquire(ctx context.Context) error {
+	s, err := LoadStream(ctx, h.conn, h.stream)
+	if err != nil {
+		return err
+	}
+	if s.Capture == CaptureTrigger {
+		h.pooled = &pooled{h: h}
+		return h.pooled.acquire(ctx)
+	}
 	// A pooler answers the handshake itself and makes up the process ID.
 	if err := h.conn.QueryRow(ctx, `SELECT pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&h.pid); err != nil {
 		return err
@@ -123,9 +138,6 @@ func (h *Hold) acquire(ctx context.Context) error {
 		return ErrPooler
 	}
 	if _, err := h.conn.Exec(ctx, holdSession, pgx.QueryExecModeSimpleProtocol); err != nil {
-		return err
-	}
-	if _, err := LoadStream(ctx, h.conn, h.stream); err != nil {
 		return err
 	}
 	if err := h.wait(ctx); err != nil {
@@ -161,13 +173,22 @@ func (h *Hold) wait(ctx context.Context) error {
 func (h *Hold) try(ctx context.Context, told *uint32) (got bool, holder uint32, err error) {
 	limited, cancel := context.WithTimeout(ctx, max(h.lease, minAnswer))
 	defer cancel()
-	if err = h.conn.QueryRow(limited, holdLock, h.stream).Scan(&got); err == nil && !got {
+	if got, err = h.lock(limited); err == nil && !got {
 		holder, err = h.judge(limited, told)
 	}
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("the server has not answered for %v: %w", max(h.lease, minAnswer), err)
 	}
 	return got, holder, err
+}
+
+// lock asks for the lock once.
+func (h *Hold) lock(ctx context.Context) (got bool, err error) {
+	if h.pooled != nil {
+		return h.pooled.lock(ctx)
+	}
+	err = h.conn.QueryRow(ctx, holdLock, h.stream).Scan(&got)
+	return got, err
 }
 
 // judge looks at who has the lock and ends a holder that has shown no life for a
@@ -241,6 +262,9 @@ func (h *Hold) renew(ctx context.Context) error {
 	// After the rest of the lease a successor may have ended this session.
 	ctx, cancel := context.WithTimeout(ctx, h.lease*2/3)
 	defer cancel()
+	if h.pooled != nil {
+		return h.pooled.renew(ctx)
+	}
 	tag, err := h.conn.Exec(ctx, holdRenew, h.stream, [16]byte(h.publisher), h.pid)
 	if err != nil {
 		return fmt.Errorf("renew the hold: %w", err)
@@ -263,7 +287,7 @@ func (h *Hold) Close(ctx context.Context) error {
 		<-h.done
 		if !h.conn.IsClosed() {
 			// The row goes before the lock does, so it is never a successor's.
-			if _, err := h.conn.Exec(ctx, holdDelete, h.stream, [16]byte(h.publisher)); err != nil {
+			if err := h.deleteRow(ctx); err != nil {
 				h.err = fmt.Errorf("give up the hold of stream %s: %w", h.stream, err)
 			}
 		}
@@ -272,10 +296,21 @@ func (h *Hold) Close(ctx context.Context) error {
 	return h.err
 }
 
+func (h *Hold) deleteRow(ctx context.Context) error {
+	if h.pooled != nil {
+		return h.pooled.deleteRow(ctx)
+	}
+	_, err := h.conn.Exec(ctx, holdDelete, h.stream, [16]byte(h.publisher))
+	return err
+}
+
 func (h *Hold) disconnect() {
 	ctx, cancel := context.WithTimeout(context.Background(), h.lease)
 	defer cancel()
 	_ = h.conn.Close(ctx) // the session ends either way
+	if h.pooled != nil {
+		h.pooled.disconnect(ctx)
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

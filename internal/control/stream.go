@@ -32,6 +32,12 @@ func ValidateName(name string) error {
 	return nil
 }
 
+// The ways to capture changes, as the registry writes them.
+const (
+	CaptureWAL     = "wal"
+	CaptureTrigger = "trigger"
+)
+
 // Stream is one row of the registry.
 type Stream struct {
 	// Name follows ValidateName.
