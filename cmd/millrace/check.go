@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millrace-db/millrace"
-	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
@@ -35,8 +34,8 @@ with its mend. Of a stream it looks at what the configuration names: the source 
 topic if there are brokers, the local store if there is an edge section. Every row of a local store is read,
 unless --quick. Exit code 4 if there is a problem; warnings do not count.
 
-With --fix, what can be mended without losing anything is mended first: control schema and publication of
-streams that are registered. Of the rest each line names the command.`,
+With --fix, what can be mended without losing anything is mended first: control schema and what captures
+the tables of streams that are registered. Of the rest each line names the command.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
@@ -106,8 +105,9 @@ func (k *check) add(s *config.Stream, found ...finding.Finding) {
 // fix mends at the source what init would mend. What it cannot do is told by the
 // check that follows.
 func (k *check) fix(ctx context.Context, s *config.Stream) {
-	u := &setup{stream: s, log: k.logger(k.c), out: io.Discard}
-	err := withSource(ctx, s, func(conn *pgx.Conn) error {
+	owned := asOwner(s)
+	u := &setup{stream: owned, log: k.logger(k.c), out: io.Discard}
+	err := withSource(ctx, owned, func(conn *pgx.Conn) error {
 		registered, err := control.LoadStream(ctx, conn, s.Name)
 		if err != nil {
 			return err
@@ -115,13 +115,13 @@ func (k *check) fix(ctx context.Context, s *config.Stream) {
 		if err := u.schema(ctx, conn); err != nil {
 			return err
 		}
-		return u.publication(ctx, registered)
+		return u.capture(ctx, registered)
 	})
 	if err != nil {
 		k.done = append(k.done, "source of "+s.Name+", to mend it: "+oneLine(mendText(s.Name, err.Error())))
 		return
 	}
-	k.done = append(k.done, "source of "+s.Name+": control schema and publication are as init makes them")
+	k.done = append(k.done, "source of "+s.Name+": control schema and capture are as init makes them")
 }
 
 // problem turns an error into a finding: its text names the mend itself.
@@ -195,7 +195,7 @@ func (k *check) source(ctx context.Context, s *config.Stream) (registered contro
 }
 
 // fences says whether capture could go on where the topic ends.
-func (k *check) fences(ctx context.Context, s *config.Stream, registered control.Stream, capture *wal.Capture) error {
+func (k *check) fences(ctx context.Context, s *config.Stream, registered control.Stream, capture capturing) error {
 	found, err := capture.CheckPosition(ctx, func(ctx context.Context) (p millrace.Position, at time.Time, err error) {
 		err = withSource(ctx, s, func(conn *pgx.Conn) error {
 			p, at, err = publishedPosition(ctx, conn, s, registered, k.logger(k.c))

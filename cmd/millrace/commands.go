@@ -10,7 +10,6 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
-	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/transfer"
 	"github.com/millrace-db/millrace/transfer/admin"
 )
@@ -19,7 +18,7 @@ import (
 // publisher has open. Another one is opened for each reign, so that is looked up
 // each time.
 type commands struct {
-	source atomic.Pointer[wal.Source]
+	source atomic.Pointer[captured]
 	status func() transfer.Status
 	// paused outlives a reign; pausing is held while a source is told.
 	paused  atomic.Bool
@@ -27,21 +26,29 @@ type commands struct {
 }
 
 // open opens the capture of a reign.
-func (c *commands) open(ctx context.Context, capture *wal.Capture, after *millrace.Checkpoint) (transfer.Source, error) {
-	source, err := capture.Open(ctx, after)
+func (c *commands) open(ctx context.Context, from capturing, after *millrace.Checkpoint) (transfer.Source, error) {
+	source, err := from.open(ctx, after)
 	if err != nil {
-		return nil, err // and no *wal.Source that is nil
+		return nil, err
 	}
 	c.pausing.Lock()
 	defer c.pausing.Unlock()
 	source.PauseLoads(c.paused.Load())
-	c.source.Store(source)
+	c.source.Store(&source)
 	return source, nil
+}
+
+// now returns the capture that is open, nil if none has been yet.
+func (c *commands) now() captured {
+	if source := c.source.Load(); source != nil {
+		return *source
+	}
+	return nil
 }
 
 // Load implements admin.Commands.
 func (c *commands) Load(ctx context.Context, table, reason string) error {
-	source := c.source.Load()
+	source := c.now()
 	if source == nil {
 		return admin.ErrOpening
 	}
@@ -50,7 +57,7 @@ func (c *commands) Load(ctx context.Context, table, reason string) error {
 
 // Loads implements admin.Commands.
 func (c *commands) Loads() []admin.LoadStatus {
-	source := c.source.Load()
+	source := c.now()
 	if source == nil {
 		return nil
 	}
@@ -90,14 +97,14 @@ func (c *commands) PauseLoads(pause bool) {
 	c.pausing.Lock()
 	defer c.pausing.Unlock()
 	c.paused.Store(pause)
-	if source := c.source.Load(); source != nil {
+	if source := c.now(); source != nil {
 		source.PauseLoads(pause)
 	}
 }
 
 // Verify implements admin.Commands.
 func (c *commands) Verify(_ context.Context, tables []string) error {
-	source := c.source.Load()
+	source := c.now()
 	if source == nil {
 		return admin.ErrOpening
 	}
@@ -106,7 +113,7 @@ func (c *commands) Verify(_ context.Context, tables []string) error {
 
 // Verifications implements admin.Commands.
 func (c *commands) Verifications() []admin.VerifyStatus {
-	source := c.source.Load()
+	source := c.now()
 	if source == nil {
 		return nil
 	}

@@ -70,8 +70,8 @@ func (a *app) epochNewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new [STREAM]",
 		Short: "Begin a new epoch of a stream: a new topic, and all tables copied anew",
-		Long: `Begin a new epoch of a stream: it gets a new topic, its replication slot is dropped, and the next millrace
-transfer copies all tables anew. Edges go on serving their old rows, copy the new ones beside them, and go
+		Long: `Begin a new epoch of a stream: it gets a new topic, its replication slot is dropped if it has one, and the next
+millrace transfer copies all tables anew. Edges go on serving their old rows, copy the new ones beside them, and go
 over at once when the copy is complete; nothing has to be done there, and they need disk for both until then.
 
 millrace transfer must be stopped first, and started again afterwards. What it did before it was ended, if it
@@ -109,7 +109,8 @@ type epochPlan struct {
 	Epoch     uint64 `json:"epoch"`
 	Topic     string `json:"topic"`
 	TopicID   string `json:"topic_id,omitempty"`
-	Slot      string `json:"slot"`
+	// Slot is empty where capture needs none.
+	Slot string `json:"slot,omitempty"`
 	// Begun tells that the registry's epoch has nothing in it yet: it is the new
 	// one, begun by an earlier run.
 	Begun bool `json:"begun_before"`
@@ -147,7 +148,7 @@ type renewal struct {
 func (r *renewal) say(format string, args ...any) { fmt.Fprintf(r.out, format+"\n", args...) }
 
 func (r *renewal) run(ctx context.Context) (plan *epochPlan, err error) {
-	err = withSource(ctx, r.stream, func(conn *pgx.Conn) error {
+	err = withSource(ctx, asOwner(r.stream), func(conn *pgx.Conn) error {
 		if plan, err = r.plan(ctx, conn); err != nil {
 			return err
 		}
@@ -217,7 +218,11 @@ func (r *renewal) chooseSlot(ctx context.Context, p *epochPlan) error {
 	if err != nil {
 		return err
 	}
-	foreign, err := capture.ForeignSlot(ctx)
+	slots, ok := capture.(slotted)
+	if !ok {
+		return nil
+	}
+	foreign, err := slots.ForeignSlot(ctx)
 	if err != nil || !foreign {
 		return err
 	}
@@ -244,17 +249,21 @@ func (r *renewal) show(p *epochPlan) {
 	if p.Reused {
 		r.say("  topic %s is there already, empty", p.Topic)
 	}
-	r.say("  the replication slot %s is dropped; the next millrace transfer makes it anew and copies all tables", p.from.Slot)
+	if p.from.Slot != "" {
+		r.say("  the replication slot %s is dropped; the next millrace transfer makes it anew and copies all tables", p.from.Slot)
+	} else {
+		r.say("  the logs of keys stay; the next millrace transfer copies all tables")
+	}
 	r.say("  edges serve their old rows until the copy is complete, and need disk for both until then")
 }
 
 // rehearse says what begin would do.
 func (r *renewal) rehearse(ctx context.Context, conn *pgx.Conn, p *epochPlan) error {
-	u := &setup{stream: r.stream, log: r.logger(r.c), out: r.out, dry: true}
+	u := &setup{stream: asOwner(r.stream), log: r.logger(r.c), out: r.out, dry: true}
 	if err := u.schema(ctx, conn); err != nil {
 		return err
 	}
-	if err := u.publication(ctx, p.from); err != nil {
+	if err := u.capture(ctx, p.from); err != nil {
 		return err
 	}
 	if !p.Begun && !p.Reused {
@@ -268,8 +277,11 @@ func (r *renewal) rehearse(ctx context.Context, conn *pgx.Conn, p *epochPlan) er
 		}
 	}
 	if !p.Begun {
-		u.say("-- registry\nUPDATE millrace.stream SET epoch = %d, topic = '%s', topic_id = the topic's ID, slot = '%s'\n    WHERE name = '%s' AND epoch = %d;",
-			p.Epoch, p.Topic, p.Slot, p.Stream, p.FromEpoch)
+		u.say("-- registry\nUPDATE millrace.stream SET epoch = %d, topic = '%s', topic_id = the topic's ID, slot = %s\n    WHERE name = '%s' AND epoch = %d;",
+			p.Epoch, p.Topic, orNull(p.Slot), p.Stream, p.FromEpoch)
+	}
+	if p.from.Slot == "" {
+		return nil
 	}
 	u.say("-- slot\nSELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '%s';", p.from.Slot)
 	return nil
@@ -317,11 +329,11 @@ func (r *renewal) begin(ctx context.Context, conn *pgx.Conn, p *epochPlan) (err 
 	}
 	// Tables and publication are made fit here, because init refuses a stream
 	// whose topic is lost.
-	u := &setup{stream: r.stream, log: r.logger(r.c), out: r.out}
+	u := &setup{stream: asOwner(r.stream), log: r.logger(r.c), out: r.out}
 	if err := u.schema(ctx, conn); err != nil {
 		return err
 	}
-	if err := u.publication(ctx, p.from); err != nil {
+	if err := u.capture(ctx, p.from); err != nil {
 		return err
 	}
 	if err := r.check(ctx, p); err != nil {
@@ -400,12 +412,14 @@ func (r *renewal) dropSlot(ctx context.Context, p *epochPlan) error {
 	if err != nil {
 		return err
 	}
-	dropped, err := capture.DropSlot(ctx)
-	if err != nil {
-		return fmt.Errorf("epoch %d of stream %s is begun, but its old slot is left, which millrace transfer drops too: %w", p.Epoch, p.Stream, err)
-	}
-	if dropped {
-		r.say("slot %s: dropped", p.from.Slot)
+	if slots, ok := capture.(slotted); ok {
+		dropped, err := slots.DropSlot(ctx)
+		if err != nil {
+			return fmt.Errorf("epoch %d of stream %s is begun, but its old slot is left, which millrace transfer drops too: %w", p.Epoch, p.Stream, err)
+		}
+		if dropped {
+			r.say("slot %s: dropped", p.from.Slot)
+		}
 	}
 	r.say("start millrace transfer; millrace status shows the copy, and edges go over by themselves when it is complete")
 	return nil

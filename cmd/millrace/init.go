@@ -10,9 +10,10 @@ func (a *app) initCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make what streams need at their sources and in Kafka",
-		Long: `Make what streams need: the control schema and the publication in the source database, the topic
-in Kafka, and the stream's entry in the registry. What is there and fits is left as it is, so init can be
-run again, for instance after a table was added. The replication slot is made by the first transfer.`,
+		Long: `Make what streams need: the control schema and what captures the tables in the source database (a publication,
+or logs of keys with the triggers that write them), the topic in Kafka, and the stream's entry in the registry. What
+is there and fits is left as it is, so init can be run again, for instance after a table was added. A replication
+slot, where capture needs one, is made by the first transfer.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, names, err := a.published(stream)
@@ -24,7 +25,7 @@ run again, for instance after a table was added. The replication slot is made by
 			}
 			log := a.logger(c)
 			for _, name := range names {
-				u := &setup{stream: c.Stream(name), log: log, out: a.stdout, dry: dry}
+				u := &setup{stream: asOwner(c.Stream(name)), log: log, out: a.stdout, dry: dry}
 				if _, err := u.run(cmd.Context()); err != nil {
 					return err
 				}

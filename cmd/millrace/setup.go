@@ -10,39 +10,14 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millrace-db/millrace"
-	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/finding"
 	"github.com/millrace-db/millrace/internal/topic"
-	"github.com/millrace-db/millrace/sql"
 )
-
-// newCapture makes the capture of a stream. registered is its row in the
-// registry; the zero value stands for the names that init would give.
-func newCapture(s *config.Stream, registered control.Stream, log *slog.Logger, reg prometheus.Registerer) (*wal.Capture, error) {
-	cfg := wal.Config{
-		URL: s.Source.URL.Reveal(), Stream: s.Name, Tables: s.Source.Tables,
-		Columns: s.Source.Columns, Where: s.Source.Where,
-		Slot: registered.Slot, Publication: registered.Publication,
-		MemoryBudget: int64(s.Source.Memory), SpoolDir: s.Source.SpoolDir, Heartbeat: duration(s.Source.Heartbeat),
-		LoadWorkers: s.Source.Load.Workers, LoadRate: s.Source.Load.RowsPerSecond, LoadMaxLag: duration(s.Source.Load.MaxReplicaLag),
-		VerifyEvery: duration(s.Source.Verify.Every), VerifyRate: s.Source.Verify.RowsPerSecond,
-		WarnShare: float64(s.Source.WAL.Warn) / 100, RetainLimit: int64(s.Source.WAL.Limit), DropAtLimit: s.Source.WAL.OnLimit == config.OnLimitDrop,
-		Logger: log, Registerer: reg,
-	}
-	if cfg.WarnShare == 0 {
-		cfg.WarnShare = -1 // 0 is the stage's word for its default
-	}
-	if cfg.Slot == "" {
-		cfg.Slot, cfg.Publication = control.DefaultSlot(s.Name), control.DefaultPublication(s.Name)
-	}
-	return wal.New(cfg)
-}
 
 // openTopic reaches the brokers of a stream. name is the topic's; empty means
 // the configured one.
@@ -147,7 +122,7 @@ func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn) (control.Stream, e
 	if err := u.schema(ctx, conn); err != nil {
 		return control.Stream{}, err
 	}
-	if err := u.publication(ctx, registered); err != nil {
+	if err := u.capture(ctx, registered); err != nil {
 		return control.Stream{}, err
 	}
 	if create {
@@ -187,6 +162,14 @@ func (u *setup) newEpoch(ctx context.Context) (millrace.Epoch, error) {
 		return newest.epoch + 1, nil
 	}
 	return 1, nil
+}
+
+// orNull is a name as an SQL text shows it to a person.
+func orNull(name string) string {
+	if name == "" {
+		return "NULL"
+	}
+	return "'" + name + "'"
 }
 
 // sameStream compares the configuration with the registry.
@@ -292,28 +275,28 @@ func (u *setup) reach(ctx context.Context, registered control.Stream) error {
 	return c.Reach(ctx)
 }
 
-func (u *setup) publication(ctx context.Context, registered control.Stream) error {
+// capture makes what capture needs at the source.
+func (u *setup) capture(ctx context.Context, registered control.Stream) error {
 	c, err := newCapture(u.stream, registered, u.log, nil)
 	if err != nil {
 		return err
-	}
-	name := registered.Publication
-	if name == "" {
-		name = control.DefaultPublication(u.stream.Name)
 	}
 	if !u.dry {
 		if err := c.Install(ctx); err != nil {
 			return err
 		}
-		u.say("publication %s: %s", name, strings.Join(u.stream.Source.Tables, ", "))
+		u.say("%s", c.installed())
 		return nil
 	}
 	found, err := c.Check(ctx)
 	if err != nil {
 		return err
 	}
-	u.say("-- publication, made or altered to hold exactly these tables\n%s;", c.PublicationSQL())
-	u.say("-- event triggers, where the role may make them\n%s", strings.TrimSpace(sql.EventTriggers))
+	text, err := c.installSQL(ctx)
+	if err != nil {
+		return err
+	}
+	u.say("%s", text)
 	for _, f := range found {
 		u.say("-- %s: %s", f.Level, oneLine(f.String()))
 	}
@@ -350,14 +333,19 @@ func createTopic(ctx context.Context, replicas int, create func(ctx context.Cont
 const slotElsewhere = `
 SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND database IS DISTINCT FROM current_database())`
 
-// chooseSlot gives a new stream an ID and, where a stream of the same name in
-// another database has the usual slot, a slot named after that ID.
-func (u *setup) chooseSlot(ctx context.Context, conn *pgx.Conn, s *control.Stream) error {
+// chooseNames gives a new stream an ID and, where capture needs them, the usual
+// names; where a stream of the same name in another database has the slot, one
+// named after that ID.
+func (u *setup) chooseNames(ctx context.Context, conn *pgx.Conn, s *control.Stream) error {
 	if s.ID.IsZero() {
 		if _, err := rand.Read(s.ID[:]); err != nil {
 			return fmt.Errorf("make stream ID: %w", err)
 		}
 	}
+	if s.Capture != control.CaptureWAL {
+		return nil
+	}
+	s.Publication, s.Slot = control.DefaultPublication(s.Name), control.DefaultSlot(s.Name)
 	var taken bool
 	if err := conn.QueryRow(ctx, slotElsewhere, s.Slot).Scan(&taken); err != nil {
 		return fmt.Errorf("look for slots of the name %s: %w", s.Slot, err)
@@ -371,19 +359,20 @@ func (u *setup) chooseSlot(ctx context.Context, conn *pgx.Conn, s *control.Strea
 func (u *setup) register(ctx context.Context, conn *pgx.Conn, epoch millrace.Epoch, name string, info topic.Info) (control.Stream, error) {
 	s := control.Stream{
 		Name: u.stream.Name, Epoch: epoch, Capture: u.stream.Source.Capture, Topic: name, TopicID: info.ID,
-		Publication: control.DefaultPublication(u.stream.Name), Slot: control.DefaultSlot(u.stream.Name),
 	}
 	if u.stream.ID != "" {
 		// The configuration has checked it.
 		s.ID, _ = millrace.ParseStreamID(u.stream.ID)
 	}
-	if err := u.chooseSlot(ctx, conn, &s); err != nil {
+	if err := u.chooseNames(ctx, conn, &s); err != nil {
 		return control.Stream{}, err
 	}
 	if u.dry {
-		u.say("-- registry\nINSERT INTO millrace.stream (name, id, epoch, capture, topic, topic_id, publication, slot)\n    VALUES ('%s', a random UUID, %d, '%s', '%s', the topic's ID, '%s', '%s');",
-			s.Name, s.Epoch, s.Capture, s.Topic, s.Publication, s.Slot)
-		u.say("-- the replication slot %s is made by the first start of millrace transfer, with the first copy", s.Slot)
+		u.say("-- registry\nINSERT INTO millrace.stream (name, id, epoch, capture, topic, topic_id, publication, slot)\n    VALUES ('%s', a random UUID, %d, '%s', '%s', the topic's ID, %s, %s);",
+			s.Name, s.Epoch, s.Capture, s.Topic, orNull(s.Publication), orNull(s.Slot))
+		if s.Slot != "" {
+			u.say("-- the replication slot %s is made by the first start of millrace transfer, with the first copy", s.Slot)
+		}
 		return s, nil
 	}
 	registered, err := control.CreateStream(ctx, conn, s)

@@ -41,6 +41,9 @@ func connectSource(ctx context.Context, s *config.Stream) (*pgx.Conn, error) {
 // and what mends it.
 func sourceError(s *config.Stream, cfg *pgx.ConnConfig, err error) error {
 	key := "streams." + s.Name + ".source.url"
+	if s.Source.URL == s.Source.SetupURL {
+		key = "streams." + s.Name + ".source.setup_url"
+	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
 		cause := err

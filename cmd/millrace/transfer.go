@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace-db/millrace"
-	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/edgestatus"
@@ -58,8 +57,8 @@ type publisher struct {
 	registry  *prometheus.Registry
 	admin     *admin.Server // nil where it is off
 	transfers []*transfer.Transfer
-	captures  []*wal.Capture // of the transfers, in their order
-	topics    []string       // the same
+	captures  []capturing // of the transfers, in their order
+	topics    []string    // the same
 	watchers  []*edgestatus.Watcher
 	commands  map[string]admin.Commands // by stream
 }

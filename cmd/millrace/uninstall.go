@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -18,9 +19,9 @@ func (a *app) uninstallCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Remove what init and transfer made in the source databases",
-		Long: `Remove what init and transfer made in the source databases: publication, replication slot and the
-stream's rows in the control schema; with the last stream the control schema itself. Topics and the data of
-edges are left: delete them by hand when nothing needs them any more.`,
+		Long: `Remove what init and transfer made in the source databases: publication and replication slot, or triggers and
+logs of keys, and the stream's rows in the control schema; with the last stream the control schema itself. Topics
+and the data of edges are left: delete them by hand when nothing needs them any more.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, names, err := a.published(stream)
@@ -45,7 +46,7 @@ edges are left: delete them by hand when nothing needs them any more.`,
 
 func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) error {
 	ctx := cmd.Context()
-	return withSource(ctx, s, func(conn *pgx.Conn) error {
+	return withSource(ctx, asOwner(s), func(conn *pgx.Conn) error {
 		registered, err := control.LoadStream(ctx, conn, s.Name)
 		if err != nil && !errors.Is(err, control.ErrNoStream) && !errors.Is(err, control.ErrNotInitialised) {
 			return err
@@ -57,7 +58,10 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		if holder != nil && holder.Silent < duration(c.Transfer.Lease) {
 			return operator("stream %s is being published (server process %d): stop millrace transfer first", s.Name, holder.PID)
 		}
-		capture, err := newCapture(s, registered, a.logger(c), nil)
+		if err := a.dropSlot(ctx, c, s, registered); err != nil {
+			return err
+		}
+		capture, err := newCapture(asOwner(s), registered, a.logger(c), nil)
 		if err != nil {
 			return err
 		}
@@ -68,7 +72,7 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		if err != nil {
 			return err
 		}
-		what := "publication, slot and registry entry removed"
+		what := capture.removed() + " removed"
 		if dropped {
 			what += ", control schema too"
 		}
@@ -79,4 +83,20 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		fmt.Fprintf(a.stdout, "stream %s: %s; topic %s is left, as is %s\n", s.Name, what, left, edgestatus.TopicOf(s.Kafka.Topic))
 		return nil
 	})
+}
+
+// dropSlot drops the replication slot of a stream that has one, as the role that
+// made it, which may be another one than owns the tables.
+func (a *app) dropSlot(ctx context.Context, c *config.Config, s *config.Stream, registered control.Stream) error {
+	if s.Source.SetupURL == "" {
+		return nil // Uninstall drops it
+	}
+	capture, err := newCapture(s, registered, a.logger(c), nil)
+	if err != nil {
+		return err
+	}
+	if slots, ok := capture.(slotted); ok {
+		_, err = slots.DropSlot(ctx)
+	}
+	return err
 }
