@@ -6,58 +6,75 @@ import (
 	"strings"
 )
 
+// mode is how the stream of a walk is captured, as configurations say it.
+type mode string
+
+const (
+	byWAL     mode = "wal"
+	byTrigger mode = "trigger"
+)
+
 // kinds are all kinds of steps that a walk may take, with how often it does in
 // proportion to the others. lacks says why one is not taken: the program cannot
-// do it yet. A walk logs those.
+// do it yet. A walk logs those. only says in which mode it is, where not in both.
 var kinds = []struct {
 	name   string
 	weight int
 	lacks  string
 	make   func(*walker) bool
+	only   mode
 }{
-	{"begin", 10, "", (*walker).begin},
-	{"insert", 14, "", (*walker).insert},
-	{"update", 14, "", (*walker).update},
-	{"update out of line", 8, "", (*walker).updateBig},
-	{"balance", 8, "", (*walker).balance},
-	{"delete", 6, "", (*walker).delete},
-	{"move", 7, "", (*walker).move},
-	{"move many", 3, "", (*walker).moveMany},
-	{"loop with exceptions", 5, "", (*walker).loop},
-	{"bulk", 5, "", (*walker).bulk},
-	{"savepoint", 7, "", (*walker).savepoint},
-	{"rollback to savepoint", 4, "", (*walker).rollbackTo},
-	{"release savepoint", 2, "", (*walker).release},
-	{"commit", 9, "", (*walker).commit},
-	{"rollback", 3, "", (*walker).rollback},
-	{"prepare", 2, "", (*walker).prepare},
-	{"end prepared", 3, "", (*walker).endPrepared},
-	{"truncate", 2, "", (*walker).truncate},
-	{"message", 2, "", (*walker).message},
-	{"vacuum full", 2, "", (*walker).vacuumFull},
-	{"add nullable column", 3, "", (*walker).addColumn},
-	{"add column with default", 2, "", (*walker).addDefault},
-	{"drop column", 2, "", (*walker).dropColumn},
-	{"rename column", 2, "", (*walker).renameColumn},
-	{"retype column", 2, "", (*walker).retypeColumn},
-	{"rewrite column in its type", 1, "", (*walker).rewriteColumn},
-	{"rename enum value", 1, "", (*walker).renameLabel},
-	{"add enum value", 1, "", (*walker).addLabel},
-	{"rename table and back", 1, "", (*walker).renameTable},
-	{"attach", 2, "", (*walker).attach},
-	{"detach", 2, "", (*walker).detach},
-	{"drop partition", 1, "", (*walker).dropPartition},
-	{"truncate partition", 2, "", (*walker).truncatePartition},
-	{"load", 3, "", (*walker).load},
-	{"verify", 2, "", (*walker).verify},
-	{"epoch", 1, "", (*walker).epoch},
-	{"kill transfer", 2, "", func(w *walker) bool { return w.fault("kill transfer", 4) }},
-	{"kill edge", 2, "", func(w *walker) bool { return w.fault("kill edge", 4) }},
-	{"kill walsender", 2, "", func(w *walker) bool { return w.fault("kill walsender", 4) }},
-	{"zombie", 1, "", func(w *walker) bool { return w.fault("zombie", 1) }},
-	{"pause broker", 1, "", func(w *walker) bool { return w.fault("pause broker", 2) }},
-	{"pass", 8, "", (*walker).pass},
-	{"check", 1, "", (*walker).check},
+	{"begin", 10, "", (*walker).begin, ""},
+	{"insert", 14, "", (*walker).insert, ""},
+	{"update", 14, "", (*walker).update, ""},
+	{"update out of line", 8, "", (*walker).updateBig, ""},
+	{"balance", 8, "", (*walker).balance, ""},
+	{"delete", 6, "", (*walker).delete, ""},
+	{"move", 7, "", (*walker).move, ""},
+	{"move many", 3, "", (*walker).moveMany, ""},
+	{"loop with exceptions", 5, "", (*walker).loop, ""},
+	{"bulk", 5, "", (*walker).bulk, ""},
+	{"savepoint", 7, "", (*walker).savepoint, ""},
+	{"rollback to savepoint", 4, "", (*walker).rollbackTo, ""},
+	{"release savepoint", 2, "", (*walker).release, ""},
+	{"commit", 9, "", (*walker).commit, ""},
+	{"rollback", 3, "", (*walker).rollback, ""},
+	{"prepare", 2, "", (*walker).prepare, ""},
+	{"end prepared", 3, "", (*walker).endPrepared, ""},
+	{"truncate", 2, "", (*walker).truncate, ""},
+	{"message", 2, "", (*walker).message, ""},
+	{"vacuum full", 2, "", (*walker).vacuumFull, ""},
+	{"add nullable column", 3, "", (*walker).addColumn, ""},
+	{"add column with default", 2, "", (*walker).addDefault, ""},
+	{"drop column", 2, "", (*walker).dropColumn, ""},
+	{"rename column", 2, "", (*walker).renameColumn, ""},
+	{"retype column", 2, "", (*walker).retypeColumn, ""},
+	{"rewrite column in its type", 1, "", (*walker).rewriteColumn, ""},
+	{"rename enum value", 1, "", (*walker).renameLabel, ""},
+	{"add enum value", 1, "", (*walker).addLabel, ""},
+	{"rename table and back", 1, "", (*walker).renameTable, ""},
+	{"kids", 6, "", (*walker).kids, ""},
+	{"replace", 5, "", (*walker).replace, ""},
+	{"pass on", 3, "", (*walker).passOn, ""},
+	{"upsert", 4, "", (*walker).upsert, ""},
+	{"merge", 4, "", (*walker).merge, ""},
+	{"swap keys", 5, "", (*walker).swap, byTrigger},
+	{"new before old", 6, "", (*walker).newBeforeOld, byTrigger},
+	{"attach", 2, "", (*walker).attach, ""},
+	{"detach", 2, "", (*walker).detach, ""},
+	{"drop partition", 1, "", (*walker).dropPartition, ""},
+	{"truncate partition", 2, "", (*walker).truncatePartition, ""},
+	{"load", 3, "", (*walker).load, ""},
+	{"verify", 2, "", (*walker).verify, ""},
+	{"epoch", 1, "", (*walker).epoch, ""},
+	{"kill transfer", 2, "", func(w *walker) bool { return w.fault("kill transfer", 4) }, ""},
+	{"kill edge", 2, "", func(w *walker) bool { return w.fault("kill edge", 4) }, ""},
+	{"end connection", 2, "", func(w *walker) bool { return w.fault("end connection", 4) }, ""},
+	{"zombie", 1, "", func(w *walker) bool { return w.fault("zombie", 1) }, ""},
+	{"pause broker", 1, "", func(w *walker) bool { return w.fault("pause broker", 2) }, ""},
+	{"crash", 1, "", (*walker).crash, ""},
+	{"pass", 8, "", (*walker).pass, ""},
+	{"check", 1, "", (*walker).check, ""},
 }
 
 // reason says why a kind of step is not taken, or "".

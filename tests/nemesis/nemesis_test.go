@@ -7,12 +7,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-db/millrace/internal/kafkatest"
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
 //nolint:gochecknoglobals // flags of the test binary
 var (
-	seedsFlag  = flag.Int("seeds", 10, "how many walks; the first has the seed that -first or -seed says")
+	modeFlag   = flag.String("mode", "", "capture by wal or by trigger alone, not by both")
+	seedsFlag  = flag.Int("seeds", 0, "how many walks in each mode, the first with the seed that -first or -seed says; 0 means a few")
 	firstFlag  = flag.Uint64("first", 1, "seed of the first walk where -seed does not say one")
 	lengthFlag = flag.Int("length", 200, "steps of a walk")
 	walkFlag   = flag.String("walk", "", "do the steps of this file and no others")
@@ -23,40 +25,71 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // shrinks bounds how often a walk that failed is tried again, shorter.
 const shrinks = 6
 
+// modes are those that walks are done in, with how many where -seeds does not say.
+func modes() map[mode]int {
+	all := map[mode]int{byWAL: 5}
+	if m := mode(*modeFlag); m != "" {
+		all = map[mode]int{m: all[m]}
+	}
+	return all
+}
+
 // TestNemesis does walks, one after the other.
 func TestNemesis(t *testing.T) {
 	if left := lacking(); left != "" {
 		t.Logf("left out:%s", left)
 	}
-	g := newGround(t)
-	if *walkFlag != "" {
-		steps, err := readSteps(*walkFlag)
-		if err != nil {
-			t.Fatal(err)
-		}
-		done(t, g, steps)
-		return
+	kafka := kafkatest.Start(t, 1)
+	for m, seeds := range modes() {
+		t.Run(string(m), func(t *testing.T) {
+			g := newGround(t, m, kafka)
+			if *walkFlag != "" {
+				steps, err := readSteps(*walkFlag)
+				if err != nil {
+					t.Fatal(err)
+				}
+				done(t, g, steps)
+				return
+			}
+			walks(t, g, seeds)
+		})
 	}
-	first, seeds := *firstFlag, *seedsFlag
+}
+
+// walks does the walks of some seeds over g.
+func walks(t *testing.T, g *ground, seeds int) {
+	t.Helper()
+	first := *firstFlag
+	if *seedsFlag != 0 {
+		seeds = *seedsFlag
+	}
 	if f := flag.Lookup("seed").Value.String(); f != "0" {
 		_, first = harness.Rand(t)
 		seeds = 1
 	}
+	crashes := 0
 	for i := range seeds {
 		seed := first + uint64(i)
-		steps := walk(seed, *lengthFlag)
+		steps := walk(g.mode, seed, *lengthFlag)
 		ok := t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			if !done(t, g, steps) {
-				keep(t, fmt.Sprintf("seed-%d", seed), steps)
+				keep(t, g.mode, fmt.Sprintf("seed-%d", seed), steps)
 			}
 		})
 		if !ok {
 			shrink(t, g, seed, steps)
 			return
 		}
+		if slices.ContainsFunc(steps, func(s step) bool { return s.Do == "crash" }) {
+			crashes++
+		}
 	}
-	if g.streamed == 0 {
+	if g.mode == byWAL && g.streamed == 0 {
 		t.Error("no transaction was streamed before its end")
+	}
+	t.Logf("%d of %d crashes of the server have lost what it had acknowledged", g.lost, crashes)
+	if crashes >= 5 && g.lost == 0 {
+		t.Error("no crash of the server has lost a commit that it had acknowledged")
 	}
 }
 
@@ -95,7 +128,7 @@ func shrink(t *testing.T, g *ground, seed uint64, steps []step) {
 		}
 	}
 	if bad < len(steps) {
-		keep(t, fmt.Sprintf("seed-%d-first-%d", seed, bad), beginning(steps, bad))
+		keep(t, g.mode, fmt.Sprintf("seed-%d-first-%d", seed, bad), beginning(steps, bad))
 	}
 }
 
@@ -112,22 +145,24 @@ func beginning(steps []step, n int) []step {
 // TestWalk wants a walk to depend on its seed alone, and all its kinds of steps
 // to be taken now and then.
 func TestWalk(t *testing.T) {
-	taken := map[string]bool{}
-	for seed := range uint64(20) {
-		a, b := walk(seed, 150), walk(seed, 150)
-		if !slices.Equal(a, b) {
-			t.Fatalf("seed %d gives two walks", seed)
+	for m := range modes() {
+		taken := map[string]bool{}
+		for seed := range uint64(20) {
+			a, b := walk(m, seed, 150), walk(m, seed, 150)
+			if !slices.Equal(a, b) {
+				t.Fatalf("seed %d gives two walks", seed)
+			}
+			for _, s := range a {
+				taken[s.Do] = true
+			}
 		}
-		for _, s := range a {
-			taken[s.Do] = true
+		for _, do := range []string{"sql", "pass", "check", "kill transfer", "kill edge", "end connection", "zombie", "pause broker", "crash"} {
+			if !taken[do] {
+				t.Errorf("no walk by %s has the step %q", m, do)
+			}
 		}
-	}
-	for _, do := range []string{"sql", "pass", "check", "kill transfer", "kill edge", "kill walsender", "zombie", "pause broker"} {
-		if !taken[do] {
-			t.Errorf("no walk has the step %q", do)
+		if slices.Equal(walk(m, 1, 150), walk(m, 2, 150)) {
+			t.Error("two seeds give one walk")
 		}
-	}
-	if slices.Equal(walk(1, 150), walk(2, 150)) {
-		t.Error("two seeds give one walk")
 	}
 }

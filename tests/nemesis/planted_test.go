@@ -4,16 +4,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millrace-db/millrace/internal/kafkatest"
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
-// walks bounds in how many walks a planted bug must show.
-const walks = 12
+// chances bounds in how many walks a planted bug must show.
+const chances = 12
 
 // TestPlantedBugsAreCaught walks over a program with one planted bug at a time. A
 // walk that goes through without a word would be worth nothing without one.
 func TestPlantedBugsAreCaught(t *testing.T) {
-	g := newGround(t)
+	g := newGround(t, byWAL, kafkatest.Start(t, 1))
 	// What mends rows would hide a bug.
 	mending := []string{
 		"epoch", "truncate", "add column with default", "drop column", "rename column", "retype column", "rewrite column in its type",
@@ -32,14 +33,14 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		plant := one.plant
 		name, _, _ := strings.Cut(plant, ":")
 		t.Run(name, func(t *testing.T) {
-			for seed := range uint64(walks) {
-				if err := planted(t, g, plant, walk(seed, *lengthFlag, one.without...)); err != nil {
+			for seed := range uint64(chances) {
+				if err := planted(t, g, plant, walk(g.mode, seed, *lengthFlag, one.without...)); err != nil {
 					text := err.Error()
 					t.Logf("%s is caught by the walk of seed %d: %s", plant, seed, text[:min(len(text), 300)])
 					return
 				}
 			}
-			t.Errorf("%d walks have not noticed the planted bug %s", walks, plant)
+			t.Errorf("%d walks have not noticed the planted bug %s", chances, plant)
 		})
 	}
 }

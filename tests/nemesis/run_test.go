@@ -33,21 +33,28 @@ const (
 
 // ground is what all walks share.
 type ground struct {
+	mode   mode
 	server *pgserver.Server
 	kafka  *kafkatest.Cluster
 	// streamed counts transactions that were streamed before their end, in all
 	// walks.
 	streamed int
+	// lost counts crashes of the server that took acknowledged commits along.
+	lost int
 }
 
-func newGround(t *testing.T) *ground {
-	return &ground{
-		server: pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{
-			// Transactions are streamed early, so that several are at once.
-			"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "64",
-		}}),
-		kafka: kafkatest.Start(t, 1),
+func newGround(t *testing.T, m mode, kafka *kafkatest.Cluster) *ground {
+	settings := map[string]string{
+		"max_prepared_transactions": "64",
+		// What is committed without waiting is not durable for a while.
+		"wal_writer_delay": "2s",
+		// Transactions are streamed early, so that several are at once.
+		"logical_decoding_work_mem": "64kB",
 	}
+	if m == byTrigger { // where logical decoding is not to be had
+		settings["wal_level"], settings["max_wal_senders"] = "replica", "0"
+	}
+	return &ground{mode: m, server: pgtest.Cluster(t, pgtest.Options{Settings: settings}), kafka: kafka}
 }
 
 // run does one walk over a database and a topic of its own.
@@ -77,7 +84,7 @@ type run struct {
 
 func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 	t.Helper()
-	statements, names := setUp()
+	statements, _, names := setUp(g.mode)
 	db := pgtest.On(t, g.server)
 	r := &run{t: t, g: g, epoch: 1, counts: map[string]int{}, s: &harness.System{
 		T: t, DB: db, Kafka: g.kafka, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
@@ -90,18 +97,9 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 	for _, name := range append(names, "journal") {
 		r.s.Tables = append(r.s.Tables, "public."+name)
 	}
-	for range sessions {
-		conn, err := pgx.Connect(t.Context(), db.URL)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), sqlLimit)
-			defer cancel()
-			_ = conn.Close(ctx) // what it had open is rolled back
-		})
-		r.sessions = append(r.sessions, conn)
-	}
+	r.sessions = make([]*pgx.Conn, sessions)
+	r.connect()
+	t.Cleanup(r.disconnect)
 	t.Cleanup(r.forgetPrepared)
 	r.s.Init()
 	r.witness = r.s.Witness()
@@ -192,8 +190,10 @@ func (r *run) do(s step) error {
 		e := r.edges[s.MS%len(r.edges)]
 		e.Kill()
 		e.Start()
-	case "kill walsender":
-		r.s.DB.Exec("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL")
+	case "end connection":
+		r.s.DB.Exec(r.connections())
+	case "crash":
+		return r.crash(s)
 	case "zombie":
 		return r.zombie()
 	case "epoch":
@@ -224,6 +224,11 @@ func (r *run) sql(s step) {
 	if _, err := r.sessions[s.Session].Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 		r.t.Fatalf("the walk is at fault: %v: %v", s, err)
 	}
+}
+
+// connections ends those of transfer at the source.
+func (r *run) connections() string {
+	return "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL"
 }
 
 func (r *run) startTransfer() {
@@ -425,12 +430,12 @@ func lastLine(text string) string {
 }
 
 // keep writes the steps of a failure where they outlive the test.
-func keep(t *testing.T, name string, steps []step) {
+func keep(t *testing.T, m mode, name string, steps []step) {
 	t.Helper()
-	f, err := os.CreateTemp("", "millrace-"+name+"-*.walk")
+	f, err := os.CreateTemp("", fmt.Sprintf("millrace-%s-%s-*.walk", m, name))
 	if err == nil {
 		if err = errors.Join(f.Close(), writeSteps(f.Name(), steps)); err == nil {
-			t.Logf("the steps are in %s (take them back with -walk %s)", f.Name(), f.Name())
+			t.Logf("the steps are in %s (take them back with -mode %s -walk %s)", f.Name(), m, f.Name())
 		}
 	}
 	if err != nil {

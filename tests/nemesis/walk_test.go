@@ -34,6 +34,7 @@ type txn struct {
 	gid       string // of a prepared transaction
 	stripe    int
 	open      bool
+	async     bool            // its commit is acknowledged before it is durable
 	touched   map[string]bool // tables it has changed
 	exclusive map[string]bool // tables that nobody else can even read
 	saved     []*shape        // at the begin, and at each savepoint
@@ -52,13 +53,12 @@ func (s *shape) clone() *shape {
 }
 
 // walk returns the steps of a seed, without some kinds.
-func walk(seed uint64, length int, without ...string) []step {
+func walk(m mode, seed uint64, length int, without ...string) []step {
 	w := &walker{
 		r: rand.New(rand.NewPCG(seed, 1)), faults: map[string]int{},
 		shape: &shape{columns: map[string]string{}, leaves: map[int]string{0: "part_0", 1: "part_1", 2: "part_2"}},
 	}
-	_, names := setUp()
-	w.tables = names[:len(names)-1]
+	_, w.tables, _ = setUp(m)
 	for i := range sessions {
 		w.sessions = append(w.sessions, &txn{number: i, stripe: i, touched: map[string]bool{}, exclusive: map[string]bool{}})
 	}
@@ -66,16 +66,18 @@ func walk(seed uint64, length int, without ...string) []step {
 		w.free = append(w.free, i)
 	}
 	total := 0
-	left := func(name, lacks string) bool { return lacks != "" || slices.Contains(without, name) }
+	left := func(name, lacks string, only mode) bool {
+		return lacks != "" || only != "" && only != m || slices.Contains(without, name)
+	}
 	for _, k := range kinds {
-		if !left(k.name, k.lacks) {
+		if !left(k.name, k.lacks, k.only) {
 			total += k.weight
 		}
 	}
 	for len(w.steps) < length {
 		at := w.r.IntN(total)
 		for _, k := range kinds {
-			if left(k.name, k.lacks) {
+			if left(k.name, k.lacks, k.only) {
 				continue
 			}
 			if at -= k.weight; at < 0 {
@@ -195,7 +197,11 @@ func (w *walker) begin() bool {
 	if s.open {
 		return false
 	}
-	w.say(s, "BEGIN")
+	if s.async = w.r.IntN(3) == 0; s.async {
+		w.say(s, "%s", async)
+	} else {
+		w.say(s, "BEGIN")
+	}
 	s.open, s.saved, s.points = true, []*shape{w.shape.clone()}, nil
 	return true
 }
@@ -402,6 +408,9 @@ func (w *walker) restore(s *txn, to *shape) {
 
 func (w *walker) end(s *txn, commit bool) {
 	if commit {
+		if s.async && len(s.exclusive) > 0 {
+			w.say(s, "SET LOCAL synchronous_commit = on") // see crash
+		}
 		w.say(s, "COMMIT")
 	} else {
 		w.say(s, "ROLLBACK")
@@ -478,7 +487,11 @@ func (w *walker) truncate() bool {
 	if s == nil {
 		return false
 	}
-	w.say(s, "TRUNCATE %s", table)
+	cascade := ""
+	if table == "kin" {
+		cascade = " CASCADE" // to its kids
+	}
+	w.say(s, "TRUNCATE %s%s", table, cascade)
 	return true
 }
 
@@ -511,7 +524,7 @@ func (w *walker) command(what string, tables []string) bool {
 // verify leaves out the partitioned table: between the TRUNCATE of a partition
 // and the load after it the edges differ from the source, and say so.
 func (w *walker) verify() bool {
-	return w.command("verify", append(slices.DeleteFunc(slices.Clone(w.tables), func(table string) bool { return table == "part" }), "purse"))
+	return w.command("verify", append(slices.DeleteFunc(slices.Clone(w.tables), func(table string) bool { return table == "part" }), "kid", "purse"))
 }
 
 // load has changes of the same table right behind it, so that some come between
@@ -520,7 +533,7 @@ func (w *walker) load() bool {
 	table := w.tables[w.r.IntN(len(w.tables))]
 	s := w.some(false)
 	if s.open || w.locked(s, table, false) {
-		return w.command("load", append(slices.Clone(w.tables), "purse"))
+		return w.command("load", append(slices.Clone(w.tables), "kid", "purse"))
 	}
 	w.steps = append(w.steps, step{Do: "load", Table: table})
 	for range 4 + w.r.IntN(8) {

@@ -1,0 +1,98 @@
+package nemesis
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace/tests/harness"
+)
+
+// restartLimit is how long the server may take to come back.
+const restartLimit = 2 * time.Minute
+
+// async lets the transaction that s begins be acknowledged before it is durable.
+const async = "BEGIN; SET LOCAL synchronous_commit = off"
+
+// crash ends the server, all its sessions with it, behind commits that were
+// acknowledged and may not be durable. What it knows of the tables' shape stays
+// true: what alters a table waits until its commit is durable.
+func (w *walker) crash() bool {
+	if w.faults["crash"] == 1 {
+		return false
+	}
+	for range w.r.IntN(6) {
+		s, table := w.change()
+		if s == nil || s.open {
+			continue
+		}
+		from, id := w.few(s)
+		switch w.r.IntN(3) {
+		case 0:
+			w.say(s, "%s; DELETE FROM %s WHERE %s; COMMIT", async, table, w.mine(s, 5))
+		case 1:
+			w.say(s, "%s; UPDATE %s SET n = coalesce(n, 0) + 1 WHERE %s; COMMIT", async, table, w.mine(s, 10))
+		default:
+			w.say(s, "%s; %s; COMMIT", async, insertRows(table, from, id, w.regions(), w.r.IntN(1000)))
+		}
+	}
+	w.fault("crash", 1)
+	for _, s := range w.sessions {
+		if s.open {
+			w.restore(s, s.saved[0])
+			s.forget()
+		}
+	}
+	return true
+}
+
+// crash kills the server and starts it again. What it had acknowledged without
+// being durable may be gone from it, and must be gone everywhere then: the next
+// check wants the edges to have what the source has.
+func (r *run) crash(s step) error {
+	for i := range 2 {
+		// The newest commit is one that nothing has made durable since.
+		r.checks++
+		r.s.DB.Exec(fmt.Sprintf("%s; INSERT INTO public.journal VALUES (-2, %d, 'acknowledged'); COMMIT", async, r.checks))
+		if i == 0 && s.MS%3 == 0 {
+			harness.Pass(r.t.Context(), time.Duration(s.MS)*time.Millisecond) // capture may see it
+		}
+	}
+	if err := r.g.server.Kill(); err != nil {
+		return fmt.Errorf("kill Postgres: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(r.t.Context(), restartLimit)
+	defer cancel()
+	if err := r.g.server.Restart(ctx); err != nil {
+		return fmt.Errorf("start Postgres again: %w", err)
+	}
+	r.s.DB.Pool.Reset()
+	if r.s.DB.String("SELECT count(*) FROM public.journal WHERE client = -2 AND seq = $1", r.checks) == "0" {
+		r.counts["lost with the server"]++
+		r.g.lost++
+	}
+	r.connect()
+	return nil
+}
+
+// connect opens the sessions of the walk.
+func (r *run) connect() {
+	r.t.Helper()
+	for i := range r.sessions {
+		conn, err := pgx.Connect(r.t.Context(), r.s.DB.URL)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.sessions[i] = conn
+	}
+}
+
+func (r *run) disconnect() {
+	ctx, cancel := context.WithTimeout(context.Background(), sqlLimit)
+	defer cancel()
+	for _, conn := range r.sessions {
+		_ = conn.Close(ctx) // what it had open is rolled back
+	}
+}
