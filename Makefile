@@ -65,9 +65,9 @@ exactness: ## run pgbench at scale 10 for 60 s through every fault, over one bro
 	@go test -run TestExactness -count=1 -v -timeout 60m ./tests/e2e -full $(ARGS)
 
 .PHONY: nemesis
-nemesis: ## do random walks over everything, SEEDS=200 from ARGS='-first 1' on
+nemesis: ## do random walks over everything, SEEDS=200 from ARGS='-first 1' on (MODE=wal or trigger: not both)
 	@scripts/setup test
-	@go test -run TestNemesis -count=1 -v -timeout 6h ./tests/nemesis -seeds $(or $(SEEDS),200) $(ARGS)
+	@go test -run TestNemesis -count=1 -v -timeout 6h ./tests/nemesis -seeds $(or $(SEEDS),200) $(if $(MODE),-capture $(MODE)) $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=10s
@@ -79,8 +79,9 @@ bench: ## run the benchmarks (BENCH=pattern), the one beside pg_recvlogical incl
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
 
 .PHONY: soak
-soak: ## do 200 random walks, then repeat the end-to-end tests for FOR=1h
+soak: ## do 200 random walks in each mode, hold a transaction open for ten minutes, then repeat the end-to-end tests for FOR=1h
 	@$(MAKE) --no-print-directory nemesis
+	@go test -run '^$$' -bench HeldOpen -timeout 60m ./benchmarks -held 600 -capture wal
 	@scripts/soak $(or $(FOR),1h)
 
 .PHONY: lint

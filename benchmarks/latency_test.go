@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace/tests/harness"
 )
 
 // commitRate is how many rows are committed a second, each in a transaction of
@@ -29,6 +31,37 @@ func latency(b *testing.B) {
 	if _, err := awaitRow(b.Context(), e, 1000, copyLimit); err != nil {
 		b.Fatal(err)
 	}
+	took := commits(b, s, e, 1_000_000, *secondsFlag*commitRate)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(milliseconds(quantile(took.fromAck, 0.5)), "p50-ms")
+	b.ReportMetric(milliseconds(quantile(took.fromAck, 0.99)), "p99-ms")
+	figure := took.figure()
+	figure["what"], figure["capture"] = "commit acknowledged to visible over the edge's HTTP", s.Mode()
+	record(b, figure)
+	t.Stop(stopLimit)
+	e.Stop(stopLimit)
+}
+
+// delays are those of rows from the source to an edge's reader, sorted.
+type delays struct {
+	// fromAck counts from the moment at which the commit was acknowledged, fromSend
+	// from that at which it was asked for.
+	fromAck, fromSend []time.Duration
+}
+
+func (d delays) figure() map[string]any {
+	return map[string]any{
+		"commits": len(d.fromAck), "commits_per_second": commitRate,
+		"p50_ms": milliseconds(quantile(d.fromAck, 0.5)), "p90_ms": milliseconds(quantile(d.fromAck, 0.9)),
+		"p99_ms": milliseconds(quantile(d.fromAck, 0.99)), "max_ms": milliseconds(quantile(d.fromAck, 1)),
+		"with_commit_p50_ms": milliseconds(quantile(d.fromSend, 0.5)), "with_commit_p99_ms": milliseconds(quantile(d.fromSend, 0.99)),
+	}
+}
+
+// commits commits n rows at commitRate, with ids from first on, and waits for each
+// at the edge.
+func commits(b *testing.B, s *harness.System, e *harness.Edge, first, n int) delays {
+	b.Helper()
 	ctx := b.Context()
 	conn, err := pgx.Connect(ctx, s.SourceURL)
 	if err != nil {
@@ -36,17 +69,15 @@ func latency(b *testing.B) {
 	}
 	defer func() { _ = conn.Close(ctx) }() // nothing is lost with it
 	var (
-		mu                sync.Mutex
-		fromAck, fromSend []time.Duration
-		failed            error
-		wg                sync.WaitGroup
+		mu     sync.Mutex
+		took   delays
+		failed error
+		wg     sync.WaitGroup
 	)
-	n := *secondsFlag * commitRate
 	tick := time.NewTicker(time.Second / commitRate)
 	defer tick.Stop()
-	for i := range n {
+	for id := first; id < first+n; id++ {
 		<-tick.C
-		id := 1_000_000 + i
 		sent := time.Now()
 		if _, err := conn.Exec(ctx, `INSERT INTO bench VALUES ($1, 1, 'a row that is looked for')`, id); err != nil {
 			b.Fatal(err)
@@ -60,24 +91,14 @@ func latency(b *testing.B) {
 				failed = err
 				return
 			}
-			fromAck, fromSend = append(fromAck, seen.Sub(acknowledged)), append(fromSend, seen.Sub(sent))
+			took.fromAck, took.fromSend = append(took.fromAck, seen.Sub(acknowledged)), append(took.fromSend, seen.Sub(sent))
 		})
 	}
 	wg.Wait()
 	if failed != nil {
 		b.Fatal(failed)
 	}
-	slices.Sort(fromAck)
-	slices.Sort(fromSend)
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(milliseconds(quantile(fromAck, 0.5)), "p50-ms")
-	b.ReportMetric(milliseconds(quantile(fromAck, 0.99)), "p99-ms")
-	record(b, map[string]any{
-		"what": "commit acknowledged to visible over the edge's HTTP", "commits": n, "commits_per_second": commitRate,
-		"p50_ms": milliseconds(quantile(fromAck, 0.5)), "p90_ms": milliseconds(quantile(fromAck, 0.9)),
-		"p99_ms": milliseconds(quantile(fromAck, 0.99)), "max_ms": milliseconds(fromAck[len(fromAck)-1]),
-		"with_commit_p50_ms": milliseconds(quantile(fromSend, 0.5)), "with_commit_p99_ms": milliseconds(quantile(fromSend, 0.99)),
-	})
-	t.Stop(stopLimit)
-	e.Stop(stopLimit)
+	slices.Sort(took.fromAck)
+	slices.Sort(took.fromSend)
+	return took
 }

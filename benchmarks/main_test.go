@@ -28,6 +28,7 @@ var (
 	largeFlag   = flag.Int("large", 10_000_000, "rows of the large transaction")
 	copyFlag    = flag.Int("copy", 1_000_000, "rows of the first copy")
 	secondsFlag = flag.Int("seconds", 30, "length of the latency benchmark")
+	heldFlag    = flag.Int("held", 120, "for how many seconds a transaction is held open")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }

@@ -4,14 +4,16 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/millrace-db/millrace/tests/harness"
 )
 
 // mode is how the stream of a walk is captured, as configurations say it.
 type mode string
 
 const (
-	byWAL     mode = "wal"
-	byTrigger mode = "trigger"
+	byWAL     mode = harness.CaptureWAL
+	byTrigger mode = harness.CaptureTrigger
 )
 
 // kinds are all kinds of steps that a walk may take, with how often it does in

@@ -15,7 +15,7 @@
 //	go test ./tests/nemesis -walk FILE       the steps of a file, as a failure leaves them
 //	make nemesis SEEDS=200                   many
 //
-// With -mode wal or -mode trigger the stream is captured in that way alone.
+// With -capture wal or -capture trigger the stream is captured in that way alone.
 //
 // The method is that of the nemesis of CockroachDB's changefeeds: random
 // operations from a state that knows which are possible, and a validator that

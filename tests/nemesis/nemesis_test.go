@@ -13,7 +13,6 @@ import (
 
 //nolint:gochecknoglobals // flags of the test binary
 var (
-	modeFlag   = flag.String("mode", "", "capture by wal or by trigger alone, not by both")
 	seedsFlag  = flag.Int("seeds", 0, "how many walks in each mode, the first with the seed that -first or -seed says; 0 means a few")
 	firstFlag  = flag.Uint64("first", 1, "seed of the first walk where -seed does not say one")
 	lengthFlag = flag.Int("length", 200, "steps of a walk")
@@ -25,12 +24,15 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // shrinks bounds how often a walk that failed is tried again, shorter.
 const shrinks = 6
 
-// modes are those that walks are done in, with how many where -seeds does not say.
+// modes are those that walks are done in, with how many where -seeds does not say:
+// both, or the one that -capture says.
 func modes() map[mode]int {
 	all := map[mode]int{byWAL: 5}
-	if m := mode(*modeFlag); m != "" {
-		all = map[mode]int{m: all[m]}
-	}
+	flag.Visit(func(f *flag.Flag) {
+		if m := mode(f.Value.String()); f.Name == "capture" {
+			all = map[mode]int{m: 10}
+		}
+	})
 	return all
 }
 

@@ -88,7 +88,7 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 	db := pgtest.On(t, g.server)
 	r := &run{t: t, g: g, epoch: 1, counts: map[string]int{}, s: &harness.System{
 		T: t, DB: db, Kafka: g.kafka, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
-		SourceURL: db.URL, Variant: variant, Lease: time.Second, Sparse: true,
+		SourceURL: db.URL, Capture: string(g.mode), Variant: variant, Lease: time.Second, Sparse: true,
 	}}
 	for _, sql := range statements {
 		db.Exec(sql)
@@ -435,7 +435,7 @@ func keep(t *testing.T, m mode, name string, steps []step) {
 	f, err := os.CreateTemp("", fmt.Sprintf("millrace-%s-%s-*.walk", m, name))
 	if err == nil {
 		if err = errors.Join(f.Close(), writeSteps(f.Name(), steps)); err == nil {
-			t.Logf("the steps are in %s (take them back with -mode %s -walk %s)", f.Name(), m, f.Name())
+			t.Logf("the steps are in %s (take them back with -capture %s -walk %s)", f.Name(), m, f.Name())
 		}
 	}
 	if err != nil {
