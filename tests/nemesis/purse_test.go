@@ -33,6 +33,16 @@ func (w *walker) balance() bool {
 	return true
 }
 
+// rewritePurses gives the table of purses new files and says the same in them.
+func (w *walker) rewritePurses() bool {
+	s := w.alone("purse", false)
+	if s == nil {
+		return false
+	}
+	w.say(s, "ALTER TABLE purse ALTER COLUMN n TYPE int USING n + 0")
+	return true
+}
+
 // audit reads all purses at an edge again and again, over HTTP in one answer,
 // until ctx ends. It returns an error when they do not add up, when they are
 // there in part, or when the edge has gone back.

@@ -192,6 +192,8 @@ func (r *run) do(s step) error {
 		e.Start()
 	case "end connection":
 		r.s.DB.Exec(r.connections())
+	case "disable trigger":
+		return r.disableTrigger(s)
 	case "crash":
 		return r.crash(s)
 	case "zombie":
@@ -228,6 +230,9 @@ func (r *run) sql(s step) {
 
 // connections ends those of transfer at the source.
 func (r *run) connections() string {
+	if r.g.mode == byTrigger {
+		return "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'millrace%'"
+	}
 	return "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL"
 }
 
@@ -284,13 +289,18 @@ func (r *run) zombie() error {
 	return nil
 }
 
-// newEpoch begins a new epoch, in every other case behind a slot that is lost. The
+// newEpoch begins a new epoch, in every other case behind a slot that is lost, or
+// ticks. The
 // edges stay as they are and go over by themselves. It waits until they have:
 // the slot is made when nothing is open.
 func (r *run) newEpoch(s step) error {
 	r.transfer.Kill()
 	if s.MS%2 == 0 {
-		harness.Until(r.t, stopLimit, "the slot is dropped", func(ctx context.Context) error {
+		harness.Until(r.t, stopLimit, "the slot or the ticks are gone", func(ctx context.Context) error {
+			if r.g.mode == byTrigger {
+				_, err := r.s.DB.Pool.Exec(ctx, "DELETE FROM millrace.tick")
+				return err
+			}
 			_, err := r.s.DB.Pool.Exec(ctx, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()")
 			return err // its reader may not have noticed its end
 		})

@@ -60,6 +60,21 @@ func (w *walker) upsert() bool {
 	return true
 }
 
+// asReplica changes rows as what applies another database's changes does: no
+// trigger fires that is not for that, too.
+func (w *walker) asReplica() bool {
+	s, table := w.change()
+	if s == nil || table == "kin" { // its kids would stay behind
+		return false
+	}
+	sql := fmt.Sprintf("UPDATE %s SET n = coalesce(n, 0) + 1, note = 'replica' WHERE %s", table, w.mine(s, 8))
+	if w.r.IntN(3) == 0 {
+		sql = fmt.Sprintf("DELETE FROM %s WHERE %s", table, w.mine(s, 4))
+	}
+	w.atOnce(s, "SET LOCAL session_replication_role = replica", sql, "SET LOCAL session_replication_role = origin")
+	return true
+}
+
 // merge deletes, updates and inserts in one statement, which Postgres has since
 // version 15.
 func (w *walker) merge() bool {

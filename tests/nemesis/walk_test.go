@@ -17,6 +17,7 @@ func itoa(n int) string { return strconv.Itoa(n) }
 // possible when its turn comes: nothing waits for a lock that another session
 // keeps.
 type walker struct {
+	mode     mode
 	r        *rand.Rand
 	steps    []step
 	sessions []*txn
@@ -55,7 +56,7 @@ func (s *shape) clone() *shape {
 // walk returns the steps of a seed, without some kinds.
 func walk(m mode, seed uint64, length int, without ...string) []step {
 	w := &walker{
-		r: rand.New(rand.NewPCG(seed, 1)), faults: map[string]int{},
+		mode: m, r: rand.New(rand.NewPCG(seed, 1)), faults: map[string]int{},
 		shape: &shape{columns: map[string]string{}, leaves: map[int]string{0: "part_0", 1: "part_1", 2: "part_2"}},
 	}
 	_, w.tables, _ = setUp(m)
@@ -572,13 +573,27 @@ func (w *walker) check() bool {
 		return false
 	}
 	w.faults["check"]++
+	w.endExclusive()
+	w.steps = append(w.steps, step{Do: "check"})
+	return true
+}
+
+// endExclusive ends the transactions that keep everybody from reading a table.
+func (w *walker) endExclusive() {
 	for _, s := range w.sessions {
 		if len(s.exclusive) > 0 {
 			w.end(s, w.r.IntN(3) > 0)
 		}
 	}
-	w.steps = append(w.steps, step{Do: "check"})
-	return true
+}
+
+// zombie waits for the stream, which triggers can only bring on while they may
+// read the tables.
+func (w *walker) zombie() bool {
+	if w.faults["zombie"] == 0 && w.mode == byTrigger {
+		w.endExclusive()
+	}
+	return w.fault("zombie", 1)
 }
 
 func valueOf(typ string, n int) string {
