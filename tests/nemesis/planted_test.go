@@ -1,6 +1,8 @@
 package nemesis
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,46 +13,105 @@ import (
 // chances bounds in how many walks a planted bug must show.
 const chances = 12
 
+// planted is a mistake in capture, and the walks that come by it: random ones
+// without some kinds of steps, or one that is made for it.
+type planted struct {
+	plant   string
+	without []string
+	made    func(seed uint64) []step
+}
+
+// mending are kinds of steps that mend rows, which would hide a bug.
+var mending = []string{
+	"epoch", "truncate", "add column with default", "drop column", "rename column", "retype column", "rewrite column in its type",
+	"rename enum value", "attach", "detach", "drop partition", "truncate partition",
+}
+
 // TestPlantedBugsAreCaught walks over a program with one planted bug at a time. A
 // walk that goes through without a word would be worth nothing without one.
 func TestPlantedBugsAreCaught(t *testing.T) {
-	g := newGround(t, byWAL, kafkatest.Start(t, 1))
-	// What mends rows would hide a bug.
-	mending := []string{
-		"epoch", "truncate", "add column with default", "drop column", "rename column", "retype column", "rewrite column in its type",
-		"rename enum value", "attach", "detach", "drop partition", "truncate partition",
+	kafka := kafkatest.Start(t, 1)
+	noLoad := append(slices.Clone(mending), "load")
+	bugs := map[mode][]planted{
+		byWAL: {
+			{plant: "subabort_ignored", without: noLoad},
+			{plant: "subabort_whole", without: noLoad},
+			{plant: "unchanged_lost", without: noLoad},
+			{plant: "drop_unit:20", without: noLoad},
+			{plant: "window_ignored", without: mending},
+		},
+		byTrigger: {
+			{plant: "row_log", without: append(noLoad, "vacuum full", "disable trigger", "crash")},
+			{plant: "xip_ignored", without: append(noLoad, "vacuum full", "disable trigger", "crash")},
+			{plant: "xmin_bound", without: append(noLoad, "vacuum full", "disable trigger", "crash")},
+			{plant: "no_tick", made: crashes},
+			{plant: "early_snapshot", made: rewrites},
+		},
 	}
-	for _, one := range []struct {
-		plant   string
-		without []string
-	}{
-		{"subabort_ignored", append(mending, "load")},
-		{"subabort_whole", append(mending, "load")},
-		{"unchanged_lost", append(mending, "load")},
-		{"drop_unit:20", append(mending, "load")},
-		{"window_ignored", mending},
-	} {
-		plant := one.plant
-		name, _, _ := strings.Cut(plant, ":")
-		t.Run(name, func(t *testing.T) {
-			for seed := range uint64(chances) {
-				if err := planted(t, g, plant, walk(g.mode, seed, *lengthFlag, one.without...)); err != nil {
-					text := err.Error()
-					t.Logf("%s is caught by the walk of seed %d: %s", plant, seed, text[:min(len(text), 300)])
-					return
-				}
+	for m := range modes() {
+		t.Run(string(m), func(t *testing.T) {
+			g := newGround(t, m, kafka)
+			for _, one := range bugs[m] {
+				name, _, _ := strings.Cut(one.plant, ":")
+				t.Run(name, func(t *testing.T) { one.caught(t, g) })
 			}
-			t.Errorf("%d walks have not noticed the planted bug %s", chances, plant)
 		})
 	}
 }
 
-// planted does the steps over a transfer with the bug and returns what caught it.
-func planted(t *testing.T, g *ground, plant string, steps []step) error {
+func (p planted) caught(t *testing.T, g *ground) {
+	t.Helper()
+	for seed := range uint64(chances) {
+		var steps []step
+		if p.made != nil {
+			steps = p.made(seed)
+		} else {
+			steps = walk(g.mode, seed, *lengthFlag, p.without...)
+		}
+		if err := p.walk(t, g, steps); err != nil {
+			text := err.Error()
+			t.Logf("%s is caught by the walk of seed %d: %s", p.plant, seed, text[:min(len(text), 300)])
+			return
+		}
+	}
+	t.Errorf("%d walks have not noticed the planted bug %s", chances, p.plant)
+}
+
+// walk does the steps over a transfer with the bug and returns what caught it.
+func (p planted) walk(t *testing.T, g *ground, steps []step) error {
 	t.Helper()
 	r := newRun(t, g, harness.Faulty)
-	r.env = []string{"MILLRACE_PLANT=" + plant}
+	r.env = []string{"MILLRACE_PLANT=" + p.plant}
 	r.transfer.Stop(stopLimit)
 	r.startTransfer()
 	return r.walk(steps)
+}
+
+// crashes is a walk in which the server crashes again and again, behind a commit
+// that was not durable when capture saw it.
+func crashes(uint64) []step {
+	var steps []step
+	for range 4 {
+		steps = append(steps, step{Do: "crash"}, step{Do: "check"})
+	}
+	return append(steps, step{Do: "final check"})
+}
+
+// rewrites is a walk in which the purses are changed and their table is rewritten
+// behind that at once, by a transaction that is open when capture comes to see the
+// change, and ends while capture waits for the table.
+func rewrites(seed uint64) []step {
+	var steps []step
+	say := func(session int, format string, args ...any) {
+		steps = append(steps, step{Do: "sql", Session: session, SQL: fmt.Sprintf(format, args...)})
+	}
+	for i := range 20 {
+		say(0, "BEGIN; LOCK TABLE purse IN SHARE UPDATE EXCLUSIVE MODE")
+		// One statement of the session follows the other without a pause.
+		say(0, "UPDATE purse SET n = n + (CASE WHEN id / %d %% 2 = 0 THEN 1 ELSE -1 END); COMMIT; BEGIN; ALTER TABLE purse ALTER COLUMN n TYPE int USING n + 0", stripes)
+		steps = append(steps, step{Do: "pass", MS: 5 + (i*7+int(seed))%60}) //nolint:gosec // a small number
+		say(0, "COMMIT")
+		steps = append(steps, step{Do: "pass", MS: 50})
+	}
+	return append(steps, step{Do: "final check"})
 }
