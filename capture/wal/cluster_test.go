@@ -23,6 +23,7 @@ import (
 
 // The server gives up the WAL that a slot needs, before and while it is read.
 func TestSlotLost(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "48MB"}})
 	db := pgtest.On(t, server)
 	db.Exec("create table a (id int primary key)")
@@ -55,6 +56,7 @@ func TestSlotLost(t *testing.T) {
 
 // Gulps, wake-ups and deadlines work through TLS too.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{})
 	serveTLS(t, server.Dir())
 	db := pgtest.On(t, server)

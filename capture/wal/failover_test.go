@@ -43,6 +43,7 @@ func caughtUp(t *testing.T, primary *pgtest.DB) {
 // A promoted standby without the slot, as all are before Postgres 17: refused,
 // and for what it is. Where it has less than was published, for that.
 func TestPromotedWithoutSlot(t *testing.T) {
+	t.Parallel()
 	primary := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, primary)
 	db.Exec("create table a (id int primary key); insert into a values (1)")
@@ -89,6 +90,7 @@ func TestPromotedWithoutSlot(t *testing.T) {
 // A promoted standby with the slot: the stream goes on there by itself, under
 // the same URL, with nothing lost or doubled.
 func TestPromotedWithSlot(t *testing.T) {
+	t.Parallel()
 	primary := pgtest.Cluster(t, pgtest.Options{Version: 18, Settings: map[string]string{"wal_sender_timeout": "5s"}})
 	db := pgtest.On(t, primary)
 	db.Exec("create table a (id int primary key, v text); insert into a select i, 'first' from generate_series(1, 100) i")

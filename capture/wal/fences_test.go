@@ -162,6 +162,7 @@ func mustNew(t testing.TB, cfg Config) *Capture {
 }
 
 func TestServerFences(t *testing.T) {
+	t.Parallel()
 	t.Run("wal_level", func(t *testing.T) {
 		server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"wal_level": "replica"}})
 		db := pgtest.On(t, server)
@@ -191,6 +192,7 @@ func TestServerFences(t *testing.T) {
 // A standby is refused; a promoted server is gone on with if it has all that was
 // published, and refused if not.
 func TestPromotion(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, server)
 	db.Exec("create table a (id int primary key); insert into a values (1)")

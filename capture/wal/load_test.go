@@ -312,6 +312,7 @@ func TestPendingIsBounded(t *testing.T) {
 // A load waits while a physical standby replays late, and goes on when it has
 // come up.
 func TestLoadWaitsForReplica(t *testing.T) {
+	t.Parallel()
 	primary := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, primary)
 	standby := pgtest.Standby(t, primary, nil)

@@ -15,6 +15,7 @@ import (
 // told that everything is done, the idle ones too. We let go of it, so that it
 // need not wait for us for ever; and go on after its restart.
 func TestServerRestarted(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, server)
 	db.Exec("create table a (id int primary key)")

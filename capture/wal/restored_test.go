@@ -15,6 +15,7 @@ import (
 // WAL is shorter than what was published, and refused when it has grown beyond
 // that again, which only its history shows.
 func TestRestored(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, server)
 	db.Exec("create table a (id int primary key, v text); insert into a values (1, 'before')")
@@ -69,6 +70,7 @@ func TestRestored(t *testing.T) {
 // server, whose slot then stands where it stood at its last checkpoint, and with
 // transactions of all kinds between there and our position.
 func TestHistoryIsProven(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "5"}})
 	db := pgtest.On(t, server)
 	db.Exec(tableA)

@@ -126,6 +126,7 @@ func watched(t *testing.T, db *pgtest.DB, change func(*Config)) (*rig, *lines, *
 // What the slot of an idle database holds while another database of the same
 // server is busy, and what is done about it.
 func TestSlotWAL(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"min_wal_size": "32MB", "max_wal_size": "64MB"}})
 	busy := pgtest.On(t, server)
 	const much, most = 80, 64 << 20 // MiB, and most of it in bytes: the first segment is begun already

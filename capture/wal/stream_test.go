@@ -252,6 +252,7 @@ func TestWalsenderKilled(t *testing.T) {
 }
 
 func TestServerKilled(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, server)
 	db.Exec("create table a (id int primary key)")

@@ -181,6 +181,7 @@ func TestStreamedNothing(t *testing.T) {
 }
 
 func TestStreamedPrepared(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"max_prepared_transactions": "5", "logical_decoding_work_mem": "64kB"}})
 	db := pgtest.On(t, server)
 	db.Exec(tableA)

@@ -19,6 +19,7 @@ import (
 // one that is installed, and 18, by scripts/test. `make matrix` runs all tests on
 // all versions.
 func TestVersions(t *testing.T) {
+	t.Parallel()
 	for _, version := range []int{14, 16, 17} {
 		t.Run(strconv.Itoa(version), func(t *testing.T) { smoke(t, version) })
 	}
@@ -36,6 +37,7 @@ func since(t *testing.T, version int) *pgtest.DB {
 }
 
 func smoke(t *testing.T, version int) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{Version: version, Settings: map[string]string{"logical_decoding_work_mem": "64kB", "max_prepared_transactions": "5"}})
 	db := pgtest.On(t, server)
 	db.Exec(tableA + `create type mood as enum ('sad');
@@ -154,6 +156,7 @@ func smoke(t *testing.T, version int) {
 // generated columns that are stored nowhere, and refuses to update published
 // tables with some of them.
 func TestPostgres18(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{Version: 18, Settings: map[string]string{"idle_replication_slot_timeout": "1s"}})
 	db := pgtest.On(t, server)
 	db.Exec("create table a (id int primary key, v text, w int generated always as (id * 2) virtual); insert into a values (1)")
