@@ -30,9 +30,9 @@ type Cluster struct {
 	mu    sync.Mutex // guards the nodes' processes
 }
 
-// start makes and starts a cluster of n nodes in dir. When it fails nothing is
-// left running.
-func start(dir string, n int) (*Cluster, error) {
+// start makes and starts a cluster of n nodes in dir; lasting says that it is to be
+// measured. When it fails nothing is left running.
+func start(dir string, n int, lasting bool) (*Cluster, error) {
 	if n < 1 {
 		return nil, fmt.Errorf("start %d brokers: want at least 1", n)
 	}
@@ -43,7 +43,7 @@ func start(dir string, n int) (*Cluster, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
 	for attempt := 1; ; attempt++ {
-		c, err := startOnce(ctx, in, filepath.Join(dir, fmt.Sprint(attempt)), n)
+		c, err := startOnce(ctx, in, filepath.Join(dir, fmt.Sprint(attempt)), n, lasting)
 		if err == nil {
 			return c, nil
 		}
@@ -54,7 +54,7 @@ func start(dir string, n int) (*Cluster, error) {
 	}
 }
 
-func startOnce(ctx context.Context, in installation, dir string, n int) (*Cluster, error) {
+func startOnce(ctx context.Context, in installation, dir string, n int, lasting bool) (*Cluster, error) {
 	ports, err := loopback.FreePorts(2 * n)
 	if err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func startOnce(ctx context.Context, in installation, dir string, n int) (*Cluste
 	}
 	c := &Cluster{}
 	for i := range n {
-		c.nodes = append(c.nodes, &node{id: i + 1, in: in, dir: filepath.Join(dir, fmt.Sprintf("node%d", i)), port: ports[i]})
+		c.nodes = append(c.nodes, &node{id: i + 1, in: in, dir: filepath.Join(dir, fmt.Sprintf("node%d", i)), port: ports[i], lasting: lasting})
 		if err := c.nodes[i].configure(ports[n+i], n, strings.Join(voters, ",")); err != nil {
 			return nil, err
 		}

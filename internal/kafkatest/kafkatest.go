@@ -67,7 +67,7 @@ func Shared(t testing.TB) *Cluster {
 		if shared.dir, shared.err = testdir.New(); shared.err != nil {
 			return
 		}
-		shared.cluster, shared.err = start(shared.dir, 1)
+		shared.cluster, shared.err = start(shared.dir, 1, lasting(t))
 	})
 	if shared.err != nil {
 		t.Fatalf("start the shared Kafka broker: %v", shared.err)
@@ -79,7 +79,7 @@ func Shared(t testing.TB) *Cluster {
 // alone. It returns when all brokers take part, and ends with the test.
 func Start(t testing.TB, n int) *Cluster {
 	t.Helper()
-	cluster, err := start(testdir.For(t), n)
+	cluster, err := start(testdir.For(t), n, lasting(t))
 	if err != nil {
 		t.Fatalf("start %d Kafka brokers: %v", n, err)
 	}
@@ -89,6 +89,12 @@ func Start(t testing.TB, n int) *Cluster {
 		}
 	})
 	return cluster
+}
+
+// lasting reports whether a broker is to be measured, and not only to be there.
+func lasting(t testing.TB) bool {
+	_, ok := t.(*testing.B)
+	return ok
 }
 
 var notInNames = regexp.MustCompile(`[^a-zA-Z0-9._-]+`)
