@@ -14,6 +14,7 @@ import (
 const nobody = 65534
 
 func TestPortTaken(t *testing.T) {
+	t.Parallel()
 	r := start(t, newSystem(t))
 	r.stop()
 	config, admin := r.TransferConfig()
@@ -38,6 +39,7 @@ func TestPortTaken(t *testing.T) {
 }
 
 func TestDataDirectoryNotWritable(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t)
 	s.Init()
 	t.Run("a file is in its place", func(t *testing.T) {
@@ -80,6 +82,7 @@ func wantNonZero(t *testing.T, e *harness.Edge) {
 
 // TestSecondEdgeOnTheData starts a second edge over the data of a running one.
 func TestSecondEdgeOnTheData(t *testing.T) {
+	t.Parallel()
 	r := start(t, newSystem(t))
 	second := r.NewEdge("edge-2")
 	second.DataDir = r.edge.DataDir
@@ -96,6 +99,7 @@ func TestSecondEdgeOnTheData(t *testing.T) {
 // TestDamagedStore flips a byte of a row where LMDB keeps it. The edge must not
 // answer with it, and says so; the other rows are answered.
 func TestDamagedStore(t *testing.T) {
+	t.Parallel()
 	r := start(t, newSystem(t))
 	r.DB.Exec(`UPDATE items SET note = 'a text that stands in one page only' WHERE id = 42`)
 	r.settle(t)
@@ -127,6 +131,7 @@ func TestDamagedStore(t *testing.T) {
 
 // TestDamagedStoreHead damages what an edge needs to start at all.
 func TestDamagedStoreHead(t *testing.T) {
+	t.Parallel()
 	r := start(t, newSystem(t))
 	r.stop()
 	file := filepath.Join(r.edge.StoreDir(), "data.mdb")

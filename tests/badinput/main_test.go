@@ -36,6 +36,15 @@ func newSystemOn(t *testing.T, kafka *kafkatest.Cluster) *harness.System {
 	return s
 }
 
+// namesake makes another stream of the same name, as two databases of a server
+// may have.
+func namesake(t *testing.T, other *running) *harness.System {
+	t.Helper()
+	s := newSystem(t)
+	s.Stream = other.Stream
+	return s
+}
+
 // running is a system whose first copy is at the edge.
 type running struct {
 	*harness.System

@@ -15,6 +15,7 @@ import (
 )
 
 func TestWrongSourceURL(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t)
 	right := s.SourceURL
 	port, err := loopback.FreePort()
@@ -46,6 +47,7 @@ func TestWrongSourceURL(t *testing.T) {
 }
 
 func TestWrongPassword(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, server)
 	db.Exec(`CREATE ROLE keeper LOGIN SUPERUSER PASSWORD 'right'`)
@@ -80,6 +82,7 @@ func TestWrongPassword(t *testing.T) {
 }
 
 func TestTableThatCannotBeCaptured(t *testing.T) {
+	t.Parallel()
 	for _, one := range []struct{ name, ddl, mend string }{
 		{"no key", `CREATE TABLE public.bad (id bigint, note text)`, "PRIMARY KEY"},
 		{"deferrable key", `CREATE TABLE public.bad (id bigint PRIMARY KEY DEFERRABLE, note text)`, "DEFERRABLE"},
@@ -87,6 +90,7 @@ func TestTableThatCannotBeCaptured(t *testing.T) {
 		{"not there", `SELECT`, "public.bad"},
 	} {
 		t.Run(one.name, func(t *testing.T) {
+			t.Parallel()
 			s := newSystem(t)
 			s.DB.Exec(one.ddl)
 			good := s.Tables
@@ -111,6 +115,7 @@ func TestTableThatCannotBeCaptured(t *testing.T) {
 }
 
 func TestWALLevelNotLogical(t *testing.T) {
+	t.Parallel()
 	server := pgtest.Cluster(t, pgtest.Options{Settings: map[string]string{"wal_level": "replica"}})
 	db := pgtest.On(t, server)
 	db.Exec(`CREATE TABLE items (id bigint PRIMARY KEY)`)
@@ -124,6 +129,7 @@ func TestWALLevelNotLogical(t *testing.T) {
 }
 
 func TestTransferWithoutInit(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t)
 	harness.WantRefusal(t, s.StartTransfer().Process, harness.ExitOperator, "millrace init")
 }

@@ -19,6 +19,7 @@ import (
 // TestTopicMadeByHand: init refuses a topic that is there with settings that
 // lose records.
 func TestTopicMadeByHand(t *testing.T) {
+	t.Parallel()
 	for _, one := range []struct {
 		name       string
 		partitions int32
@@ -31,6 +32,7 @@ func TestTopicMadeByHand(t *testing.T) {
 		{"retention by size", 1, map[string]string{"retention.ms": "-1", "retention.bytes": "1000000"}, "retention.bytes"},
 	} {
 		t.Run(one.name, func(t *testing.T) {
+			t.Parallel()
 			s := newSystem(t)
 			s.CreateTopic(one.partitions, one.settings)
 			config, _ := s.TransferConfig()
@@ -42,6 +44,7 @@ func TestTopicMadeByHand(t *testing.T) {
 // TestTopicChanged: transfer and edge refuse to start on a topic that no longer
 // keeps everything, and go on after the mend.
 func TestTopicChanged(t *testing.T) {
+	t.Parallel()
 	for _, one := range []struct{ name, setting, bad, good string }{
 		{"compaction", "cleanup.policy", "compact", "delete"},
 		{"compaction and deletion", "cleanup.policy", "compact,delete", "delete"},
@@ -49,6 +52,7 @@ func TestTopicChanged(t *testing.T) {
 		{"retention by size", "retention.bytes", "1073741824", "-1"},
 	} {
 		t.Run(one.name, func(t *testing.T) {
+			t.Parallel()
 			r := start(t, newSystem(t))
 			r.stop()
 			r.SetTopic(one.setting, one.bad)
@@ -62,6 +66,7 @@ func TestTopicChanged(t *testing.T) {
 }
 
 func TestTopicGotSecondPartition(t *testing.T) {
+	t.Parallel()
 	r := start(t, newSystem(t))
 	r.stop()
 	r.AddPartitions(2)
@@ -74,18 +79,19 @@ func TestTopicGotSecondPartition(t *testing.T) {
 // the right settings, empty. Transfer refuses it; the edge goes on answering, with
 // the loss and its mend as its fault.
 func TestTopicMadeAgain(t *testing.T) {
+	t.Parallel()
 	r := start(t, newSystem(t))
 	r.stop()
 	r.DeleteTopic()
-	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "millrace epoch new bank")
+	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "millrace epoch new "+r.Stream)
 	r.edge.Start()
 	if answer := r.edge.AwaitRow(applyLimit, "public.items", "1"); len(answer.Body) == 0 {
 		t.Error("the edge does not answer without its topic")
 	}
-	r.wantFault(t, "no such topic", "millrace epoch new bank")
+	r.wantFault(t, "no such topic", "millrace epoch new "+r.Stream)
 	r.CreateTopic(1, map[string]string{"retention.ms": "-1", "max.message.bytes": "20971520"})
-	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "made again", "millrace epoch new bank")
-	r.wantFault(t, "made again", "millrace epoch new bank")
+	harness.WantRefusal(t, r.StartTransfer().Process, harness.ExitOperator, r.Topic, "made again", "millrace epoch new "+r.Stream)
+	r.wantFault(t, "made again", "millrace epoch new "+r.Stream)
 	if answer := r.edge.AwaitRow(applyLimit, "public.items", "1"); len(answer.Body) == 0 {
 		t.Error("the edge does not answer beside another topic")
 	}
@@ -111,6 +117,7 @@ func (r *running) wantFault(t *testing.T, words ...string) {
 
 // TestWrongBrokers names brokers that are none.
 func TestWrongBrokers(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t)
 	port, err := loopback.FreePort()
 	if err != nil {
@@ -138,17 +145,18 @@ func TestWrongBrokers(t *testing.T) {
 // TestTopicOfAnotherStream points each command at a topic that has records of
 // another stream.
 func TestTopicOfAnotherStream(t *testing.T) {
+	t.Parallel()
 	other := start(t, newSystem(t))
 	other.stop()
 
 	t.Run("init", func(t *testing.T) {
-		s := newSystem(t)
+		s := namesake(t, other)
 		s.Topic = other.Topic
 		config, _ := s.TransferConfig()
 		harness.WantRefusal(t, s.Run(config, "init"), harness.ExitOperator, s.Topic, "another stream")
 	})
 	t.Run("transfer and edge", func(t *testing.T) {
-		r := start(t, newSystem(t))
+		r := start(t, namesake(t, other))
 		r.stop()
 		own := r.Topic
 		r.Topic = other.Topic
@@ -165,7 +173,9 @@ func TestTopicOfAnotherStream(t *testing.T) {
 
 // TestEdgeDataOfAnotherStream starts an edge over the data of another stream's.
 func TestEdgeDataOfAnotherStream(t *testing.T) {
-	first, second := start(t, newSystem(t)), start(t, newSystem(t))
+	t.Parallel()
+	first := start(t, newSystem(t))
+	second := start(t, namesake(t, first))
 	first.stop()
 	second.stop()
 	own := second.edge.DataDir
@@ -182,6 +192,7 @@ func TestEdgeDataOfAnotherStream(t *testing.T) {
 // TestForeignRecord: a record that is none of millrace's, or of another stream,
 // in the middle of a topic stops transfer and edge.
 func TestForeignRecord(t *testing.T) {
+	t.Parallel()
 	other := start(t, newSystem(t))
 	other.stop()
 	for _, one := range []struct {
@@ -193,7 +204,8 @@ func TestForeignRecord(t *testing.T) {
 		{"record of another stream", other.Records(t)[0], "another stream"},
 	} {
 		t.Run(one.name, func(t *testing.T) {
-			r := start(t, newSystem(t))
+			t.Parallel()
+			r := start(t, namesake(t, other))
 			r.stop()
 			before := len(r.Records(t))
 			r.Produce(one.value)
@@ -209,6 +221,7 @@ func TestForeignRecord(t *testing.T) {
 // well. An edge that took the record in before is not hurt; done back, all goes
 // on.
 func TestAlteredRecord(t *testing.T) {
+	t.Parallel()
 	kafka := kafkatest.Start(t, 1)
 	r := start(t, newSystemOn(t, kafka))
 	// md5 does not compress, so the batch is stored as it is.

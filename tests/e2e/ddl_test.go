@@ -121,6 +121,7 @@ func (r *ddlRun) reconfigure(change func(*harness.System)) {
 // TestDDL alters tables in mid-stream, in every way that the edge has to follow:
 // at the end of each its rows equal to_jsonb of the source.
 func TestDDL(t *testing.T) {
+	t.Parallel()
 	s := harness.NewSystem(t, kafkatest.Shared(t), "public.a", "public.p")
 	s.Lease = time.Second
 	s.DB.Exec(ddlStart)

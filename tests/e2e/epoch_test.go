@@ -102,8 +102,8 @@ func (r *epochRun) registered() {
 func (r *epochRun) stopsFor(word string) {
 	r.t.Helper()
 	p := r.s.StartTransferWith(r.transfer.Config, r.transfer.Admin)
-	harness.WantRefusal(r.t, p.Process, harness.ExitOperator, word, "millrace epoch new bank")
-	if check := r.command("", "check", "--quick"); check.ExitCode() != harness.ExitOperator || !strings.Contains(check.Stdout(), "millrace epoch new bank") {
+	harness.WantRefusal(r.t, p.Process, harness.ExitOperator, word, "millrace epoch new "+r.s.Stream)
+	if check := r.command("", "check", "--quick"); check.ExitCode() != harness.ExitOperator || !strings.Contains(check.Stdout(), "millrace epoch new "+r.s.Stream) {
 		r.t.Errorf("check ends with exit code %d and does not name the command: %s", check.ExitCode(), check.Stdout())
 	}
 }
@@ -195,6 +195,7 @@ func (r *epochRun) judge(journal *harness.Journal) {
 // still newer epoch, and kills the edge while it copies and at each step of going
 // over.
 func TestNewEpochKilledAtEveryStep(t *testing.T) {
+	t.Parallel()
 	rng, _ := harness.Rand(t)
 	r := newEpochRun(t, rng, newEpochSystem(t), harness.Faulty)
 	r.begin(true)
@@ -255,6 +256,7 @@ func TestNewEpochKilledAtEveryStep(t *testing.T) {
 // TestNewEpochOfLostTopic deletes the topic while everything runs. The edge, which
 // nothing kills, answers every request, before, during and after.
 func TestNewEpochOfLostTopic(t *testing.T) {
+	t.Parallel()
 	rng, _ := harness.Rand(t)
 	r := newEpochRun(t, rng, newEpochSystem(t), harness.Release)
 	r.begin(true)
@@ -266,7 +268,7 @@ func TestNewEpochOfLostTopic(t *testing.T) {
 	r.stopsFor("no such topic")
 	harness.Until(t, time.Minute, "the edge's status names the mend", func(ctx context.Context) error {
 		status, err := r.edge.Status(ctx)
-		if err == nil && !strings.Contains(status.Fault, "millrace epoch new bank") {
+		if err == nil && !strings.Contains(status.Fault, "millrace epoch new "+r.s.Stream) {
 			err = harness.NotYet("its fault is %q", status.Fault)
 		}
 		return err
@@ -282,6 +284,7 @@ func TestNewEpochOfLostTopic(t *testing.T) {
 // epoch without it, and wakes it when readers have gone over: what it appends to
 // the old topic reaches nobody.
 func TestNewEpochBesideZombie(t *testing.T) {
+	t.Parallel()
 	rng, _ := harness.Rand(t)
 	r := newEpochRun(t, rng, newEpochSystem(t), harness.Faulty)
 	r.begin(true)
@@ -317,6 +320,7 @@ func (r *epochRun) ends(topic string) int {
 // before much was published. The edge has the rows of the source then, and not
 // those that the source has lost.
 func TestNewEpochOfRestoredSource(t *testing.T) {
+	t.Parallel()
 	rng, _ := harness.Rand(t)
 	server := pgtest.Cluster(t, pgtest.Options{})
 	s := newEpochSystem(t)
@@ -382,6 +386,7 @@ func (r *epochRun) rest() {
 // TestSwitchBeforeCopyIsCaught plants an edge that leads readers to a store whose
 // copy is not complete.
 func TestSwitchBeforeCopyIsCaught(t *testing.T) {
+	t.Parallel()
 	rng, _ := harness.Rand(t)
 	r := newEpochRun(t, rng, newEpochSystem(t), harness.Faulty)
 	r.begin(true)

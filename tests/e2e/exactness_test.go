@@ -39,8 +39,12 @@ func sizeOf() size {
 // the source's, the books to have balanced at every index that a reader saw,
 // and every acknowledged commit to be there once.
 func TestExactness(t *testing.T) {
+	t.Parallel()
 	for _, brokers := range []int{1, 3} {
-		t.Run(fmt.Sprintf("brokers %d", brokers), func(t *testing.T) { exactness(t, brokers, sizeOf()) })
+		t.Run(fmt.Sprintf("brokers %d", brokers), func(t *testing.T) {
+			t.Parallel()
+			exactness(t, brokers, sizeOf())
+		})
 	}
 }
 

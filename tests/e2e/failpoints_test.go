@@ -39,6 +39,7 @@ func faultySize() size {
 // TestKillAtEveryStep kills transfer and edge at each step of their work, under
 // load, again and again on the same stream.
 func TestKillAtEveryStep(t *testing.T) {
+	t.Parallel()
 	rng, seed := harness.Rand(t)
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startCopied()
@@ -85,6 +86,7 @@ func (r *run) killEdgeAt(s step) {
 // TestKillInFirstCopy kills transfer and edge within the first copy, at steps
 // rather than at times, so that some copy is always cut off.
 func TestKillInFirstCopy(t *testing.T) {
+	t.Parallel()
 	rng, seed := harness.Rand(t)
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startLoad()
@@ -105,6 +107,7 @@ func TestKillInFirstCopy(t *testing.T) {
 // TestZombieAtEveryStep stops transfer at each step, lets a successor reign, and
 // wakes the stopped one, which then does its next step: appends, confirms.
 func TestZombieAtEveryStep(t *testing.T) {
+	t.Parallel()
 	rng, seed := harness.Rand(t)
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startCopied()

@@ -19,6 +19,7 @@ const loadLimit = 90 * time.Second
 // loaded while it is written to, with transfer killed in the middle, and verified
 // again.
 func TestLoadAndVerify(t *testing.T) {
+	t.Parallel()
 	s := harness.NewSystem(t, kafkatest.Shared(t), "public.a", "public.b")
 	s.DB.Exec(`create table a (id int primary key, n int, v text); create table b (name text primary key, n int);
 		insert into a select i, i, repeat('v', 200) from generate_series(1, 20000) i; insert into b select 'name ' || i, i from generate_series(1, 3000) i`)

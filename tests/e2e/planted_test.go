@@ -23,6 +23,7 @@ const (
 // TestPlantedBugsAreCaught runs the load over a program with one planted bug at
 // a time. A checker that stays silent would be worth nothing in the other tests.
 func TestPlantedBugsAreCaught(t *testing.T) {
+	t.Parallel()
 	for _, one := range []struct{ in, plant string }{
 		{"transfer", "drop_unit:30"},
 		{"transfer", "repeat_unit:30"},
@@ -33,6 +34,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		{"edge", "checkpoint_first"},
 	} {
 		t.Run(strings.ReplaceAll(one.plant, ":30", ""), func(t *testing.T) {
+			t.Parallel()
 			rng, _ := harness.Rand(t)
 			r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 			r.startCopied()
@@ -53,6 +55,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 // has captured, with the broker stopped, so that nothing is accepted, and then
 // dead, so that nothing that is on its way arrives.
 func TestConfirmBeforeAcceptanceIsCaught(t *testing.T) {
+	t.Parallel()
 	rng, _ := harness.Rand(t)
 	kafka := kafkatest.Start(t, 1)
 	size := faultySize()
@@ -88,8 +91,10 @@ func TestConfirmBeforeAcceptanceIsCaught(t *testing.T) {
 // everything but its term, as a fenced publisher's late append does. A right
 // edge ignores it; one with the planted bug takes it, and is caught.
 func TestStaleBatchIsIgnored(t *testing.T) {
+	t.Parallel()
 	for _, plant := range []string{"", "stale_accepted"} {
 		t.Run("plant "+plant, func(t *testing.T) {
+			t.Parallel()
 			rng, _ := harness.Rand(t)
 			r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 			r.startCopied()

@@ -20,8 +20,8 @@ const (
 	// progressLimit is how long the edge may take to move on after a fault.
 	progressLimit = time.Minute
 	// serveLimit is how long an edge may take from its start to an answer,
-	// whatever it is cut off from.
-	serveLimit = 10 * time.Second
+	// whatever it is cut off from; a loaded machine is slow.
+	serveLimit = 30 * time.Second
 	// copyLimit is how long the first copy may take.
 	copyLimit = 3 * time.Minute
 	// bulkRows make a unit of about 3 MiB, which is three batches.

@@ -98,6 +98,7 @@ const oddTables = `
 // the stream have brought them, and wants each row to be what to_jsonb makes of
 // it at the source. Numbers are the same if their values are.
 func TestTypes(t *testing.T) {
+	t.Parallel()
 	s := harness.NewSystem(t, kafkatest.Shared(t), "public.typed", "public.Odd Name é", "public.numbered", harness.JournalTable)
 	types := slices.DeleteFunc(slices.Clone(typetable.Types), func(one typetable.Type) bool { return slices.Contains(typetable.Refused, one.Name) })
 	var with []string

@@ -64,12 +64,14 @@ type System struct {
 }
 
 // NewSystem makes a system over a fresh database of its own on the shared
-// Postgres, and a topic name of its own.
+// Postgres, with a topic name and a stream name of its own: a slot, which is
+// named after the stream, is the server's.
 func NewSystem(t testing.TB, kafka *kafkatest.Cluster, tables ...string) *System {
 	t.Helper()
 	db := pgtest.New(t)
+	number, _, _ := strings.Cut(db.Name, "_")
 	return &System{
-		T: t, DB: db, Kafka: kafka, Stream: "bank", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
+		T: t, DB: db, Kafka: kafka, Stream: "bank_" + number, Topic: kafkatest.Topic(t), Dir: testdir.For(t),
 		Tables: tables, SourceURL: db.URL,
 	}
 }
