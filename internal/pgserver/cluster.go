@@ -52,6 +52,17 @@ func dataVersion(dir string) (int, error) {
 	return 0, nil
 }
 
+// Create makes a new cluster in dir, as Start does where there is none, and starts
+// nothing. Copies of it, owners included, may be started elsewhere; they have one
+// system identifier.
+func Create(ctx context.Context, dir string, binaries Binaries) error {
+	who, err := ownerOf(dir)
+	if err != nil {
+		return err
+	}
+	return initialize(ctx, dir, binaries, who, false)
+}
+
 // initialize makes a new cluster in dir. It works in a directory beside it and
 // renames that at the end: a start that was cut off leaves no half-made cluster
 // that a later start would take for a whole one.

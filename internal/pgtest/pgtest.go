@@ -62,14 +62,15 @@ func Main(m *testing.M, ends ...func() error) {
 	os.Exit(code)
 }
 
-// StopShared ends the shared cluster and removes its data. For a TestMain that
-// does not call Main.
+// StopShared ends the shared cluster and removes its data, and what private ones
+// were copied from. For a TestMain that does not call Main.
 func StopShared() error {
+	err := removeTemplates()
 	if shared.server == nil {
-		return nil
+		return err
 	}
 	// Its data is thrown away, so it need not be written out first.
-	return errors.Join(shared.server.Kill(), os.RemoveAll(shared.dir))
+	return errors.Join(err, shared.server.Kill(), os.RemoveAll(shared.dir))
 }
 
 // Server returns the test binary's shared cluster, started at the first call.
@@ -80,7 +81,7 @@ func Server(t testing.TB) *pgserver.Server {
 		if shared.dir, shared.err = testdir.New(); shared.err != nil {
 			return
 		}
-		shared.server, shared.err = start(shared.dir, Options{})
+		shared.server, shared.err = start(shared.dir, Options{}, false)
 	})
 	if shared.err != nil {
 		t.Fatalf("start the shared Postgres: %v", shared.err)
@@ -101,10 +102,11 @@ type Options struct {
 }
 
 // Cluster starts a server for this test alone, which may kill and restart it. It
-// ends with the test.
+// ends with the test. Private servers of one version have one system identifier,
+// unless FSync is set.
 func Cluster(t testing.TB, options Options) *pgserver.Server {
 	t.Helper()
-	server, err := start(testdir.For(t), options)
+	server, err := start(testdir.For(t), options, !options.FSync)
 	if err != nil {
 		t.Fatalf("start a private Postgres: %v", err)
 	}
@@ -116,7 +118,8 @@ func Cluster(t testing.TB, options Options) *pgserver.Server {
 	return server
 }
 
-func start(dir string, options Options) (*pgserver.Server, error) {
+// start starts a server on a cluster that is made in dir, by a copy or anew.
+func start(dir string, options Options, byCopy bool) (*pgserver.Server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
 	version := options.Version
@@ -134,8 +137,14 @@ func start(dir string, options Options) (*pgserver.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	data := filepath.Join(dir, "data")
+	if byCopy {
+		if err := fromTemplate(ctx, binaries, data); err != nil {
+			return nil, err
+		}
+	}
 	return pgserver.Start(ctx, pgserver.Config{
-		Dir:      filepath.Join(dir, "data"),
+		Dir:      data,
 		Settings: options.Settings,
 		Binaries: binaries,
 		FSync:    options.FSync,
