@@ -26,7 +26,7 @@ func (w *window) unit(ctx context.Context) (*millrace.Unit, error) {
 		s.c.metrics.keys.Add(float64(w.news[i].keys))
 	}
 	at, wanted := s.loads.due()
-	w.open = wanted && !at.After(time.Now())
+	w.open = wanted && !at.After(time.Now()) || s.c.inspect != nil
 	w.ctx, w.end = context.WithCancelCause(s.ctx)
 	stop := context.AfterFunc(ctx, func() { w.end(context.Cause(ctx)) })
 	defer stop()
@@ -41,10 +41,9 @@ func (w *window) unit(ctx context.Context) (*millrace.Unit, error) {
 		s.body, u.Body = b, b
 	} else {
 		if w.open {
-			if err := w.results.Close(); err != nil {
-				return nil, fmt.Errorf("read rows: %w", err)
+			if err := w.endRows(); err != nil {
+				return nil, err
 			}
-			w.results = nil
 			if s.after, err = s.loads.read(ctx, w); err != nil {
 				return nil, err
 			}
@@ -120,19 +119,36 @@ func (w *window) fill(until int) (whole bool, err error) {
 	return true, nil
 }
 
+// endRows ends the answer with the rows, and the window's transaction with it where
+// the end was asked for behind them.
+func (w *window) endRows() error {
+	if w.results == nil {
+		return nil
+	}
+	err := w.results.Close()
+	w.results = nil
+	if err != nil {
+		return fmt.Errorf("read rows: %w", err)
+	}
+	return nil
+}
+
 // finish writes the tick, ends the transaction and only then flags the last entry.
 func (w *window) finish() ([]byte, error) {
-	var err error
-	if w.results != nil {
-		err = w.results.Close()
-	}
-	if err == nil && w.open {
-		err = ask(w.ctx, w.conn.PgConn(), w.endQuery())
-	}
-	if err != nil {
-		return nil, fmt.Errorf("end window: %w", err)
-	}
 	s := w.s
+	if err := w.endRows(); err != nil {
+		return nil, err
+	}
+	if w.open {
+		if s.c.inspect != nil {
+			if err := s.c.inspect(w); err != nil {
+				return nil, err
+			}
+		}
+		if err := ask(w.ctx, w.conn.PgConn(), w.endQuery()); err != nil {
+			return nil, fmt.Errorf("end window: %w", err)
+		}
+	}
 	if n := s.out.Len(); n != w.entries {
 		return nil, fmt.Errorf("%w: %d entries, and %d counted; mend: report it, and begin a new epoch", ErrInexact, n, w.entries)
 	}

@@ -12,7 +12,8 @@ import (
 // checker finds it. The environment variable MILLRACE_PLANT says which:
 //
 //	xip_ignored    transactions that were running for the snapshot before are left out
-//	xmin_bound     the window ends at the oldest transaction that runs, for ever
+//	id_cursor      what has a lower number than the newest that was read is taken to be read
+//	xmin_bound     the window ends at the oldest transaction that runs
 //	no_tick        a window is given out before its tick is written, and never written
 //	early_snapshot the snapshot is taken before the tables are locked
 //	row_log        what the log says last of a key is believed, not what the table has
@@ -24,10 +25,10 @@ func (planted) unseen(u unseen, before, now chunk.Snapshot) unseen {
 	switch {
 	case plant("xip_ignored"):
 		u.Old = nil
-	case plant("xmin_bound"):
-		// As with a cursor: what has a lower number than the newest that was read is
-		// taken to be read.
+	case plant("id_cursor"):
 		u = unseen{New: []span{{before.Xmax, now.Xmax}}}
+	case plant("xmin_bound"):
+		u = unseen{New: []span{{before.Xmin, now.Xmin}}}
 	}
 	return u
 }

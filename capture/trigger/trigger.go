@@ -108,7 +108,9 @@ type Capture struct {
 	heldBody                                       int
 	// holdLoads makes loads wait from the start until PauseLoads(false).
 	holdLoads bool
-	planted   planted
+	// inspect is called in the transaction of each window, after its rows.
+	inspect func(*window) error
+	planted planted
 }
 
 // New checks the configuration and fills in its defaults. It does not connect.
