@@ -248,6 +248,10 @@ func (l *Load) Row(key []byte) {
 	l.drop(key)
 }
 
+// Took notes that so many rows of a chunk are being emitted, in a stream whose Puts
+// leave no column out.
+func (l *Load) Took(rows uint64) { l.rows += rows }
+
 // Done notes that all rows of a chunk that w does not leave out have been emitted.
 // It returns the keys that the chunk was to bring rows of and of which the source
 // has none: their rows went without being sent, as with TRUNCATE of a partition.

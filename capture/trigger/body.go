@@ -40,14 +40,6 @@ func (w *window) unit(ctx context.Context) (*millrace.Unit, error) {
 		b := newBody(w)
 		s.body, u.Body = b, b
 	} else {
-		if w.open {
-			if err := w.endRows(); err != nil {
-				return nil, err
-			}
-			if s.after, err = s.loads.read(ctx, w); err != nil {
-				return nil, err
-			}
-		}
 		payload, err := w.finish()
 		if err != nil {
 			return nil, err
@@ -144,6 +136,10 @@ func (w *window) finish() ([]byte, error) {
 			if err := s.c.inspect(w); err != nil {
 				return nil, err
 			}
+		}
+		var err error
+		if s.after, err = s.loads.read(w.ctx, w); err != nil {
+			return nil, err
 		}
 		if err := ask(w.ctx, w.conn.PgConn(), w.endQuery()); err != nil {
 			return nil, fmt.Errorf("end window: %w", err)

@@ -13,6 +13,10 @@ var (
 	// ErrInexact occurs when a window had other rows than its counts say. It has to
 	// be reported.
 	ErrInexact = capture.Stop("rows of a window do not agree with its counts")
+
+	// ErrSpool occurs when rows of a load that are too large for memory cannot be
+	// written to a file. Mend: free space there.
+	ErrSpool = capture.Stop("rows of a load cannot be written to a file")
 )
 
 var (

@@ -1,118 +1,238 @@
 package trigger
 
 import (
-	"context"
-	"fmt"
+	"cmp"
+	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
-// loads are the loads under way. Windows carry them: a chunk is read in the
-// transaction of a window whose own rows have been read, and goes out as a unit
-// behind it, at its Position. What its snapshot sees is what the stream has brought
-// by then, so nothing of it is left out.
+// chunkLimits bound what one window reads of a load. Nothing is left out of a chunk
+// and no row lacks columns, so nothing has to be noted of the changes.
+func chunkLimits() chunk.Limits { return chunk.Limits{Blocks: 512} }
+
+// loads are the loads under way, and the passes of verification. Windows carry
+// them: a chunk or a range is read in the transaction of a window whose own rows
+// have been read, and goes out as a unit behind it, at its Position. What its
+// snapshot sees is what the stream has brought by then, so nothing of it is left
+// out.
 //
-// The methods that the Source's goroutine calls hold the Source's turn.
+// One chunk or range is read in a window, so that changes wait no longer than that
+// takes; loads take turns, and so do loads and verification.
+//
+// The methods that the Source's goroutine calls hold the Source's turn. All of it
+// is under the lock, because others look and ask.
 type loads struct {
 	c    *Capture
 	wake func()
+	// confirmed is the newest tick that was published.
+	confirmed func() uint64
+	limits    chunk.Limits
 
-	mu       sync.Mutex
-	tables   map[millrace.TableID]*captured
-	names    map[millrace.TableID]string
-	requests map[millrace.TableID]string
-	under    map[millrace.TableID]millrace.LoadID
-	last     millrace.LoadID
+	mu     sync.Mutex
+	tables map[millrace.TableID]loadable
+	under  map[millrace.TableID]*load
+	last   millrace.LoadID
+	paused bool
+	turns  uint64
+	// held is until when nothing is read for loads: replicas lag, or something
+	// failed.
+	held time.Time
+	// tick is that of the window under way. answered are the requests whose loads
+	// were begun by this source, with the ticks of their begins.
+	tick     uint64
+	answered map[millrace.TableID]uint64
+	// recent are the loads that ended last, oldest first.
+	recent []endedLoad
+	passes passes
+
+	// Of the Source's goroutine alone.
+	lag     capture.LagGauge
+	readers map[millrace.TableID]*tableReader
+	out     millrace.UnitWriter
+	row     []byte
 }
+
+// loadable is a table of the stream, as it is read.
+type loadable struct {
+	schema *millrace.Schema
+	choice table.Choice
+}
+
+// endedLoad is what is shown of a load that has ended.
+type endedLoad struct {
+	status capture.LoadStatus
+	tick   uint64 // at which its end stands
+}
+
+// keepEnded is how many ended loads are shown.
+const keepEnded = 32
 
 // resumeLoads takes up the loads of a catalog.
-func (c *Capture) resumeLoads(catalog *millrace.Catalog, wake func()) (*loads, error) {
+func (c *Capture) resumeLoads(catalog *millrace.Catalog, wake func(), confirmed func() uint64) (*loads, error) {
 	l := &loads{
-		c: c, wake: wake, last: catalog.LastLoad, requests: make(map[millrace.TableID]string),
-		tables: make(map[millrace.TableID]*captured), names: make(map[millrace.TableID]string), under: make(map[millrace.TableID]millrace.LoadID),
+		c: c, wake: wake, confirmed: confirmed, limits: c.chunks, last: catalog.LastLoad, paused: c.holdLoads,
+		tables: make(map[millrace.TableID]loadable), under: make(map[millrace.TableID]*load),
+		answered: make(map[millrace.TableID]uint64), readers: make(map[millrace.TableID]*tableReader),
+		passes: newPasses(c.cfg.VerifyEvery),
 	}
 	for i := range catalog.Loads {
-		l.under[catalog.Loads[i].Table] = catalog.Loads[i].ID
+		of := &catalog.Loads[i]
+		ld, err := resumeLoad(of, catalog.Schema(of.Table), l.limits)
+		if err != nil {
+			return nil, err
+		}
+		l.under[of.Table] = ld
+		c.requests.remove(of.Table) // it is in the stream by now
 	}
 	return l, nil
-}
-
-// begin writes the begin of a load into the unit under way. Where one of the table
-// is under way already, the new one takes its place. initial loads end together.
-func (l *loads) begin(w *millrace.UnitWriter, t *captured, reason string, initial bool) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.last++
-	l.under[t.id] = l.last
-	l.c.metrics.loads.Inc()
-	if err := w.Append(&millrace.Entry{Kind: millrace.KindLoadBegin, Table: t.id, Load: l.last, LoadInfo: &millrace.LoadInfo{Reason: reason}}); err != nil {
-		return fmt.Errorf("load of %s: %w", t.schema.QualifiedName(), err)
-	}
-	return nil
 }
 
 // described tells that a table of the stream has another schema, or its first.
 func (l *loads) described(t *captured) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tables[t.id], l.names[t.id] = t, t.schema.QualifiedName()
+	l.tables[t.id] = loadable{t.schema, t.choice}
+	if ld := l.under[t.id]; ld != nil {
+		ld.name = t.schema.QualifiedName()
+	}
 }
 
-// dropped tells that a table has left the stream.
-func (l *loads) dropped(id millrace.TableID) {
+// dropped tells that a table leaves the stream in the unit under way. Those of the
+// first copy that waited for it end in the same unit.
+func (l *loads) dropped(w *millrace.UnitWriter, id millrace.TableID) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.tables, id)
-	delete(l.names, id)
+	delete(l.passes.newest, id)
+	l.c.requests.remove(id)
+	ld := l.under[id]
 	delete(l.under, id)
+	if ld == nil || !ld.initial {
+		return nil
+	}
+	return l.endFinishedLocked(w)
+}
+
+// asked returns the tables that are to be loaded because somebody asked for it, with
+// the reasons. tick is that of the window that is made.
+func (l *loads) asked(tick uint64) map[millrace.TableID]string {
+	confirmed := l.confirmed()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tick = tick
+	for id, at := range l.answered {
+		if at <= confirmed {
+			l.c.requests.remove(id)
+			delete(l.answered, id)
+		}
+	}
+	wanted := l.c.requests.all()
+	maps.DeleteFunc(wanted, func(id millrace.TableID, _ string) bool { return l.answered[id] != 0 })
+	return wanted
+}
+
+// begin writes the begin of a load into the unit under way. Where one of the table
+// is under way already, the new one takes its place: rows may have gone without
+// being logged, and nothing would remove them from what that one has brought.
+// initial loads end together.
+func (l *loads) begin(w *millrace.UnitWriter, t *captured, reason string, initial bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if before := l.under[t.id]; before != nil {
+		initial = before.initial
+	}
+	l.last++
+	ld := &load{
+		id: l.last, table: t.id, name: t.schema.QualifiedName(), reason: capture.Text(reason), initial: initial,
+		work: chunk.NewLoad(l.limits), started: time.Now(),
+	}
+	l.under[t.id] = ld
+	if l.c.requests.has(t.id) {
+		l.answered[t.id] = l.tick
+	}
+	l.c.metrics.loads.Inc()
+	return ld.write(w, millrace.KindLoadBegin, &millrace.LoadInfo{Reason: ld.reason, Progress: ld.note()})
 }
 
 // due says when a window is wanted so that something can be read in it, if any is.
-func (l *loads) due() (at time.Time, wanted bool) { return time.Time{}, false }
-
-// read reads in the transaction of a window, after its rows. It returns the units
-// that follow the window's, at its Position; each fits into memory. It is called
-// only for windows for which due said so when they were begun, and not for those
-// with many rows.
-func (l *loads) read(ctx context.Context, w *window) ([]*millrace.Unit, error) { return nil, nil }
-
-// asked returns the tables that are to be loaded because somebody asked for it, with
-// the reasons, and forgets them.
-func (l *loads) asked() map[millrace.TableID]string {
+func (l *loads) due() (at time.Time, wanted bool) {
+	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := l.requests
-	l.requests = make(map[millrace.TableID]string)
-	return all
+	l.rotateLocked(now)
+	at, wanted = l.loadDueLocked()
+	if pass := l.passLocked(); pass != nil && (!wanted || l.passes.next.Before(at)) {
+		at, wanted = l.passes.next, true
+	}
+	return at, wanted
 }
 
-// RequestLoad asks for a load of a table of the stream. It begins with the next
-// window. Errors: capture.ErrNoTable, capture.ErrLoading.
-func (s *Source) RequestLoad(_ context.Context, table, reason string) error {
-	l := s.loads
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var names []string
-	for id, name := range l.names {
-		if name != table {
-			names = append(names, name)
-			continue
+// loadDueLocked says when the next chunk may be read, if any is to be read.
+func (l *loads) loadDueLocked() (at time.Time, wanted bool) {
+	for _, ld := range l.turnsLocked() {
+		if !wanted || ld.paced.Before(at) {
+			at, wanted = ld.paced, true
 		}
-		if l.under[id] != 0 || l.requests[id] != "" {
-			return fmt.Errorf("%w: %s", capture.ErrLoading, table)
-		}
-		if reason == "" {
-			reason = "somebody asked for it"
-		}
-		l.requests[id] = reason
-		l.wake()
+	}
+	if at.Before(l.held) {
+		at = l.held
+	}
+	return at, wanted
+}
+
+// turnsLocked returns the loads that are being read: the first so many that were
+// begun.
+func (l *loads) turnsLocked() []*load {
+	if l.paused {
 		return nil
 	}
-	slices.Sort(names)
-	return fmt.Errorf("%w: %s; it has %s", capture.ErrNoTable, table, strings.Join(names, ", "))
+	all := slices.DeleteFunc(l.inOrderLocked(), func(ld *load) bool { return ld.work.Finished() })
+	return all[:min(len(all), l.c.cfg.LoadWorkers)]
+}
+
+// inOrderLocked returns the loads in the order in which they began.
+func (l *loads) inOrderLocked() []*load {
+	return slices.SortedFunc(maps.Values(l.under), func(a, b *load) int { return cmp.Compare(a.id, b.id) })
+}
+
+// nextLoadLocked returns the load whose turn it is, or nil.
+func (l *loads) nextLoadLocked(now time.Time) (next *load) {
+	if now.Before(l.held) {
+		return nil
+	}
+	for _, ld := range l.turnsLocked() {
+		if !ld.paced.After(now) && (next == nil || ld.turn < next.turn) {
+			next = ld
+		}
+	}
+	return next
+}
+
+// endFinishedLocked writes the ends of the loads that are finished: of the initial
+// ones only if all of them are.
+func (l *loads) endFinishedLocked(w *millrace.UnitWriter) error {
+	wait := false
+	for _, ld := range l.under {
+		wait = wait || ld.initial && !ld.work.Finished()
+	}
+	for _, ld := range l.inOrderLocked() {
+		if !ld.work.Finished() || ld.initial && wait {
+			continue
+		}
+		if err := ld.write(w, millrace.KindLoadEnd, &millrace.LoadInfo{Rows: ld.work.Rows()}); err != nil {
+			return err
+		}
+		l.c.log.Info("load ended", "table", ld.name, "rows", ld.work.Rows(), "reason", ld.reason)
+		l.recent = append(l.recent, endedLoad{ld.status(), l.tick})
+		l.recent = l.recent[max(0, len(l.recent)-keepEnded):]
+		delete(l.under, ld.table)
+	}
+	return nil
 }

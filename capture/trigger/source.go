@@ -95,6 +95,10 @@ func (s *Source) fail(err error) {
 	}
 	s.err = err
 	s.end(err)
+	for _, u := range s.after {
+		_ = u.Body.Close() // nobody has seen it
+	}
+	s.after = nil
 	capture.Close(s.conn)
 }
 

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/capture/trigger/keylog"
 )
@@ -74,8 +76,12 @@ type Config struct {
 	Retain time.Duration
 	// Roles are for Install.
 	Roles Roles
-	// LoadWorkers is how many tables are loaded at once. Default 2.
+	// LoadWorkers is how many tables are loaded at once: they take turns. Default 2.
 	LoadWorkers int
+	// SpoolDir holds, while they are published, the rows of a load that are too
+	// large for memory. It is made if it is missing. Default: the system's
+	// temporary directory.
+	SpoolDir string
 	// LoadRate is the most rows that are read of each of them in a second; 0 is
 	// no limit.
 	LoadRate int
@@ -108,6 +114,9 @@ type Capture struct {
 	heldBody                                       int
 	// holdLoads makes loads wait from the start until PauseLoads(false).
 	holdLoads bool
+	// chunks bounds what loads read at once.
+	chunks   chunk.Limits
+	requests requests
 	// inspect is called in the transaction of each window, after its rows.
 	inspect func(*window) error
 	planted planted
@@ -128,7 +137,7 @@ func New(cfg Config) (*Capture, error) {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
 	c := &Capture{
-		lockTimeout: lockTimeout, bodyLimit: bodyLimit, tendInterval: tendInterval, tickKeep: tickKeep, heldBody: heldBody,
+		chunks: chunkLimits(), lockTimeout: lockTimeout, bodyLimit: bodyLimit, tendInterval: tendInterval, tickKeep: tickKeep, heldBody: heldBody,
 		choices: table.Choices{Columns: cfg.Columns, Where: cfg.Where},
 	}
 	var err error
@@ -169,6 +178,9 @@ func (cfg *Config) setDefaults() {
 	def(&cfg.Retain, DefaultRetain)
 	if cfg.LoadWorkers == 0 {
 		cfg.LoadWorkers = DefaultLoadWorkers
+	}
+	if cfg.SpoolDir == "" {
+		cfg.SpoolDir = os.TempDir()
 	}
 }
 

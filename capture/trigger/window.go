@@ -280,10 +280,12 @@ func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.Ta
 		if err := s.out.Append(&millrace.Entry{Kind: millrace.KindDrop, Table: id}); err != nil {
 			return err
 		}
-		s.loads.dropped(id)
+		if err := s.loads.dropped(&s.out, id); err != nil {
+			return err
+		}
 	}
 	initial := s.position.IsZero()
-	wanted := s.loads.asked()
+	wanted := s.loads.asked(w.position.Tick)
 	for _, t := range s.tables {
 		a := aspects[t.id]
 		if err := intact(t, a.log); err != nil {

@@ -1,0 +1,329 @@
+package trigger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+// Tables are loaded and verified beside writers, by sources that are killed all the
+// time: the first copy ends at once, every range agrees, and at the end all is equal.
+func TestLoadsBesideWriters(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	db := pgtest.New(t)
+	db.Exec(`create table a (id int primary key, v text, n int);
+		create table b (k text collate "en-x-icu", d numeric(8, 2), v text, primary key (k, d) deferrable initially deferred);
+		create table p (id int, v text, primary key (id)) partition by range (id);
+		create table p1 partition of p for values from (0) to (1000); create table p2 partition of p for values from (1000) to (100000);
+		insert into a select i, repeat('v', 300), i from generate_series(1, 3000) i;
+		insert into b select 'key ' || i, i / 4.0, repeat('w', 200) from generate_series(1, 600) i;
+		insert into p select i * 2, repeat('x', 100) from generate_series(1, 1000) i`)
+	r := newLoadRig(t, db, func(c *Config) { c.Where = map[string]string{"public.a": "n % 10 <> 3"} }, "a", "b", "p")
+	ctx, stop := context.WithCancel(r.ctx())
+	var wg sync.WaitGroup
+	for i := range 3 {
+		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				n, m := rnd.IntN(4000), rnd.IntN(600)
+				sql := []string{
+					fmt.Sprintf("insert into a values (%d, 'new', %d) on conflict (id) do update set v = 'again', n = a.n + 1", n, m),
+					fmt.Sprintf("delete from a where id between %d and %d", n, n+3),
+					fmt.Sprintf("update a set id = id + 10000 * (1 - 2 * (id / 10000)), v = 'moved' where id %% 10000 = %d and not exists (select from a b where b.id = a.id + 10000 * (1 - 2 * (a.id / 10000)))", n),
+					fmt.Sprintf("update b set v = 'changed %d', d = d + 1000 where k = 'key %d'", m, m),
+					fmt.Sprintf("begin; insert into p values (%d, 'p') on conflict do nothing; savepoint s; delete from p where id = %d; rollback to s; commit", n, n),
+					fmt.Sprintf("update p set id = (id + 1000) %% 2000 + %d, v = 'other leaf' where id = %d", 10000*i, n%2000),
+					"begin; delete from a where id < 500; rollback",
+				}[rnd.IntN(7)]
+				if _, err := db.Pool.Exec(ctx, sql); err != nil && ctx.Err() == nil && !strings.Contains(err.Error(), "duplicate key") && !strings.Contains(err.Error(), "deadlock") {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	rnd := rand.New(rand.NewPCG(seed, 9))
+	r.open()
+	together := false
+	for loads := 0; loads < 3; {
+		a := r.take()
+		if len(a.ends) > 0 {
+			together = together || len(a.ends) == 3
+			if !together {
+				t.Fatalf("the first copy of %d tables ended, of 3", len(a.ends))
+			}
+			loads++
+			if err := r.src.Verify(nil); err != nil {
+				t.Fatal(err)
+			}
+			for name, n := range map[string]int{"a": 1, "b": 2, "p": 3} {
+				if id := r.table(name); n == loads {
+					if err := r.src.RequestLoad(ctx, "public."+name, "again"); err != nil && r.store.at.Catalog.Loads == nil {
+						t.Fatal(err, id)
+					}
+				}
+			}
+		}
+		if rnd.IntN(8) == 0 {
+			r.open() // as after a kill: from what was published
+		}
+	}
+	r.c.requests = requests{}
+	stop()
+	wg.Wait()
+	r.settle()
+	r.verified()
+	if len(r.store.differing) > 0 {
+		t.Errorf("ranges differ: %q", r.store.differing)
+	}
+}
+
+// verified has all tables verified, and takes units until that has ended.
+func (r *loadRig) verified() []capture.PassStatus {
+	r.t.Helper()
+	if err := r.src.Verify(nil); err != nil {
+		r.t.Fatal(err)
+	}
+	for {
+		all := r.src.Passes()
+		ended := true
+		for _, p := range all {
+			ended = ended && (p.Phase == capture.PassDone || p.Phase == capture.PassFailed)
+		}
+		if ended {
+			return all
+		}
+		r.take()
+	}
+}
+
+// A source that is killed loses one chunk of a load, and says how far it has come.
+func TestLoadGoesOn(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('v', 500) from generate_series(1, 2000) i")
+	r := newLoadRig(t, db, nil, "a")
+	read := 0
+	for first := true; first || len(r.store.at.Catalog.Loads) > 0; first = false {
+		r.open()
+		for range 3 {
+			read += r.take().loads[r.table("a")]
+			if len(r.store.at.Catalog.Loads) == 0 {
+				break
+			}
+		}
+		l := r.src.Loads()
+		if len(l) != 1 || l[0].Reason != "first copy" || !l[0].Initial || l[0].Restarts > 0 || !l[0].Waiting && (l[0].BlocksDone > l[0].Blocks || l[0].BlocksBefore > l[0].BlocksDone || int(l[0].Rows) < read || int(l[0].Rows) > read+100) {
+			t.Fatalf("loads: %+v, rows read: %d", l, read)
+		}
+	}
+	if read != 2000 {
+		t.Errorf("%d rows were read, want 2000", read)
+	}
+	r.settle()
+	if l := r.src.Loads(); len(l) != 1 || !l[0].Done || l[0].Rows != 2000 {
+		t.Errorf("loads: %+v", l)
+	}
+}
+
+// What takes the heaps from under a load does not harm it.
+func TestLoadOfAlteredTables(t *testing.T) {
+	db := pgtest.New(t)
+	fill := "insert into a select i, repeat('v', 500), i, i from generate_series(1, 1500) i; insert into p select i, repeat('v', 500) from generate_series(1, 1500) i"
+	db.Exec(`create table a (id int primary key, v text, n int, gone int);
+		create table p (id int primary key, v text) partition by range (id);
+		create table p1 partition of p for values from (0) to (1000); create table p2 partition of p for values from (1000) to (100000);` + fill)
+	r := newLoadRig(t, db, nil, "a", "p")
+	for name, sql := range map[string]string{
+		"nothing":         "select",
+		"truncate":        "truncate a, p; " + fill,
+		"truncate only":   "truncate a, p",
+		"vacuum full":     "delete from a where id % 3 = 0; vacuum full a; vacuum full p1",
+		"rewrite":         "alter table a alter n type bigint using n * 2",
+		"rewritten again": "alter table a alter n type int using n + 1",
+		"column":          "alter table a add extra text, add filled text not null default 'x', drop gone",
+		"leaf truncated":  "truncate p2; insert into p2 values (1000, 'new')",
+		"leaf exchanged":  "alter table p detach partition p1; create table p3 partition of p for values from (500) to (600); insert into p values (555, 'p3')",
+	} {
+		t.Run(name, func(t *testing.T) {
+			outer := r.t
+			r.t = t
+			defer func() { r.t = outer }()
+			if name == "leaf exchanged" {
+				db.Exec("drop table if exists p1")
+			}
+			db.Exec("truncate a, p; insert into a (id, v) select i, repeat('v', 500) from generate_series(1, 1500) i; insert into p select i, repeat('v', 500) from generate_series(1000, 2500) i")
+			if r.src == nil {
+				r.open()
+			}
+			r.settle()
+			for _, table := range []string{"public.a", "public.p"} {
+				if err := r.src.RequestLoad(r.ctx(), table, "test"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for len(r.store.at.Catalog.Loads) == 0 {
+				r.take()
+			}
+			for range 3 {
+				r.take()
+			}
+			for _, one := range strings.Split(sql, "; ") {
+				one = strings.ReplaceAll(one, "insert into a select i, repeat('v', 500), i, i", "insert into a (id, v) select i, repeat('v', 500)")
+				one = strings.ReplaceAll(one, "from generate_series(1, 1500) i; insert into p", "from generate_series(1, 1500) i; insert into p")
+				if strings.HasPrefix(one, "insert into p select") {
+					one = strings.ReplaceAll(one, "generate_series(1,", "generate_series(1000,")
+				}
+				db.Exec(one)
+			}
+			r.settle()
+			for _, p := range r.verified() {
+				if p.Phase != capture.PassDone {
+					t.Errorf("pass: %+v", p)
+				}
+			}
+			if len(r.store.differing) > 0 {
+				t.Errorf("ranges differ: %q", r.store.differing)
+			}
+		})
+	}
+}
+
+// A load that is asked for takes the table's place whole, beside its changes; what
+// is asked for of a source that ends before anybody hears of it, the next one does.
+func TestRequestLoad(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key, v text); create table b (id int primary key); insert into a select i, repeat('v', 200) from generate_series(1, 1000) i")
+	r := newLoadRig(t, db, nil, "a", "b")
+	r.open()
+	r.loaded()
+	if err := r.src.RequestLoad(r.ctx(), "public.c", ""); !errors.Is(err, capture.ErrNoTable) || !strings.Contains(err.Error(), "public.a, public.b") {
+		t.Errorf("load of a table that the stream does not have: %v", err)
+	}
+	// The store has lost a row and has one too much.
+	rows := r.store.tables[r.table("a")]
+	for key := range rows {
+		rows["\x80\x00\x00\x00\x7f\xff\xff\xff"] = rows[key]
+		delete(rows, key)
+		break
+	}
+	r.store.reasons = nil
+	r.src.PauseLoads(true)
+	if err := r.src.RequestLoad(r.ctx(), "public.a", "somebody asked\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.src.RequestLoad(r.ctx(), "public.a", ""); !errors.Is(err, capture.ErrLoading) {
+		t.Errorf("second load: %v", err)
+	}
+	// Its begin is given out and is void.
+	u, err := r.src.Next(r.ctx())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Body.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	r.src.PauseLoads(true)
+	for len(r.store.at.Catalog.Loads) == 0 {
+		r.take()
+	}
+	if err := r.src.RequestLoad(r.ctx(), "public.a", ""); !errors.Is(err, capture.ErrLoading) {
+		t.Errorf("load beside one under way: %v", err)
+	}
+	db.Exec("update a set v = 'w' where id % 2 = 0")
+	for range 5 {
+		if a := r.take(); len(a.loads) > 0 {
+			t.Error("a paused load gave rows out")
+		}
+	}
+	if !r.src.LoadsPaused() {
+		t.Error("loads are not paused")
+	}
+	r.src.PauseLoads(false)
+	r.loaded()
+	r.settle()
+	for range 3 {
+		r.take()
+	}
+	if got := strings.Join(r.store.reasons, "; "); got != "a: somebody asked" {
+		t.Errorf("loads were begun because of %q", got)
+	}
+}
+
+// A load does not go faster than its rate, and tables take turns.
+func TestLoadRate(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec(`create table a (id int primary key, v text); create table b (id int primary key, v text); create table c (id int primary key);
+		insert into a select i, repeat('x', 1000) from generate_series(1, 300) i; insert into b select * from a`)
+	r := newLoadRig(t, db, func(c *Config) { c.LoadRate = 500 }, "a", "b", "c")
+	start := time.Now()
+	r.open()
+	turns := ""
+	for first := true; first || len(r.store.at.Catalog.Loads) > 0; first = false {
+		for id := range r.take().loads {
+			turns += r.store.at.Catalog.Schema(id).Name
+		}
+	}
+	if took := time.Since(start); took < 400*time.Millisecond {
+		t.Errorf("300 rows at 500 a second took %v", took)
+	}
+	if !strings.HasPrefix(turns, "abab") {
+		t.Errorf("tables were read in the order %s", turns)
+	}
+	r.settle()
+}
+
+// Rows that are too large for memory go through a file, of which nothing stays.
+func TestLoadOfLargeRows(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key, v text); alter table a alter v set storage external; insert into a select i, repeat('x', 1 << 20) from generate_series(1, 30) i")
+	dir := t.TempDir()
+	r := newLoadRig(t, db, func(c *Config) { c.SpoolDir = dir + "/made" }, "a")
+	r.open()
+	for len(r.store.tables) == 0 {
+		u, err := r.src.Next(r.ctx())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u.Entries > 10 {
+			files, err := os.ReadDir(r.c.cfg.SpoolDir)
+			if err != nil || len(files) > 0 {
+				t.Errorf("files that a killed process would leave: %v, %v", files, err)
+			}
+		}
+		if _, err := r.store.apply(u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.same()
+	// Where none can be written the stream stops.
+	r.c.cfg.SpoolDir = "/dev/null/nowhere"
+	if err := r.src.RequestLoad(r.ctx(), "public.a", ""); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		u, err := r.src.Next(r.ctx())
+		if err == nil {
+			_, err = r.store.apply(u)
+			if err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if !errors.Is(err, ErrSpool) || !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), "mend: ") {
+			t.Errorf("without room: %v", err)
+		}
+		break
+	}
+}

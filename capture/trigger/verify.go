@@ -1,0 +1,176 @@
+package trigger
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/verify"
+)
+
+// A pass verifies a table: it states, range by range, what the source has, so that
+// edges can compare it with what they have stored. A range is read like a chunk of a
+// load, in the snapshot of a window and behind its rows, so no key is left out.
+
+// passes are the newest over each table. They are under the lock of loads.
+type passes struct {
+	newest map[millrace.TableID]*pass
+	last   uint64    // ID
+	next   time.Time // when the next range may be read
+	// rotation is when all tables are verified next, without being asked; the zero
+	// time is never.
+	rotation time.Time
+	sum      millrace.VerifySum // of the Source's goroutine alone
+}
+
+// pass is the newest pass over a table.
+type pass struct {
+	capture.PassStatus
+	table millrace.TableID
+	low   []byte // where the next range begins
+	// tick is that of its last entry; given tells that nothing more of it follows.
+	tick  uint64
+	given bool
+}
+
+func newPasses(every time.Duration) passes {
+	p := passes{newest: make(map[millrace.TableID]*pass)}
+	if every > 0 {
+		// The first comes early, because not every process lives for long.
+		p.rotation = time.Now().Add(every / 10)
+	}
+	return p
+}
+
+// Verify asks for a pass over the named tables, all of the stream's if none is
+// named. One over a table that waits for one, or is under way, begins anew.
+// Errors: capture.ErrNoTable.
+func (s *Source) Verify(tables []string) error {
+	var ids []millrace.TableID
+	for _, name := range tables {
+		id, err := s.loads.named(name)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, id)
+	}
+	s.loads.mu.Lock()
+	if len(tables) == 0 {
+		ids = slices.Collect(maps.Keys(s.loads.tables))
+	}
+	s.loads.wantLocked(ids)
+	s.loads.mu.Unlock()
+	s.wake()
+	return nil
+}
+
+func (l *loads) wantLocked(ids []millrace.TableID) {
+	for _, id := range ids {
+		if t, there := l.tables[id]; there { // it may have left the stream since it was looked up
+			l.passes.newest[id] = &pass{table: id, PassStatus: capture.PassStatus{
+				Table: t.schema.QualifiedName(), Phase: capture.PassWaiting, RequestedAt: time.Now().UTC(),
+			}}
+		}
+	}
+}
+
+// rotateLocked asks for passes over all tables when it is time.
+func (l *loads) rotateLocked(now time.Time) {
+	if l.passes.rotation.IsZero() || now.Before(l.passes.rotation) {
+		return
+	}
+	l.passes.rotation = now.Add(l.c.cfg.VerifyEvery)
+	l.wantLocked(slices.Collect(maps.Keys(l.tables)))
+}
+
+// passLocked returns the pass of which a range is read next: the one under way, or
+// that which has waited longest, but for those over tables that are being loaded.
+func (l *loads) passLocked() (first *pass) {
+	rank := func(p *pass) int {
+		if p.Phase == capture.PassRunning {
+			return 0
+		}
+		return 1
+	}
+	for _, p := range l.passes.newest {
+		if p.given || p.Phase == capture.PassFailed || l.under[p.table] != nil {
+			continue
+		}
+		if first == nil || cmp.Or(cmp.Compare(rank(p), rank(first)), p.RequestedAt.Compare(first.RequestedAt), cmp.Compare(p.table, first.table)) < 0 {
+			first = p
+		}
+	}
+	return first
+}
+
+// Passes returns the newest pass over each table, in the order of their names. One
+// is done when all of it has been published and read back.
+func (s *Source) Passes() []capture.PassStatus {
+	confirmed := s.confirmedTick()
+	s.loads.mu.Lock()
+	defer s.loads.mu.Unlock()
+	var all []capture.PassStatus
+	for _, p := range s.loads.passes.newest {
+		st := p.PassStatus
+		// Its last entry stands at the position of the window before it, so only a
+		// later one tells.
+		if p.given && confirmed > p.tick {
+			st.Phase = capture.PassDone
+		}
+		all = append(all, st)
+	}
+	slices.SortFunc(all, func(a, b capture.PassStatus) int { return cmp.Compare(a.Table, b.Table) })
+	return all
+}
+
+// verify reads the next range of a pass, or all of a table whose keys the source
+// does not sort as they are encoded, and makes its unit.
+func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit, error) {
+	l.mu.Lock()
+	if p.ID == 0 {
+		l.passes.last = max(l.passes.last+1, uint64(time.Now().UnixMicro()))
+		p.ID, p.Phase = l.passes.last, capture.PassRunning
+	}
+	l.mu.Unlock()
+	r, err := l.reader(ctx, w, p.table)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := r.Join(ctx); err != nil {
+		return nil, err
+	}
+	sum := &l.passes.sum
+	sum.Reset()
+	plan := millrace.NewVerifyPlan(r.schema)
+	next, err := verify.Read(ctx, w.conn, r.Reader, r.schema, p.low, func(key []byte, columns []millrace.Datum) error {
+		return sum.Add(plan, key, columns)
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.out.Reset()
+	entry := millrace.Entry{Kind: millrace.KindVerify, Table: p.table, Verify: &millrace.VerifyRange{
+		ID: p.ID, Low: p.low, High: next, Rows: sum.Rows, Hash: sum.Sum(), Snapshot: w.position.Snapshot,
+	}}
+	if err := l.out.Append(&entry); err != nil {
+		return nil, fmt.Errorf("verify %s: %w", p.Table, err)
+	}
+	u, err := (&unitFile{out: &l.out}).unit(w)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p.Ranges++
+	p.Rows += sum.Rows
+	p.low, p.given, p.tick = next, next == nil, w.position.Tick
+	if rate := l.c.cfg.VerifyRate; rate > 0 {
+		l.passes.next = time.Now().Add(time.Duration(sum.Rows) * time.Second / time.Duration(rate))
+	}
+	return u, nil
+}
