@@ -2,7 +2,6 @@ package keylog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Config says what to install.
@@ -26,13 +24,6 @@ type Config struct {
 	// Log tells of what was done. nil is silent.
 	Log *slog.Logger
 }
-
-const (
-	lockAttempts = 10
-	// lockTimeout is how long one attempt to lock a table may hold back those
-	// who come after it.
-	lockTimeout = time.Second
-)
 
 // The statements that every transaction here begins with. What is SET LOCAL ends
 // with the transaction, so it holds through a pooler too.
@@ -54,6 +45,8 @@ type installer struct {
 	texts  texts
 	looker *Looker
 	log    *slog.Logger
+	// owns says that what is made is handed to millrace_owner.
+	owns bool
 }
 
 func newInstaller(cfg Config) (*installer, error) {
@@ -120,8 +113,11 @@ func (i *installer) wanted(l *Log) bool {
 }
 
 // install does one table, in a transaction that has begun.
-func (i *installer) install(ctx context.Context, tx pgx.Tx, t *Table) error {
-	p, err := i.plan(ctx, tx, t, 0)
+func (i *installer) install(ctx context.Context, tx pgx.Tx, t *Table) (err error) {
+	if i.owns, err = canOwn(ctx, tx); err != nil {
+		return err
+	}
+	p, err := i.planNow(ctx, tx, t)
 	if err != nil || p.nothing() {
 		return err
 	}
@@ -129,7 +125,7 @@ func (i *installer) install(ctx context.Context, tx pgx.Tx, t *Table) error {
 		return err
 	}
 	// Under the lock nothing of it can change any more.
-	if p, err = i.plan(ctx, tx, t, 0); err != nil {
+	if p, err = i.planNow(ctx, tx, t); err != nil {
 		return err
 	}
 	for _, statements := range p.statements {
@@ -139,6 +135,19 @@ func (i *installer) install(ctx context.Context, tx pgx.Tx, t *Table) error {
 	}
 	i.log.Info("triggers installed", "stream", i.cfg.Stream, "table", t.String(), "log", p.id, "mode", string(p.mode), "why", p.why)
 	return nil
+}
+
+// planNow says what a table needs, by what q sees.
+func (i *installer) planNow(ctx context.Context, q Querier, t *Table) (*plan, error) {
+	logs, err := i.looker.Look(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	number, err := nextNumber(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return i.plan(ctx, q, logs, t, number)
 }
 
 // plan is what one table needs.
@@ -152,13 +161,9 @@ type plan struct {
 
 func (p *plan) nothing() bool { return len(p.statements) == 0 }
 
-// plan says what a table needs. A new log has the number new, or the next that is
-// free if new is 0.
-func (i *installer) plan(ctx context.Context, q Querier, t *Table, number int) (*plan, error) {
-	logs, err := i.looker.Look(ctx, q)
-	if err != nil {
-		return nil, err
-	}
+// plan says what a table needs where these logs are there. A new one gets the
+// number.
+func (i *installer) plan(ctx context.Context, q Querier, logs []Log, t *Table, number int) (*plan, error) {
 	f, err := lookUp(ctx, q, t)
 	if err != nil {
 		return nil, err
@@ -167,11 +172,6 @@ func (i *installer) plan(ctx context.Context, q Querier, t *Table, number int) (
 	if n := slices.IndexFunc(logs, func(l Log) bool { return l.Table.ID == t.ID }); n >= 0 {
 		l = &logs[n]
 		number = l.ID
-	}
-	if number == 0 {
-		if number, err = nextNumber(ctx, q); err != nil {
-			return nil, err
-		}
 	}
 	text := newLogTexts(number, i.cfg.Stream, int64(i.cfg.Period/time.Second), f)
 	defining, err := i.texts.defining(text)
@@ -204,12 +204,12 @@ func (i *installer) plan(ctx context.Context, q Querier, t *Table, number int) (
 	default:
 		p.why = "other settings or version"
 	}
-	return p, i.write(ctx, q, p, text, defining, l != nil && fresh, fresh)
+	return p, i.write(p, text, defining, l != nil && fresh, fresh)
 }
 
 // write puts the statements into the plan. drop says that there is a log of
 // another form.
-func (i *installer) write(ctx context.Context, q Querier, p *plan, text *logTexts, defining []string, drop, fresh bool) error {
+func (i *installer) write(p *plan, text *logTexts, defining []string, drop, fresh bool) error {
 	add := func(name string) error {
 		statements, err := i.texts.render(name, text)
 		p.statements = append(p.statements, statements)
@@ -224,12 +224,8 @@ func (i *installer) write(ctx context.Context, q Querier, p *plan, text *logText
 		}
 	}
 	p.statements = append(p.statements, defining...)
-	owner, err := canOwn(ctx, q)
-	if err != nil {
-		return err
-	}
 	names := []string{"enable.sql"}
-	if owner {
+	if i.owns {
 		names = append(names, "own.sql")
 	}
 	for _, name := range append(names, "register.sql") {
@@ -247,51 +243,4 @@ func nextNumber(ctx context.Context, q Querier) (int, error) {
 		return 0, fmt.Errorf("number a log: %w", err)
 	}
 	return number, nil
-}
-
-// retry runs f in a transaction until it gets its locks.
-func retry(ctx context.Context, conn *pgx.Conn, doing string, f func(pgx.Tx) error) error {
-	for attempt := 1; ; attempt++ {
-		// What is looked up under a lock has to be newer than the lock.
-		err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
-			for _, statement := range transactionSettings {
-				if _, err := tx.Exec(ctx, statement); err != nil {
-					return err
-				}
-			}
-			return f(tx)
-		})
-		if err == nil {
-			return nil
-		}
-		var pg *pgconn.PgError
-		if !errors.As(err, &pg) {
-			return fmt.Errorf("%s: %w", doing, err)
-		}
-		switch pg.Code {
-		case "42501": // insufficient_privilege
-			return fmt.Errorf("%w: %s: %w; mend: run it as a role that owns the table", ErrRefused, doing, err)
-		case "55P03", "40P01": // lock_not_available, deadlock_detected
-		default:
-			return fmt.Errorf("%s: %w", doing, err)
-		}
-		if attempt == lockAttempts {
-			return fmt.Errorf("%s: long transactions keep it locked (%d attempts); end them (pg_stat_activity) and run init again: %w", doing, attempt, err)
-		}
-		if err := wait(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
-			return fmt.Errorf("%s: %w", doing, err)
-		}
-	}
-}
-
-// wait sleeps unless ctx ends first.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }

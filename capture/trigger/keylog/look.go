@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
 )
@@ -120,8 +119,7 @@ func (l *Looker) Look(ctx context.Context, q Querier) ([]Log, error) {
 
 // lookError names the error of a database without control schema.
 func lookError(err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000") { // undefined_table, invalid_schema_name
+	if c := code(err); c == "42P01" || c == "3F000" { // undefined_table, invalid_schema_name
 		return fmt.Errorf("look at the logs: %w: %w; mend: millrace init", ErrNotInstalled, err)
 	}
 	return fmt.Errorf("look at the logs: %w", err)

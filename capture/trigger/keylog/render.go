@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"strconv"
 	"strings"
 	"text/template"
 
@@ -45,7 +44,7 @@ type logTexts struct {
 	Definition  string
 	Hole        bool
 	Reason      string   // a constant
-	Relations   []string // quoted: those with triggers to be enabled
+	Partitions  []string // quoted, of all levels
 	Exists      bool
 	Partitioned bool
 }
@@ -77,7 +76,10 @@ func (l *logTexts) Segments() []string {
 func (l *logTexts) Trigger(kind string) string  { return triggerName(l.ID, kind) }
 func (l *logTexts) Function(kind string) string { return "millrace." + functionName(l.ID, kind) }
 
-func (l *logTexts) Triggers() []string {
+func (l *logTexts) Triggers() []string    { return l.triggers(kinds[:]) }
+func (l *logTexts) RowTriggers() []string { return l.triggers(rowKinds) }
+
+func (l *logTexts) triggers(kinds []string) []string {
 	var all []string
 	for _, kind := range kinds {
 		all = append(all, triggerName(l.ID, kind))
@@ -130,10 +132,9 @@ func newLogTexts(id int, stream string, period int64, f *facts) *logTexts {
 	t := &f.table
 	l := &logTexts{
 		ID: id, Stream: literal(stream), Table: t.quoted(), Name: literal(t.String()), TableID: uint32(t.ID), Mode: f.mode(), Period: period,
-		KeyNames:  textArray(t.Key),
-		Comment:   literal("keys of changed rows of " + t.String() + " (" + strings.Join(t.Key, ", ") + "), stream " + stream),
-		Relations: append([]string{t.quoted()}, f.partitions...),
-		Exists:    true, Partitioned: f.kind == "p",
+		KeyNames: textArray(t.Key), Partitions: f.partitions,
+		Comment: literal("keys of changed rows of " + t.String() + " (" + strings.Join(t.Key, ", ") + "), stream " + stream),
+		Exists:  true, Partitioned: f.kind == "p",
 	}
 	for i, name := range t.Key {
 		l.Keys = append(l.Keys, keyText{Column: quote(name), Log: KeyColumn(i), Type: f.keyTypes[i], Last: i == len(t.Key)-1})
@@ -152,7 +153,7 @@ func (t texts) defining(l *logTexts) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(functions + triggers + strconv.Itoa(len(l.Relations))))
+	sum := sha256.Sum256([]byte(functions + triggers))
 	l.Definition = hex.EncodeToString(sum[:8])
 	return []string{functions, triggers}, nil
 }

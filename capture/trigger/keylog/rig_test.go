@@ -49,11 +49,22 @@ func rigOn(t testing.TB, db *pgtest.DB, statements string, tables ...string) *ri
 		t.Fatal(err)
 	}
 	r.looker = looker
+	r.capture(tables...)
+	return r
+}
+
+// capture installs these tables and no others.
+func (r *rig) capture(tables ...string) {
+	r.t.Helper()
+	r.cfg.Tables = nil
 	for _, name := range tables {
 		r.cfg.Tables = append(r.cfg.Tables, r.table(name))
 	}
+	missing, err := InstallRoles(r.ctx(), r.conn, r.cfg)
+	if err != nil || len(missing) > 0 {
+		r.t.Fatalf("roles: %v, missing %q", err, missing)
+	}
 	r.install()
-	return r
 }
 
 func (r *rig) connect(url string) *pgx.Conn {
@@ -123,10 +134,11 @@ func (r *rig) intact() {
 	}
 }
 
-// rows returns the rows of a table by key.
+// rows returns the rows of a table by key. One that was written again is another,
+// also with the same values.
 func (r *rig) rows(l *Log) map[string]string {
 	r.t.Helper()
-	return r.pairs(fmt.Sprintf("select %s, t::text from %s t", keyExpression(l.Table.Key, quote), l.Table.quoted()))
+	return r.pairs(fmt.Sprintf("select %s, concat(t.tableoid, t.ctid, t.xmin, t) from %s t", keyExpression(l.Table.Key, quote), l.Table.quoted()))
 }
 
 // logged returns the keys in a log, each with the actions it was logged with, and
