@@ -1,0 +1,125 @@
+package keylog
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/millrace-db/millrace"
+)
+
+// Whatever keeps a change out of a log is seen for good, and what does not is no
+// problem.
+func TestTamperingIsSeen(t *testing.T) {
+	r := newRig(t, "")
+	for _, c := range []struct {
+		name, change string
+		want         []Kind // nil: nothing is amiss
+		lost         bool   // init cannot mend it
+	}{
+		{"disabled and enabled", "alter table a disable trigger millrace_N_i; alter table a enable always trigger millrace_N_i", []Kind{TriggerReplaced}, false},
+		{"disabled", "alter table a disable trigger millrace_N_k", []Kind{TriggerDisabled}, false},
+		{"all disabled, enabled as usual", "alter table a disable trigger all; alter table a enable trigger all", []Kind{TriggerDisabled, TriggerDisabled, TriggerDisabled, TriggerDisabled, TriggerDisabled}, false},
+		{"all disabled, enabled always", "alter table a disable trigger all; alter table a enable always trigger millrace_N_d", []Kind{TriggerReplaced, TriggerDisabled, TriggerDisabled, TriggerDisabled, TriggerDisabled}, false},
+		{"dropped", "drop trigger millrace_N_t on a", []Kind{TriggerMissing}, false},
+		{"made again", "drop trigger millrace_N_d on a; create trigger millrace_N_d after delete on a referencing old table as millrace_rows for each statement execute function millrace.log_N_d(); alter table a enable always trigger millrace_N_d", []Kind{TriggerReplaced}, false},
+		{"renamed trigger", "alter trigger millrace_N_u on a rename to mine", []Kind{TriggerMissing}, false},
+		{"function replaced by the same", "do $$ begin execute pg_get_functiondef('millrace.log_N_u'::regproc); end $$", []Kind{FunctionReplaced}, false},
+		{"function dropped", "drop function millrace.log_N_i() cascade", []Kind{TriggerMissing, FunctionMissing}, false},
+		{"function's owner", "alter function millrace.log_N_i() owner to postgres", []Kind{FunctionReplaced}, false},
+		{"segment truncated", "truncate millrace.log_N_1", []Kind{SegmentEmptied}, false},
+		{"segment dropped", "drop table millrace.log_N_2", []Kind{SegmentMissing}, false},
+		{"table dropped", "drop table a", []Kind{TableDropped}, true},
+		{"dropped and made again", "drop table a; create table a (id int primary key, v int)", []Kind{TableDropped}, true},
+		{"key column renamed", "alter table a rename id to key", []Kind{KeyChanged}, false},
+		{"key column dropped", "alter table a drop column id cascade", []Kind{TriggerMissing, KeyChanged}, true},
+		{"becomes a partition", "create table p (id int not null, v int) partition by range (id); alter table p attach partition a default", []Kind{WrittenElsewhere}, false},
+		{"gets a child", "create table child () inherits (a)", []Kind{WrittenElsewhere}, true},
+		{"a partition's trigger disabled", "alter table r1 disable trigger millrace_M_u", []Kind{PartitionTriggers}, false},
+		{"a partition's trigger enabled as usual", "alter table r2 enable trigger millrace_M_k", []Kind{PartitionTriggers}, false},
+		{"a trigger of the root disabled for its partitions", "alter table r disable trigger millrace_M_d", []Kind{TriggerDisabled, PartitionTriggers, PartitionTriggers}, false},
+
+		{"catalogs rewritten", "vacuum full pg_trigger", nil, false},
+		{"catalogs rewritten 2", "vacuum full pg_proc", nil, false},
+		{"catalogs rewritten 3", "vacuum full pg_class", nil, false},
+		{"catalogs rewritten 4", "vacuum freeze pg_trigger", nil, false},
+		{"reindexed", "reindex table pg_trigger", nil, false},
+		{"reindexed 2", "reindex table a", nil, false},
+		{"table rewritten", "vacuum full a", nil, false},
+		{"clustered", "cluster a using a_pkey", nil, false},
+		{"analyzed", "vacuum analyze a; vacuum analyze millrace.log_N_0", nil, false},
+		{"columns added and dropped", "alter table a add c int default 5; alter table a drop column v; alter table a alter c type text", nil, false},
+		{"other triggers and constraints", "create table f (id int references a); create function f() returns trigger language plpgsql as 'begin return new; end'; create trigger f before insert on a for each row execute function f(); alter table a disable trigger f; drop trigger f on a", nil, false},
+		{"another key beside", "alter table a add unique (v)", nil, false},
+		{"truncated", "truncate a", nil, false},
+		{"rights", "grant select on a to public; grant select on all tables in schema millrace to public", nil, false},
+		{"a partition comes", "create table r3 partition of r for values from (20) to (30); create table r4 (id int not null, v int); alter table r attach partition r4 for values from (30) to (40); alter table r detach partition r1", nil, false},
+		{"taken back", "begin; alter table a disable trigger all; drop function millrace.log_N_i() cascade; rollback", nil, false},
+		{"renamed", "alter table a rename to b", nil, false},
+		{"moved", "create schema if not exists other; alter table b set schema other", nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r.t = t
+			if c.want == nil && harmless {
+				r.unharmed(c.change, c.name)
+				return
+			}
+			harmless = c.want == nil
+			r.Exec("drop schema public cascade; drop schema if exists other cascade; create schema public; create table a (id int primary key, v int); insert into a values (1, 1);" +
+				"create table r (id int primary key, v int) partition by range (id); create table r1 partition of r for values from (0) to (10); create table r2 partition of r for values from (10) to (20)")
+			r.capture("a", "r")
+			before := map[string]*Log{"a": r.log("a"), "r": r.log("r")}
+			change := strings.NewReplacer("_N_", fmt.Sprintf("_%d_", before["a"].ID), "_M_", fmt.Sprintf("_%d_", before["r"].ID)).Replace(c.change)
+			for _, statement := range strings.Split(change, "; vacuum ") { // which is no part of a transaction
+				if strings.HasPrefix(change, "vacuum ") && !strings.HasPrefix(statement, "vacuum ") {
+					statement = "vacuum " + statement
+				}
+				r.Exec(statement)
+			}
+			var (
+				got     []Kind
+				stop    error
+				changed *Log
+			)
+			for _, l := range r.look() {
+				for _, p := range l.Problems {
+					got = append(got, p.Kind)
+					changed = &l
+				}
+				stop = errors.Join(stop, l.Err(nil))
+			}
+			if !slices.Equal(got, c.want) {
+				t.Fatalf("got %v, want %v", got, c.want)
+			}
+			if len(c.want) == 0 {
+				if stop != nil {
+					t.Errorf("error: %v", stop)
+				}
+				return
+			}
+			if !errors.Is(stop, ErrTriggers) || !millrace.NeedsOperator(stop) || !strings.Contains(stop.Error(), "mend: millrace init") {
+				t.Errorf("error: %v", stop)
+			}
+			if c.lost {
+				return
+			}
+			// init makes it whole, and says since when it is.
+			r.capture("a", "r")
+			name := changed.Table.Name
+			after := r.log(name)
+			if after.CompleteSince <= before[name].CompleteSince || after.Reason == "" {
+				t.Errorf("after init: complete since %d because of %q, before it %d", after.CompleteSince, after.Reason, before[name].CompleteSince)
+			}
+			if other := map[string]string{"a": "r", "r": "a"}[name]; r.log(other).CompleteSince != before[other].CompleteSince {
+				t.Errorf("after init: table %s is to be loaded too", other)
+			}
+			r.empty()
+			r.Exec("insert into " + name + " values (7, 7)")
+			if keys, _ := r.logged(after); keys["7"] != "I" {
+				t.Errorf("after init: logged %v", keys)
+			}
+		})
+	}
+}
