@@ -49,6 +49,10 @@ func rigOn(t testing.TB, db *pgtest.DB, statements string, tables ...string) *ri
 		t.Fatal(err)
 	}
 	r.looker = looker
+	missing, err := InstallRoles(r.ctx(), r.conn, r.cfg)
+	if err != nil || len(missing) > 0 {
+		t.Fatalf("roles: %v, missing %q", err, missing)
+	}
 	r.capture(tables...)
 	return r
 }
@@ -59,10 +63,6 @@ func (r *rig) capture(tables ...string) {
 	r.cfg.Tables = nil
 	for _, name := range tables {
 		r.cfg.Tables = append(r.cfg.Tables, r.table(name))
-	}
-	missing, err := InstallRoles(r.ctx(), r.conn, r.cfg)
-	if err != nil || len(missing) > 0 {
-		r.t.Fatalf("roles: %v, missing %q", err, missing)
 	}
 	r.install()
 }

@@ -3,7 +3,6 @@ package keylog
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -31,31 +30,60 @@ SELECT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_u
 		text, err := t.render("roles.sql", nil)
 		return []string{text, "-- then millrace init once more\n"}, err
 	}
-	steps := []string{"grants.sql"}
+	names := []string{"grants.sql"}
 	if may {
-		steps = []string{"roles.sql", "grants.sql"}
+		names = []string{"roles.sql", "grants.sql"}
 	}
-	for _, name := range steps {
+	for _, name := range names {
 		text, err := t.render(name, nil)
 		if err != nil {
 			return nil, err
 		}
-		if refused, err := try(ctx, conn, text); err != nil {
+		refused, err := try(ctx, conn, text)
+		if err != nil {
 			return nil, fmt.Errorf("run sql/trigger/%s: %w", name, err)
-		} else if refused {
+		}
+		if refused {
 			missing = append(missing, text)
 		}
 	}
 	for i := range cfg.Tables {
-		for _, text := range tableGrants(&cfg.Tables[i]) {
-			if refused, err := try(ctx, conn, text); err != nil {
-				return nil, fmt.Errorf("%s: %w", strings.TrimSpace(text), err)
-			} else if refused {
-				missing = append(missing, text)
-			}
+		t := &cfg.Tables[i]
+		if missing, err = grantTable(ctx, conn, t, missing); err != nil {
+			return nil, fmt.Errorf("let the roles read table %v: %w", t, err)
 		}
 	}
 	return missing, nil
+}
+
+// grantTable lets the roles read a table. It adds to missing what the role of the
+// connection cannot give.
+func grantTable(ctx context.Context, conn *pgx.Conn, t *Table, missing []string) ([]string, error) {
+	grants := tableGrants(t)
+	has := func() (all [2]bool, err error) {
+		return all, conn.QueryRow(ctx, `
+SELECT bool_and(has_schema_privilege(role, $1, 'USAGE')), bool_and(has_table_privilege(role, $2::bigint::oid, 'SELECT'))
+FROM unnest('{millrace_capture,millrace_verifier}'::name[]) role`, t.Schema, int64(t.ID)).Scan(&all[0], &all[1])
+	}
+	before, err := has()
+	if err != nil {
+		return missing, err
+	}
+	for i, text := range grants {
+		if !before[i] {
+			if _, err := try(ctx, conn, text); err != nil {
+				return missing, err
+			}
+		}
+	}
+	// A grant by somebody who may not give it can be a warning only.
+	after, err := has()
+	for i, text := range grants {
+		if err == nil && !after[i] {
+			missing = append(missing, text)
+		}
+	}
+	return missing, err
 }
 
 // tableGrants lets the roles read a table.
@@ -69,8 +97,6 @@ func tableGrants(t *Table) []string {
 // try runs statements in a transaction and reports whether the role may not.
 func try(ctx context.Context, conn *pgx.Conn, text string) (refused bool, err error) {
 	err = retry(ctx, conn, "set up roles", func(tx pgx.Tx) error {
-		// A grant that the role has no right to give is a warning only, unless
-		// it has none at all on the thing.
 		_, err := tx.Exec(ctx, text, pgx.QueryExecModeSimpleProtocol)
 		return err
 	})
