@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/millrace-db/millrace"
 )
 
@@ -27,6 +29,9 @@ func (w *window) unit(ctx context.Context) (*millrace.Unit, error) {
 	}
 	at, wanted := s.loads.due()
 	w.open = wanted && !at.After(time.Now()) || s.c.inspect != nil
+	if err := w.choosePlans(ctx); err != nil {
+		return nil, err
+	}
 	w.ctx, w.end = context.WithCancelCause(s.ctx)
 	stop := context.AfterFunc(ctx, func() { w.end(context.Cause(ctx)) })
 	defer stop()
@@ -56,7 +61,11 @@ func (w *window) read() {
 	var parts []string
 	for i := range w.news {
 		if n := &w.news[i]; n.keys > 0 {
-			parts = append(parts, n.t.rowsQuery(&w.unseen, w.s.c.planted))
+			if n.scan {
+				parts = append(parts, scanOn, n.t.rowsQuery(&w.unseen, w.s.c.planted), scanOff)
+			} else {
+				parts = append(parts, n.t.rowsQuery(&w.unseen, w.s.c.planted))
+			}
 		}
 	}
 	if !w.open {
@@ -66,6 +75,16 @@ func (w *window) read() {
 		parts = append(parts, "SELECT")
 	}
 	w.results = w.conn.PgConn().Exec(w.ctx, strings.Join(parts, "; "))
+}
+
+// nextRows goes to the next answer that has rows.
+func (w *window) nextRows() *pgconn.ResultReader {
+	for w.results.NextResult() {
+		if r := w.results.ResultReader(); len(r.FieldDescriptions()) > 0 {
+			return r
+		}
+	}
+	return nil
 }
 
 // fill reads rows until so many bytes of entries are held, at least one. whole says
@@ -82,10 +101,9 @@ func (w *window) fill(until int) (whole bool, err error) {
 				}
 			}
 			if n.keys > 0 {
-				if !w.results.NextResult() {
+				if w.rows = w.nextRows(); w.rows == nil {
 					return false, fmt.Errorf("read rows of %v: %w", n.t.name, errors.Join(w.results.Close(), io.ErrUnexpectedEOF))
 				}
-				w.rows = w.results.ResultReader()
 			}
 		}
 		if w.rows != nil {

@@ -52,6 +52,20 @@ func (l *keyLog) read(columns string, u *unseen, where string) string {
 	return strings.Join(parts, " UNION ALL ")
 }
 
+// count writes a query that counts what transactions have logged: by action, the
+// distinct keys, and what is none of the known actions.
+func (l *keyLog) count(u *unseen) string {
+	keys := strings.Join(l.keys(), ", ")
+	var counts []string
+	for _, action := range []string{"I", "U", "D", "T"} {
+		counts = append(counts, "count(*) FILTER (WHERE action = '"+action+"') AS "+strings.ToLower(action))
+	}
+	return "SELECT coalesce(sum(i), 0)::bigint, coalesce(sum(u), 0)::bigint, coalesce(sum(d), 0)::bigint, coalesce(sum(t), 0)::bigint AS truncated," +
+		" count(*) FILTER (WHERE NOT mark) AS keys, coalesce(sum(n - i - u - d - t), 0)::bigint" +
+		" FROM (SELECT action = 'T' AS mark, count(*) AS n, " + strings.Join(counts, ", ") +
+		" FROM (" + l.read("action, "+keys, u, "") + ") l GROUP BY mark, " + keys + ") k"
+}
+
 // captured is a table of the stream. It belongs to the Source.
 type captured struct {
 	id millrace.TableID

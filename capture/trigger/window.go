@@ -47,6 +47,8 @@ type news struct {
 	inserted, updated, deleted, truncated uint64
 	keys                                  uint64 // distinct ones
 	read                                  uint64
+	// scan tells that the table is read from end to end.
+	scan bool
 }
 
 // window makes a window, and its unit unless there is nothing in it and none is due.
@@ -163,7 +165,7 @@ func (s *Source) beginQuery() string {
 	q += "; SET LOCAL lock_timeout = " + strconv.FormatInt(s.c.lockTimeout.Milliseconds(), 10)
 	q += "; LOCK TABLE " + strings.Join(tables, ", ") + " IN ACCESS SHARE MODE; SET LOCAL lock_timeout = 0"
 	// What was emptied has no statistics, and reading it from end to end looks cheap.
-	q += "; SET LOCAL enable_seqscan = off; SET LOCAL work_mem = '64MB'"
+	q += "; SET LOCAL enable_seqscan = off; SET LOCAL work_mem = '64MB'; SET LOCAL max_parallel_workers_per_gather = 0"
 	q += "; " + factsQuery(s.c.cfg.Stream, strconv.FormatUint(uint64(s.epoch), 10), s.position.Tick)
 	return q + "; " + aspectsQuery(s.tables)
 }
@@ -217,49 +219,28 @@ func (w *window) count(ctx context.Context) error {
 	}
 	var parts []string
 	for i, t := range w.s.tables {
-		if t.schema == nil {
-			continue
+		if t.schema != nil {
+			parts = append(parts, fmt.Sprintf("SELECT %d AS place, n.* FROM (%s) n WHERE n.keys + n.truncated > 0", i, t.log.count(&w.unseen)))
 		}
-		keys := strings.Join(t.log.keys(), ", ")
-		parts = append(parts,
-			fmt.Sprintf("SELECT %d, action::text, count(*) FROM (%s) l GROUP BY action", i, t.log.read("action", &w.unseen, "")),
-			fmt.Sprintf("SELECT %d, 'keys', count(*) FROM (SELECT DISTINCT %s FROM (%s) l) k HAVING count(*) > 0", i, keys, t.log.read(keys, &w.unseen, "action <> 'T'")))
 	}
 	if len(parts) == 0 {
 		return nil
 	}
-	return ask(ctx, w.conn.PgConn(), strings.Join(parts, " UNION ALL ")+" ORDER BY 1", func(row [][]byte) error {
-		i, err := strconv.Atoi(string(row[0]))
-		if err != nil {
-			return err
+	return ask(ctx, w.conn.PgConn(), strings.Join(parts, " UNION ALL ")+" ORDER BY place", func(row [][]byte) error {
+		var n [7]uint64
+		for i := range n {
+			var err error
+			if n[i], err = strconv.ParseUint(string(row[i]), 10, 64); err != nil {
+				return err
+			}
 		}
-		n, err := strconv.ParseUint(string(row[2]), 10, 64)
-		if err != nil {
-			return err
+		t := w.s.tables[n[0]]
+		if n[6] > 0 {
+			return fmt.Errorf("%w: the log of %v has %d rows of no known action; mend: millrace init, and load the table", keylog.ErrTriggers, t.name, n[6])
 		}
-		if t := w.s.tables[i]; len(w.news) == 0 || w.news[len(w.news)-1].t != t {
-			w.news = append(w.news, news{t: t})
-		}
-		return w.news[len(w.news)-1].set(string(row[1]), n)
+		w.news = append(w.news, news{t: t, inserted: n[1], updated: n[2], deleted: n[3], truncated: n[4], keys: n[5]})
+		return nil
 	})
-}
-
-func (n *news) set(action string, count uint64) error {
-	switch action {
-	case "I":
-		n.inserted = count
-	case "U":
-		n.updated = count
-	case "D":
-		n.deleted = count
-	case "T":
-		n.truncated = count
-	case "keys":
-		n.keys = count
-	default:
-		return fmt.Errorf("%w: the log of %v has action %q; mend: millrace init, and load the table", keylog.ErrTriggers, n.t.name, action)
-	}
-	return nil
 }
 
 // newsOf returns what is new of a table, or nothing.
