@@ -76,6 +76,9 @@ func TestRoad(t *testing.T) {
 	if got := run("verify", "--wait"); !regexp.MustCompile(`here +public\.items +equal +1 +29 `).MatchString(got) {
 		t.Errorf("verify --wait: %s", got)
 	}
+	if got := run("audit"); !strings.Contains(got, "equal\n") || !regexp.MustCompile(`public\.items .*\b1 +1 +0 +59\n`).MatchString(got) {
+		t.Errorf("audit: %s", got)
+	}
 	if got := run("status"); !strings.Contains(got, "equal at ") {
 		t.Errorf("status after verifying: %s", got)
 	}

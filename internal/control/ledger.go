@@ -124,6 +124,17 @@ VALUES ($1, $2, $3, $4, $5::text::numeric, $6::text::numeric, $7, $8,
 SELECT id, written_at, stream, epoch, term, publisher, first_index::text, last_index::text, chain, topic_id,
     last_offset, coalesce(state_offset, -1), position, captured, read_back, source_time
 FROM millrace.ledger WHERE stream = $1 AND epoch = $2 ORDER BY id DESC LIMIT 1`
+	ledgerAfter = `
+SELECT id, written_at, stream, epoch, term, publisher, first_index::text, last_index::text, chain, topic_id,
+    last_offset, coalesce(state_offset, -1), position, captured, read_back, source_time
+FROM millrace.ledger WHERE stream = $1 AND epoch = $2 AND last_index > $3::text::numeric
+ORDER BY first_index, id LIMIT $4`
+	// The newest row that is older, and attests a state record that is still there.
+	ledgerBefore = `
+SELECT id, written_at, stream, epoch, term, publisher, first_index::text, last_index::text, chain, topic_id,
+    last_offset, coalesce(state_offset, -1), position, captured, read_back, source_time
+FROM millrace.ledger WHERE stream = $1 AND epoch = $2 AND written_at < now() - make_interval(secs => $3) AND state_offset >= $4
+ORDER BY id DESC LIMIT 1`
 	// The newest row of each epoch stays: recovery starts from it.
 	ledgerPrune = `
 DELETE FROM millrace.ledger l
@@ -162,6 +173,33 @@ func NewestLedger(ctx context.Context, conn *pgx.Conn, stream string, epoch mill
 		return nil, explain("read the ledger of stream "+stream, err)
 	}
 	return r, nil
+}
+
+// LedgerBefore reads the newest row of a stream's epoch that is older than age and
+// attests a state record at an offset or after it; nil if there is none. Errors:
+// ErrNotInitialised.
+func LedgerBefore(ctx context.Context, conn *pgx.Conn, stream string, epoch millrace.Epoch, age time.Duration, from millrace.Offset) (*LedgerRow, error) {
+	r, err := scanLedger(conn.QueryRow(ctx, ledgerBefore, stream, int64(epoch), age.Seconds(), int64(from)))
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, explain("read the ledger of stream "+stream, err)
+	}
+	return r, nil
+}
+
+// LedgerAfter reads at most limit rows of a stream's epoch that end after an index,
+// in the order of their indexes. Errors: ErrNotInitialised.
+func LedgerAfter(ctx context.Context, conn *pgx.Conn, stream string, epoch millrace.Epoch, after millrace.Index, limit int) ([]*LedgerRow, error) {
+	rows, err := conn.Query(ctx, ledgerAfter, stream, int64(epoch), after.String(), limit)
+	if err == nil {
+		var all []*LedgerRow
+		if all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (*LedgerRow, error) { return scanLedger(row) }); err == nil {
+			return all, nil
+		}
+	}
+	return nil, explain("read the ledger of stream "+stream, err)
 }
 
 func scanLedger(row pgx.Row) (*LedgerRow, error) {
