@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -185,7 +186,16 @@ func TestPooledHoldOutlivesItsWriter(t *testing.T) {
 // What commands and the ledger do works through a pooler that knows no prepared
 // statements.
 func TestControlThroughAPooler(t *testing.T) {
-	_, _, pooler := triggerBank(t)
+	for _, prepared := range pgtest.BouncerPrepared(t) {
+		t.Run(fmt.Sprintf("%d prepared statements", prepared), func(t *testing.T) {
+			db, _, _ := triggerBank(t)
+			controlThroughAPooler(t, pgtest.BouncerWith(t, db.Server, db.Name, pgtest.BouncerOptions{Prepared: prepared}))
+		})
+	}
+}
+
+func controlThroughAPooler(t *testing.T, pooler string) {
+	t.Helper()
 	ctx := testContext(t)
 	cfg, err := pgx.ParseConfig(pooler)
 	if err != nil {

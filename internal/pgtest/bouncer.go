@@ -25,6 +25,40 @@ import (
 // commas; those it does not know make it refuse a connection otherwise.
 func Bouncer(t testing.TB, server *pgserver.Server, database, ignored string) string {
 	t.Helper()
+	return BouncerWith(t, server, database, BouncerOptions{Ignored: ignored})
+}
+
+// BouncerOptions say how a PgBouncer is.
+type BouncerOptions struct {
+	// Ignored is as in Bouncer.
+	Ignored string
+	// Roles may connect beside postgres.
+	Roles []string
+	// Prepared is how many named prepared statements it keeps apart for each
+	// client. Versions before 1.21 know none, as 0 says.
+	Prepared int
+}
+
+// BouncerPrepared returns the numbers of prepared statements that the machine's
+// PgBouncer can be told to keep apart: none, and some where it knows them.
+func BouncerPrepared(t testing.TB) []int {
+	t.Helper()
+	out, err := exec.Command(bouncerProgram(t), "--version").Output() //nolint:noctx // it ends at once
+	if err != nil {
+		t.Fatalf("pgbouncer --version: %v", err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(out), "PgBouncer %d.%d", &major, &minor); err != nil {
+		t.Fatalf("read the version in %q: %v", out, err)
+	}
+	if major == 1 && minor < 21 {
+		return []int{0}
+	}
+	return []int{0, 100}
+}
+
+func bouncerProgram(t testing.TB) string {
+	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
 		program = "/usr/sbin/pgbouncer" // not in everybody's PATH
@@ -32,6 +66,13 @@ func Bouncer(t testing.TB, server *pgserver.Server, database, ignored string) st
 	if _, err := os.Stat(program); err != nil {
 		t.Fatalf("no PgBouncer on this machine: install it with `make setup` or your package manager: %v", err)
 	}
+	return program
+}
+
+// BouncerWith is Bouncer with more to choose.
+func BouncerWith(t testing.TB, server *pgserver.Server, database string, options BouncerOptions) string {
+	t.Helper()
+	program := bouncerProgram(t)
 	dir := testdir.For(t)
 	ports, err := loopback.FreePorts(1)
 	if err != nil {
@@ -44,7 +85,15 @@ func Bouncer(t testing.TB, server *pgserver.Server, database, ignored string) st
 		}
 		return path
 	}
-	users := write("users.txt", `"postgres" ""`+"\n")
+	names := ""
+	for _, role := range append([]string{"postgres"}, options.Roles...) {
+		names += fmt.Sprintf("%q \"\"\n", role)
+	}
+	users := write("users.txt", names)
+	prepared := ""
+	if options.Prepared > 0 {
+		prepared = fmt.Sprintf("max_prepared_statements = %d\n", options.Prepared)
+	}
 	config := write("pgbouncer.ini", fmt.Sprintf(`[databases]
 * = host=127.0.0.1 port=%d
 [pgbouncer]
@@ -55,7 +104,7 @@ auth_type = trust
 auth_file = %s
 pool_mode = transaction
 ignore_startup_parameters = %s
-`, server.Port(), ports[0], users, ignored))
+%s`, server.Port(), ports[0], users, options.Ignored, prepared))
 	args := []string{config}
 	if os.Geteuid() == 0 { // it refuses to run as root
 		args = []string{"-u", "nobody", config}
