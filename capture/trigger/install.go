@@ -13,11 +13,38 @@ import (
 )
 
 // Install makes the logs of keys of exactly the configured tables, and what writes
-// them, or makes whole what is there; see keylog.Install for the locks. Tables that
-// are unfit are refused before. It can be run again at any time. The control schema
-// must have been migrated.
+// them, or makes whole what is there; see keylog.Install for the locks. Roles and
+// event triggers are made where the role of the connection may; what it may not is
+// logged, and capture does without. Tables that are unfit are refused before. It can
+// be run again at any time. The control schema must have been migrated.
 func (c *Capture) Install(ctx context.Context) error {
-	return c.prepare(ctx, func(conn *pgx.Conn, cfg keylog.Config) error { return keylog.Install(ctx, conn, cfg) })
+	return c.prepare(ctx, func(conn *pgx.Conn, cfg keylog.Config) error {
+		missing, err := keylog.InstallRoles(ctx, conn, cfg)
+		if err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			c.log.Warn("the role may not set up the roles of capture; millrace init --dry-run as one that may prints what is missing", "statements", len(missing))
+		}
+		if err := keylog.Install(ctx, conn, cfg); err != nil {
+			return err
+		}
+		made, err := keylog.InstallEventTriggers(ctx, conn)
+		if err == nil && !made {
+			c.log.Warn("the role may not make event triggers, so who altered a captured table is not noted, and a table is loaded again after VACUUM FULL or CLUSTER; mend: millrace init once as a superuser")
+		}
+		return err
+	})
+}
+
+// InstallSQL writes out what Install would run now, as a script for psql, and changes
+// nothing.
+func (c *Capture) InstallSQL(ctx context.Context) (text string, err error) {
+	err = c.prepare(ctx, func(conn *pgx.Conn, cfg keylog.Config) error {
+		text, err = keylog.Script(ctx, conn, cfg)
+		return err
+	})
+	return text, err
 }
 
 // prepare checks what Install needs and runs fn with what is to be installed.
