@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strconv"
@@ -42,8 +43,33 @@ func CPUOf(pid int) float64 {
 	return (f[11] + f[12]) / clockTicks
 }
 
+// TreeCPUOf returns the processor time that a process and its children used, the
+// ended ones too, in seconds: of a Postgres server, all that it cost.
+func TreeCPUOf(pid int) float64 {
+	list := fmt.Sprintf("/proc/%d/task/%d/children", pid, pid)
+	for {
+		before, err := os.ReadFile(list)
+		if err != nil {
+			return 0
+		}
+		sum := 0.0
+		if f := statFields(pid); len(f) >= 15 {
+			sum = f[11] + f[12] + f[13] + f[14]
+		}
+		for _, child := range strings.Fields(string(before)) {
+			if n, err := strconv.Atoi(child); err == nil {
+				sum += CPUOf(n) * clockTicks
+			}
+		}
+		// A child that ended meanwhile would count twice or not at all.
+		if after, err := os.ReadFile(list); err == nil && bytes.Equal(before, after) {
+			return sum / clockTicks
+		}
+	}
+}
+
 // statFields returns the numbers behind the command's name in a process's stat:
-// 11 and 12 are its user and system time.
+// 11 and 12 are its user and system time, 13 and 14 those of its ended children.
 func statFields(pid int) []float64 {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
