@@ -18,7 +18,8 @@ import (
 // with from the whole transactions that came. The server keeps its end for as
 // long as it likes; the next start ends it.
 func TestHalfOpenWithoutSenderTimeout(t *testing.T) {
-	db := pgtest.New(t)
+	t.Parallel()
+	db := pgtest.On(t, pgtest.Cluster(t, pgtest.Options{}))
 	streaming(db)
 	db.Exec(tableA + "alter database " + db.Name + " set wal_sender_timeout = 0")
 	port := ":" + strconv.Itoa(db.Server.Port()) + "/"
@@ -29,7 +30,7 @@ func TestHalfOpenWithoutSenderTimeout(t *testing.T) {
 	}
 	r := newRig(t, db, func(c *Config) {
 		c.URL = strings.Replace(db.URL, port, ":"+through+"/", 1)
-		c.MemoryBudget, c.Silence, c.Heartbeat = 1<<20, time.Second, 50*time.Millisecond
+		c.MemoryBudget, c.Silence, c.Heartbeat = 1<<20, 2*time.Second, 50*time.Millisecond
 	}, "a")
 	r.open()
 	r.copied()

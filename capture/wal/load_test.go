@@ -150,6 +150,7 @@ func TestAlteredWhileLoaded(t *testing.T) {
 		"exchanged":       "alter table a rename to z; create table a (like z including all)",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			db := pgtest.New(t)
 			db.Exec("create table a (id int primary key, n int, v text); insert into a select i, i, repeat('x', 400) from generate_series(1, 2000) i")
 			r := newRig(t, db, nil, "a")

@@ -28,7 +28,7 @@ func TestServerRestarted(t *testing.T) {
 	db.Exec("create table b (id int); insert into b values (1); checkpoint")
 	ended := make(chan error, 1)
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(r.ctx(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(r.ctx(), limit)
 	defer cancel()
 	go func() { ended <- server.Restart(ctx) }()
 	for {

@@ -208,9 +208,10 @@ func TestRowsTooLarge(t *testing.T) {
 // A reader that does not call Next holds the source back; the source goes on
 // hearing of us.
 func TestBackPressure(t *testing.T) {
-	db := pgtest.New(t)
-	db.Exec("create table a (id int primary key, v text); alter database " + db.Name + " set wal_sender_timeout = '1s'")
-	r := newRig(t, db, func(c *Config) { c.MemoryBudget, c.Silence = 1<<20, time.Second }, "a")
+	t.Parallel()
+	db := pgtest.On(t, pgtest.Cluster(t, pgtest.Options{}))
+	db.Exec("create table a (id int primary key, v text); alter database " + db.Name + " set wal_sender_timeout = '2s'")
+	r := newRig(t, db, func(c *Config) { c.MemoryBudget, c.Silence = 1<<20, 2*time.Second }, "a")
 	r.open()
 	r.copied()
 	for range 80 {
@@ -219,7 +220,7 @@ func TestBackPressure(t *testing.T) {
 	pid := db.String("select active_pid from pg_replication_slots where slot_name = $1", r.cfg.Slot)
 	// Longer than the server waits for a dead one and we for a silent one.
 	until(t, "time passes at the source", func() bool {
-		return db.String("select reply_time > backend_start + interval '4 seconds' from pg_stat_replication where pid = $1::int", pid) == "t"
+		return db.String("select reply_time > backend_start + interval '6 seconds' from pg_stat_replication where pid = $1::int", pid) == "t"
 	})
 	r.src.queue.mu.Lock()
 	held := r.src.queue.bytes
@@ -406,7 +407,8 @@ func (f *frozen) thaw() {
 
 // A half-open connection is noticed; a quiet one is asked, and kept.
 func TestSilence(t *testing.T) {
-	db := pgtest.New(t)
+	t.Parallel()
+	db := pgtest.On(t, pgtest.Cluster(t, pgtest.Options{}))
 	db.Exec("create table a (id int primary key)")
 	proxy := freezer(t, "127.0.0.1:"+strconv.Itoa(db.Server.Port()))
 	_, port, err := net.SplitHostPort(proxy.listener.Addr().String())
@@ -415,7 +417,7 @@ func TestSilence(t *testing.T) {
 	}
 	r := newRig(t, db, func(c *Config) {
 		c.URL = strings.Replace(db.URL, ":"+strconv.Itoa(db.Server.Port())+"/", ":"+port+"/", 1)
-		c.Silence = time.Second
+		c.Silence = 2 * time.Second // no shorter: a loaded machine stands still for a while
 	}, "a")
 	r.open()
 	r.copied()
@@ -424,7 +426,7 @@ func TestSilence(t *testing.T) {
 	pid := db.String("select active_pid from pg_replication_slots where slot_name = $1", r.cfg.Slot)
 	begin := time.Now()
 	until(t, "quiet time passes", func() bool {
-		return db.String("select reply_time > $2::timestamptz from pg_stat_replication where pid = $1::int", pid, begin.Add(3*time.Second)) == "t"
+		return db.String("select reply_time > $2::timestamptz from pg_stat_replication where pid = $1::int", pid, begin.Add(6*time.Second)) == "t"
 	})
 	r.sync()
 	proxy.freeze()

@@ -148,6 +148,7 @@ func TestStreamedSubtransactions(t *testing.T) {
 		"truncated":       insert(1, 2000) + "savepoint s; truncate a; " + insert(1, 1000) + "release s; " + insert(2001, 3000),
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := streamedRig(t, nil, tableA+"create table b (id int primary key)", "a", "b")
 			s := r.client()
 			s.exec("begin; " + sql)
