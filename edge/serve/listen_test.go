@@ -34,7 +34,7 @@ func run(t *testing.T, s *serve.Server) (stop func() error) {
 		select {
 		case err := <-done:
 			return err
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			return errors.New("Run does not end")
 		}
 	})
@@ -209,13 +209,13 @@ func TestSlowClientHoldsNoSnapshot(t *testing.T) {
 	}
 	// The answer has begun, so the snapshot was given back; the rest fills the
 	// socket's buffers and waits.
-	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(conn, make([]byte, 1024)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := store.View(ctx, func(*edge.View) error { return nil }); err != nil {
 		t.Errorf("the one view that may be open is not free while the client reads: %v", err)

@@ -37,7 +37,7 @@ func waitLost(t *testing.T, h *Hold) {
 	t.Helper()
 	select {
 	case <-h.Lost():
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the hold is gone and Lost is not closed")
 	}
 }
@@ -56,7 +56,7 @@ func TestHoldIsExclusiveAndPassesOn(t *testing.T) {
 		got <- err
 	}()
 	renewals := `select count(*) from millrace.hold where renewed_at > acquired_at + interval '1.5 s'`
-	for deadline := time.Now().Add(20 * time.Second); db.String(renewals) != "1"; {
+	for deadline := time.Now().Add(time.Minute); db.String(renewals) != "1"; {
 		if time.Now().After(deadline) {
 			t.Fatal("the hold is not renewed")
 		}
@@ -232,7 +232,7 @@ func TestWaiterNoticesADeadServer(t *testing.T) {
 		got <- err
 	}()
 	waiting := `select count(*) from pg_stat_activity where application_name = 'millrace hold bank' and query like '%pg_try_advisory_lock%'`
-	for deadline := time.Now().Add(20 * time.Second); db.String(waiting) != "1"; {
+	for deadline := time.Now().Add(time.Minute); db.String(waiting) != "1"; {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody waits for the hold")
 		}
@@ -243,7 +243,7 @@ func TestWaiterNoticesADeadServer(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "has not answered") {
 			t.Errorf("got %v, want that the server does not answer", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("still waits for a server that is gone")
 	}
 }
