@@ -17,15 +17,16 @@ import (
 // it. The environment variable MILLRACE_PLANT="name:n" says which, at the n-th
 // unit or, for confirm_unfolded, from there on:
 //
-//	drop_unit         a unit is left out
+//	drop_unit         a unit is left out, the first from there on that changes rows
 //	repeat_unit       a unit is published twice
 //	swap_two          two neighbouring units change places
 //	alter_byte        a byte of the last row of a unit changes before it is hashed
 //	skip_index        an index is left out
 //	confirm_unfolded  units are confirmed before the fold has accepted them
 type planted struct {
-	seen int64
-	held *millrace.Unit
+	seen    int64
+	held    *millrace.Unit
+	dropped bool
 }
 
 func (p *planted) due() string {
@@ -37,7 +38,7 @@ func (p *planted) due() string {
 	if err != nil {
 		panic(fmt.Sprintf("MILLRACE_PLANT: %q is not a number", n))
 	}
-	if p.seen == at || p.seen > at && name == "confirm_unfolded" {
+	if p.seen == at || p.seen > at && (name == "confirm_unfolded" || name == "drop_unit" && !p.dropped) {
 		return name
 	}
 	return ""
@@ -55,7 +56,12 @@ func (p *planted) units(u *millrace.Unit) []*millrace.Unit {
 	}
 	switch p.due() {
 	case "drop_unit":
-		return nil
+		// Without a range to verify, or a heartbeat, the edge would only be waited for.
+		payload := readAll(u)
+		if p.dropped = changesRows(payload); p.dropped {
+			return nil
+		}
+		return []*millrace.Unit{millrace.NewUnit(u.Position, u.Time, u.Entries, payload)}
 	case "repeat_unit":
 		payload := readAll(u)
 		return []*millrace.Unit{
@@ -66,23 +72,12 @@ func (p *planted) units(u *millrace.Unit) []*millrace.Unit {
 		return nil
 	case "alter_byte":
 		payload := readAll(u)
-		rest := payload
-		var h millrace.Head
 		var row []byte
-		for len(rest) > 0 {
-			next, err := millrace.NextHead(rest, &h)
-			if err != nil {
-				panic(err)
-			}
-			rest = next
-			var e millrace.Entry
-			if err := millrace.DecodeEntry(h.Body, &e); err != nil {
-				panic(err)
-			}
+		entries(payload, func(e *millrace.Entry) {
 			if e.Kind == millrace.KindPut {
 				row = e.Row
 			}
-		}
+		})
 		if len(row) > 0 {
 			row[len(row)-1] ^= 1
 		}
@@ -101,6 +96,31 @@ func (p *planted) sequenced(r *reign, u *millrace.Unit) {
 	case "confirm_unfolded":
 		r.source.Confirm(u.Position)
 	}
+}
+
+// entries calls do for each entry of a unit; what it is given is part of payload.
+func entries(payload []byte, do func(*millrace.Entry)) {
+	var h millrace.Head
+	for len(payload) > 0 {
+		rest, err := millrace.NextHead(payload, &h)
+		if err != nil {
+			panic(err)
+		}
+		payload = rest
+		var e millrace.Entry
+		if err := millrace.DecodeEntry(h.Body, &e); err != nil {
+			panic(err)
+		}
+		do(&e)
+	}
+}
+
+// changesRows reports whether a unit changes rows but for those of loads.
+func changesRows(payload []byte) (yes bool) {
+	entries(payload, func(e *millrace.Entry) {
+		yes = yes || e.Load == 0 && (e.Kind == millrace.KindPut || e.Kind == millrace.KindDelete)
+	})
+	return yes
 }
 
 func readAll(u *millrace.Unit) []byte {
