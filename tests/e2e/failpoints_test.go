@@ -33,7 +33,11 @@ func failpoint(r *run, s step) string {
 }
 
 func faultySize() size {
-	return size{scale: 1, rate: 200, journal: 10 * time.Millisecond, bulk: 2 * time.Second, settle: 2 * time.Minute}
+	s := size{scale: 1, rate: 100, journal: 20 * time.Millisecond, bulk: 2 * time.Second, settle: 2 * time.Minute}
+	if harness.Full() {
+		s.rate, s.journal = 200, 10*time.Millisecond
+	}
+	return s
 }
 
 // TestKillAtEveryStep kills transfer and edge at each step of their work, under
@@ -44,7 +48,7 @@ func TestKillAtEveryStep(t *testing.T) {
 	r := newRun(t, rng, kafkatest.Shared(t), faultySize(), harness.Faulty)
 	r.startCopied()
 	var kills []func()
-	for range harness.Trials(3, 500) {
+	for range harness.Trials(2, 500) {
 		for _, s := range transferSteps {
 			kills = append(kills, func() { r.killTransferAt(s) })
 		}
