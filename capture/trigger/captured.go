@@ -38,6 +38,9 @@ func (l *keyLog) keys() []string {
 	return all
 }
 
+// unnested is what to read to get the keys, one a row, under these names.
+func (l *keyLog) unnested() string { return keylog.UnnestKeys(len(l.key)) }
+
 // read writes a query of what transactions have logged, with the columns given.
 // where is another condition, or "".
 func (l *keyLog) read(columns string, u *unseen, where string) string {
@@ -55,15 +58,13 @@ func (l *keyLog) read(columns string, u *unseen, where string) string {
 // count writes a query that counts what transactions have logged: by action, the
 // distinct keys, and what is none of the known actions.
 func (l *keyLog) count(u *unseen) string {
-	keys := strings.Join(l.keys(), ", ")
-	var counts []string
+	keys := "(SELECT count(*) FROM (SELECT DISTINCT " + strings.Join(l.keys(), ", ") + " FROM (" + l.read(l.unnested(), u, "action <> 'T'") + ") l) k) AS keys"
+	var known []string
 	for _, action := range []string{"I", "U", "D", "T"} {
-		counts = append(counts, "count(*) FILTER (WHERE action = '"+action+"') AS "+strings.ToLower(action))
+		known = append(known, "coalesce(sum(n) FILTER (WHERE action = '"+action+"'), 0)")
 	}
-	return "SELECT coalesce(sum(i), 0)::bigint, coalesce(sum(u), 0)::bigint, coalesce(sum(d), 0)::bigint, coalesce(sum(t), 0)::bigint AS truncated," +
-		" count(*) FILTER (WHERE NOT mark) AS keys, coalesce(sum(n - i - u - d - t), 0)::bigint" +
-		" FROM (SELECT action = 'T' AS mark, count(*) AS n, " + strings.Join(counts, ", ") +
-		" FROM (" + l.read("action, "+keys, u, "") + ") l GROUP BY mark, " + keys + ") k"
+	return "SELECT " + strings.Join(known, ", ") + " AS truncated, " + keys +
+		", coalesce(sum(n) FILTER (WHERE action NOT IN ('I', 'U', 'D', 'T')), 0) FROM (" + l.read("action, n", u, "") + ") l"
 }
 
 // captured is a table of the stream. It belongs to the Source.
@@ -131,9 +132,9 @@ func (t *captured) rowsQuery(u *unseen, p planted) string {
 		from = "(SELECT " + strings.Join(names, ", ") + " FROM " + from + " WHERE (" + t.choice.Where + "))"
 	}
 	keys := strings.Join(t.log.keys(), ", ")
-	logged, there := "SELECT DISTINCT "+keys+" FROM ("+t.log.read(keys, u, "action <> 'T'")+") l", "t."+table.Quote(t.log.key[0])+" IS NOT NULL"
+	logged, there := "SELECT DISTINCT "+keys+" FROM ("+t.log.read(t.log.unnested(), u, "action <> 'T'")+") l", "t."+table.Quote(t.log.key[0])+" IS NOT NULL"
 	if p.rows() {
-		logged = "SELECT " + keys + ", (array_agg(action ORDER BY changed_at DESC, ctid DESC))[1] AS action FROM (" + t.log.read(keys+", action, changed_at, ctid", u, "action <> 'T'") + ") l GROUP BY " + keys
+		logged = "SELECT " + keys + ", (array_agg(action ORDER BY changed_at DESC, ctid DESC))[1] AS action FROM (" + t.log.read(t.log.unnested()+", action, changed_at, ctid", u, "action <> 'T'") + ") l GROUP BY " + keys
 		there += " AND k.action <> 'D'"
 	}
 	return "SELECT " + there + ", " + strings.Join(columns, ", ") +

@@ -1,5 +1,13 @@
+{{- /* The keys of the rows in question, one a row, as k1, k2, … No type is named: the
+       owner of the functions may have no right to look into its schema. */ -}}
+{{- define "keys" -}}
+FROM (SELECT {{range .Log.Keys}}((NULL::{{index $.Log.Segments 0}}).{{.Log}})[1] AS {{.Column}}{{if not .Last}}, {{end}}{{end}}) renamed
+        {{- if .Rows}} CROSS JOIN {{.Rows}} changed{{end}}
+             CROSS JOIN LATERAL (SELECT {{.Log.KeyColumns}} FROM (SELECT {{.Source}}.*) r) key ({{.Log.LogColumns}})
+{{- end -}}
 -- What the triggers of {{.Table}} run. Each writes the keys of the rows that were
--- changed, and nothing else, to the segment whose turn it is.
+-- changed, and nothing else, to the segment whose turn it is: in one row, or, where
+-- there are more than {{.Run}}, in runs of so many.
 --
 -- The text is static, and each INSERT scans one set of rows once: its plan, which a
 -- session makes at the first call and keeps, is as good for a million rows as for one.
@@ -16,22 +24,32 @@ CREATE OR REPLACE FUNCTION {{.Name}}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $millrace$
 #variable_conflict use_column
+DECLARE
+    written integer;
 BEGIN
     CASE millrace.segment({{$.Period}})
 {{- $f := .}}
 {{- range $i, $segment := $.Segments}}
     {{if eq $i 2}}ELSE{{else}}WHEN {{$i}} THEN{{end}}
 {{- if eq $f.Action "T"}}
-        INSERT INTO {{$segment}} (txid, action, changed_at, changed_by)
-        VALUES (txid_current(), 'T', transaction_timestamp(), session_user);
+        INSERT INTO {{$segment}} (txid, changed_at, action, changed_by, n)
+        VALUES (txid_current(), transaction_timestamp(), 'T', session_user, 1);
+{{- else if not $f.Rows}}
+        INSERT INTO {{$segment}} (txid, changed_at, action, changed_by, n, {{$.LogColumns}})
+        SELECT txid_current(), transaction_timestamp(), '{{$f.Action}}', session_user, 1, {{$.ArrayOfEach}}
+        {{template "keys" $f}};
 {{- else}}
-        INSERT INTO {{$segment}} (txid, action, changed_at, changed_by, {{$.LogColumns}})
-        SELECT txid_current(), '{{$f.Action}}', transaction_timestamp(), session_user, key.*
-        FROM (SELECT {{range $.Keys}}(NULL::{{$segment}}).{{.Log}} AS {{.Column}}{{if not .Last}}, {{end}}{{end}}) renamed
-        {{- if $f.Rows}}
-        CROSS JOIN {{$f.Rows}} changed
-        {{- end}}
-        CROSS JOIN LATERAL (SELECT {{$.KeyColumns}} FROM (SELECT {{$f.Source}}.*) r) key;
+        INSERT INTO {{$segment}} (txid, changed_at, action, changed_by, n, {{$.LogColumns}})
+        SELECT txid_current(), transaction_timestamp(), '{{$f.Action}}', session_user, count(*), {{$.ArrayOfAll}}
+        FROM (SELECT key.* {{template "keys" $f}}
+             LIMIT {{$.Run}} + 1) few HAVING count(*) BETWEEN 1 AND {{$.Run}};
+        GET DIAGNOSTICS written = ROW_COUNT;
+        IF written = 0 THEN
+            INSERT INTO {{$segment}} (txid, changed_at, action, changed_by, n, {{$.LogColumns}})
+            SELECT txid_current(), transaction_timestamp(), '{{$f.Action}}', session_user, count(*), {{$.ArrayOfAll}}
+            FROM (SELECT key.*, row_number() OVER () / {{$.Run}} AS run {{template "keys" $f}}
+                 ) many GROUP BY run;
+        END IF;
 {{- end}}
 {{- end}}
     END CASE;

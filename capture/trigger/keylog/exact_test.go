@@ -21,6 +21,15 @@ type exactCase struct {
 	mode    Mode // of all tables; Statement if empty
 }
 
+// keysBetween writes keys of numbers.
+func keysBetween(format string, from, to int) []string {
+	var all []string
+	for i := from; i <= to; i++ {
+		all = append(all, fmt.Sprintf(format, i))
+	}
+	return all
+}
+
 var exactCases = []exactCase{
 	{
 		name: "insert on conflict do update", setup: "create table a (id int primary key, v int); insert into a values (1, 1), (2, 2)", tables: []string{"a"},
@@ -52,6 +61,13 @@ var exactCases = []exactCase{
 		name: "keys move on", setup: "create table a (x int, y text, v int, primary key (y, x) deferrable initially deferred); insert into a select g, 'k', g from generate_series(1, 5) g", tables: []string{"a"},
 		change:  "update a set x = x + 1; insert into a values (2, 'k', 0); update a set x = 100, y = 'z' where v = 0",
 		passing: []string{"a:z|100"},
+	},
+	{
+		name: "runs of keys", setup: "create table a (x int, y text, v int, primary key (y, x)); insert into a select g, 'k' || g, 0 from generate_series(1, 100) g", tables: []string{"a"},
+		change: `update a set v = 1 where x = 1; update a set v = 1 where x < 0; insert into a select g, 'k' || g, 0 from generate_series(1001, 1199) g;
+			insert into a select g, 'k' || g, 0 from generate_series(2001, 2200) g; insert into a select g, 'k' || g, 0 from generate_series(3001, 3201) g;
+			insert into a select g, 'k' || g, 0 from generate_series(4001, 6000) g; update a set y = 'l' || x where x between 4100 and 5000; delete from a where x between 10 and 40`,
+		passing: keysBetween("a:k%d|%[1]d", 4100, 5000),
 	},
 	{
 		name: "truncate cascade", setup: "create table a (id int primary key); create table b (id int primary key, a int references a); insert into a values (1), (2); insert into b values (5, 1)", tables: []string{"a", "b"},

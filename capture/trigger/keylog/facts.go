@@ -22,7 +22,7 @@ type facts struct {
 	partition  bool
 	inherits   bool // has parents or children
 	subscribed bool // a subscription writes it, or a partition of it
-	keyTypes   []string
+	keyTypes   []keyType
 	partitions []string // quoted, of all levels
 }
 
@@ -50,11 +50,17 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relispartition,
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = $1::bigint::oid`
 
+// keyType is the type of a key column in a log.
+type keyType struct {
+	Name    string // as SQL writes it
+	Collate string // its COLLATE clause, "" for none
+}
+
 // keyTypesQuery gives the types of a log's columns: those of the key, but of a
 // domain what is under it, because its constraints may refuse the NULLs of a
 // TRUNCATE, and without lengths.
 const keyTypesQuery = `
-SELECT format_type(base.oid, -1) || coalesce(' COLLATE ' || quote_ident(cn.nspname) || '.' || quote_ident(l.collname), '')
+SELECT format_type(base.oid, -1), coalesce(' COLLATE ' || quote_ident(cn.nspname) || '.' || quote_ident(l.collname), '')
 FROM unnest($2::text[]) WITH ORDINALITY k (name, number)
 JOIN pg_attribute a ON a.attrelid = $1::bigint::oid AND a.attname = k.name AND a.attnum > 0 AND NOT a.attisdropped
 CROSS JOIN LATERAL (
@@ -93,7 +99,7 @@ func lookUp(ctx context.Context, q Querier, t *Table) (*facts, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up the key of %v: %w", t, err)
 	}
-	f.keyTypes, err = pgx.CollectRows(rows, pgx.RowTo[string])
+	f.keyTypes, err = pgx.CollectRows(rows, pgx.RowToStructByPos[keyType])
 	if err != nil {
 		return nil, fmt.Errorf("look up the key of %v: %w", t, err)
 	}

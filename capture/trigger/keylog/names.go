@@ -47,8 +47,24 @@ func segmentName(log, segment int) string {
 	return "log_" + strconv.Itoa(log) + "_" + strconv.Itoa(segment)
 }
 
+// run is how many keys a row of a log has at most: enough that the row's own cost
+// no longer counts, and few enough that most runs stay within a page.
+const run = 200
+
 // KeyColumn returns the name that the n-th key column, from 0, has in a log.
 func KeyColumn(n int) string { return "k" + strconv.Itoa(n+1) }
+
+// UnnestKeys returns what to select from a log of so many key columns to get its
+// keys, one a row. In a list of columns the arrays, which are of one length, are
+// taken in step.
+func UnnestKeys(columns int) string {
+	var all []string
+	for i := range columns {
+		k := KeyColumn(i)
+		all = append(all, "pg_catalog.unnest("+k+") AS "+k)
+	}
+	return strings.Join(all, ", ")
+}
 
 func functionName(log int, kind string) string { return "log_" + strconv.Itoa(log) + "_" + kind }
 

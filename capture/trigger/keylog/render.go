@@ -53,7 +53,7 @@ type logTexts struct {
 type keyText struct {
 	Column string // quoted
 	Log    string // k1, k2, …
-	Type   string // with its collation
+	Type   string // of the array in the log, with its collation
 	Last   bool
 }
 
@@ -63,6 +63,7 @@ type functionText struct {
 	Action string // what it logs
 	Rows   string // the set of rows it reads, "" for one row
 	Source string // the row it reads keys from
+	Log    *logTexts
 }
 
 func (l *logTexts) Segments() []string {
@@ -91,11 +92,11 @@ func (l *logTexts) triggers(kinds []string) []string {
 // whose key changed is logged as deleted.
 func (l *logTexts) Functions() []functionText {
 	all := []functionText{
-		{l.Function(kindInsert), "I", "", "NEW"},
-		{l.Function(kindUpdate), "U", "", "NEW"},
-		{l.Function(kindKeyUpdate), "D", "", "OLD"},
-		{l.Function(kindDelete), "D", "", "OLD"},
-		{l.Function(kindTruncate), "T", "", ""},
+		{l.Function(kindInsert), "I", "", "NEW", l},
+		{l.Function(kindUpdate), "U", "", "NEW", l},
+		{l.Function(kindKeyUpdate), "D", "", "OLD", l},
+		{l.Function(kindDelete), "D", "", "OLD", l},
+		{l.Function(kindTruncate), "T", "", "", l},
 	}
 	if l.Mode == Statement {
 		for i := range all {
@@ -123,6 +124,19 @@ func (l *logTexts) LogColumns() string {
 	return l.join(func(k *keyText) string { return k.Log }, ", ")
 }
 
+// Run is how many keys a row of the log has at most.
+func (l *logTexts) Run() int { return run }
+
+// ArrayOfEach makes an array of each key of one row.
+func (l *logTexts) ArrayOfEach() string {
+	return l.join(func(k *keyText) string { return "ARRAY[" + k.Log + "]" }, ", ")
+}
+
+// ArrayOfAll makes an array of each key of all rows.
+func (l *logTexts) ArrayOfAll() string {
+	return l.join(func(k *keyText) string { return "array_agg(" + k.Log + ")" }, ", ")
+}
+
 func (l *logTexts) KeyChanged() string {
 	return l.join(func(k *keyText) string { return "OLD." + k.Column + " IS DISTINCT FROM NEW." + k.Column }, " OR ")
 }
@@ -137,7 +151,10 @@ func newLogTexts(id int, stream string, period int64, f *facts) *logTexts {
 		Exists:  true, Partitioned: f.kind == "p",
 	}
 	for i, name := range t.Key {
-		l.Keys = append(l.Keys, keyText{Column: quote(name), Log: KeyColumn(i), Type: f.keyTypes[i], Last: i == len(t.Key)-1})
+		of := f.keyTypes[i]
+		l.Keys = append(l.Keys, keyText{
+			Column: quote(name), Log: KeyColumn(i), Type: of.Name + "[]" + of.Collate, Last: i == len(t.Key)-1,
+		})
 	}
 	return l
 }

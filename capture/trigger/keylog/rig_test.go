@@ -151,12 +151,18 @@ func (r *rig) logged(l *Log) (keys map[string]string, truncated bool) {
 	}
 	var parts []string
 	for i := range Segments {
-		parts = append(parts, fmt.Sprintf("select * from %s", l.Segment(i)))
+		parts = append(parts, fmt.Sprintf("select action, %s from %s where action <> 'T'", UnnestKeys(len(columns)), l.Segment(i)))
+		if odd := r.String(fmt.Sprintf("select count(*) from %s where n not between 1 and %d or n <> any (array[%s])", l.Segment(i), run, "coalesce(cardinality("+strings.Join(columns, "), 1), coalesce(cardinality(")+"), 1)")); odd != "0" {
+			r.t.Errorf("%s: %s rows have another number of keys than they say", l.Segment(i), odd)
+		}
 	}
 	all := strings.Join(parts, " union all ")
 	key := keyExpression(columns, func(s string) string { return s })
-	keys = r.pairs(fmt.Sprintf("select %s, string_agg(distinct action::text, '' order by action::text) from (%s) a where action <> 'T' group by 1", key, all))
-	return keys, r.String(fmt.Sprintf("select count(*) > 0 from (%s) a where action = 'T'", all)) == "t"
+	keys = r.pairs(fmt.Sprintf("select %s, string_agg(distinct action::text, '' order by action::text) from (%s) a group by 1", key, all))
+	for i := range Segments {
+		truncated = truncated || r.String(fmt.Sprintf("select count(*) > 0 from %s where action = 'T'", l.Segment(i))) == "t"
+	}
+	return keys, truncated
 }
 
 func keyExpression(columns []string, quote func(string) string) string {
