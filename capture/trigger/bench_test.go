@@ -1,6 +1,7 @@
 package trigger
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -69,20 +70,31 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 }
 
-// BenchmarkIdle measures what a poll costs while nothing comes, on both sides.
+// BenchmarkIdle measures what a capture costs while nothing comes, on both sides:
+// with a heartbeat a second, and by its polls alone.
 func BenchmarkIdle(b *testing.B) {
-	db := pgtest.New(b)
-	db.Exec("create table a (id bigint primary key, v text); create table c (id bigint primary key, v text); create table d (id bigint primary key, v text)")
-	r := newRig(b, db, func(c *Config) { c.Heartbeat = time.Second }, "a", "c", "d")
-	r.begin()
-	for b.Loop() {
-		before, server, begun := cpu(b), backendCPU(b, db), time.Now()
-		for time.Since(begun) < 10*time.Second {
-			r.next() // heartbeats
-		}
-		took := time.Since(begun)
-		b.ReportMetric(100*(cpu(b)-before).Seconds()/took.Seconds(), "%core")
-		b.ReportMetric(100*(backendCPU(b, db)-server).Seconds()/took.Seconds(), "%server_core")
+	for _, heartbeat := range []time.Duration{time.Second, time.Hour} {
+		b.Run(heartbeat.String(), func(b *testing.B) {
+			db := pgtest.New(b)
+			db.Exec("create table a (id bigint primary key, v text); create table c (id bigint primary key, v text); create table d (id bigint primary key, v text)")
+			r := newRig(b, db, func(c *Config) { c.Heartbeat = heartbeat }, "a", "c", "d")
+			r.begin()
+			for b.Loop() {
+				polls := r.src.polls.n
+				before, server, begun := cpu(b), backendCPU(b, db), time.Now()
+				for time.Since(begun) < 10*time.Second {
+					ctx, cancel := context.WithDeadline(b.Context(), begun.Add(10*time.Second))
+					if _, err := r.src.Next(ctx); err != nil && ctx.Err() == nil {
+						b.Fatal(err)
+					}
+					cancel()
+				}
+				took := time.Since(begun)
+				b.ReportMetric(100*(cpu(b)-before).Seconds()/took.Seconds(), "%core")
+				b.ReportMetric(100*(backendCPU(b, db)-server).Seconds()/took.Seconds(), "%server_core")
+				b.ReportMetric(float64(r.src.polls.n-polls)/took.Seconds(), "polls/s")
+			}
+		})
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +46,7 @@ type Source struct {
 	backoff  backoff
 	given    time.Time // when a window was last given out
 	tended   time.Time
+	polls    polls
 
 	loads     *loads
 	confirmed atomic.Pointer[millrace.Position]
@@ -71,6 +71,8 @@ func (s *Source) Next(ctx context.Context) (*millrace.Unit, error) {
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
 	defer stop()
+	interrupt := context.AfterFunc(work, s.polls.interrupt)
+	defer interrupt()
 	u, err := s.next(work)
 	switch {
 	case err == nil:
@@ -179,43 +181,6 @@ func (s *Source) wake() {
 	case s.woken <- struct{}{}:
 	default: // it is awake, or will be
 	}
-}
-
-// poll asks the source whether anything that is visible by now was logged since the
-// newest window. A server whose transactions have not moved on has nothing, and most
-// of the time that is all there is to it.
-func (s *Source) poll(ctx context.Context) (found bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, stepLimit)
-	defer cancel()
-	s.c.metrics.polls.Inc()
-	var now chunk.Snapshot
-	if err := ask(ctx, s.conn.PgConn(), "SELECT pg_catalog.pg_current_snapshot()", func(row [][]byte) (err error) {
-		now, err = chunk.ParseSnapshot(string(row[0]))
-		return err
-	}); err != nil {
-		return false, fmt.Errorf("poll: %w", err)
-	}
-	if now.Xmax < s.before.Xmax {
-		return true, nil // it is another server; the window's fences say so
-	}
-	u := unseenBy(s.before, now)
-	if u.isEmpty() {
-		return false, nil
-	}
-	var parts []string
-	for _, t := range s.tables {
-		for _, segment := range t.log.segments() {
-			parts = append(parts, "EXISTS (SELECT FROM "+segment+" WHERE "+strings.Join(u.conditions("txid"), " OR ")+")")
-		}
-	}
-	err = ask(ctx, s.conn.PgConn(), "SET LOCAL enable_seqscan = off; SET LOCAL jit = off; SET LOCAL search_path = pg_catalog; SELECT "+strings.Join(parts, " OR "), func(row [][]byte) error {
-		found = string(row[0]) == "t"
-		return nil
-	})
-	if err != nil {
-		return false, fmt.Errorf("poll: %w", err)
-	}
-	return found, nil
 }
 
 // Confirm says that everything up to p is published: the source may forget what was
