@@ -17,6 +17,7 @@ const chances = 12
 // without some kinds of steps, or one that is made for it.
 type planted struct {
 	plant   string
+	first   uint64 // seed
 	without []string
 	made    func(seed uint64) []step
 }
@@ -27,23 +28,28 @@ var mending = []string{
 	"rename enum value", "attach", "detach", "drop partition", "truncate partition",
 }
 
+// statements are kinds of steps that say nothing of how transactions are decoded,
+// and leave less room for those that do.
+var statements = []string{"kids", "replace", "pass on", "upsert", "merge", "as a replica", "rewrite purses", "crash"}
+
 // TestPlantedBugsAreCaught walks over a program with one planted bug at a time. A
 // walk that goes through without a word would be worth nothing without one.
 func TestPlantedBugsAreCaught(t *testing.T) {
 	kafka := kafkatest.Start(t, 1)
 	noLoad := append(slices.Clone(mending), "load")
+	bare := append(slices.Clone(noLoad), "vacuum full", "disable trigger", "crash")
 	bugs := map[mode][]planted{
 		byWAL: {
-			{plant: "subabort_ignored", without: noLoad},
-			{plant: "subabort_whole", without: noLoad},
+			{plant: "subabort_ignored", first: 3, without: append(slices.Clone(noLoad), statements...)},
+			{plant: "subabort_whole", first: 3, without: append(slices.Clone(noLoad), statements...)},
 			{plant: "unchanged_lost", without: noLoad},
 			{plant: "drop_unit:20", without: noLoad},
 			{plant: "window_ignored", without: mending},
 		},
 		byTrigger: {
-			{plant: "row_log", without: append(noLoad, "vacuum full", "disable trigger", "crash")},
-			{plant: "xip_ignored", without: append(noLoad, "vacuum full", "disable trigger", "crash")},
-			{plant: "xmin_bound", without: append(noLoad, "vacuum full", "disable trigger", "crash")},
+			{plant: "row_log", without: bare},
+			{plant: "xip_ignored", without: bare},
+			{plant: "xmin_bound", without: bare},
 			{plant: "no_tick", made: crashes},
 			{plant: "early_snapshot", made: rewrites},
 		},
@@ -61,7 +67,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 
 func (p planted) caught(t *testing.T, g *ground) {
 	t.Helper()
-	for seed := range uint64(chances) {
+	for seed := p.first; seed < p.first+chances; seed++ {
 		var steps []step
 		if p.made != nil {
 			steps = p.made(seed)
