@@ -67,7 +67,7 @@ func (w *writer) run(q *queue) (err error) {
 // does not wait: with nothing at hand they are committed, and it returns no
 // work. more is false once the queue is closed and empty.
 func (w *writer) next() (next *work, more bool, err error) {
-	if w.at == nil && !w.partial && !w.w.HasGarbage() {
+	if w.at == nil && !w.partial && !w.w.HasChores() {
 		next, more = <-w.q.ch
 		next, more = w.q.taken(next, more)
 		return next, more, nil
@@ -195,6 +195,6 @@ func (w *writer) give() {
 
 func (w *writer) sweep() error {
 	w.swept = time.Now()
-	_, err := w.w.Sweep()
+	_, err := w.w.Chore()
 	return err
 }

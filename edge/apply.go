@@ -169,6 +169,11 @@ func (w *Writer) truncate(id millrace.TableID) error {
 			return err
 		}
 		*at = g
+		for _, ix := range old.indexes {
+			if err := w.makeIndex(t, g, ix.index.columns); err != nil {
+				return err
+			}
+		}
 		if err := w.discard(old); err != nil {
 			return err
 		}
@@ -186,6 +191,9 @@ func (w *Writer) schema(schema *millrace.Schema) error {
 		return fmt.Errorf("apply schema of %s: %w", schema.QualifiedName(), err)
 	}
 	c.index()
+	if err := w.refitIndexes(c.tables[schema.Table]); err != nil {
+		return err
+	}
 	key := schemaKey(schema.Table, schema.Version)
 	return w.s.fail("write schema of "+schema.QualifiedName(),
 		w.txn.Put(w.s.meta, key, seal(key, millrace.AppendSchema(nil, schema)), 0))
@@ -241,6 +249,11 @@ func (w *Writer) loadBegin(id millrace.TableID, load millrace.LoadID) error {
 		return err
 	}
 	t.shadow = g
+	for _, columns := range w.s.declaredFor(t.name()) {
+		if err := w.makeIndex(t, g, columns); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

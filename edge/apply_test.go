@@ -106,11 +106,11 @@ func TestQuarantineAndRename(t *testing.T) {
 		t.Errorf("tables are %+v", got)
 	}
 	f.must(tf.control(millrace.KindLoadEnd, 8))
-	if got := fmt.Sprint(info()); got != "[{public.renamed 1 1 false }]" {
+	if got := fmt.Sprint(info()); got != "[{public.renamed 1 1 false  []}]" {
 		t.Errorf("tables are %v", got)
 	}
 	f.sweep()
-	if f.w.HasGarbage() {
+	if f.w.HasChores() {
 		t.Error("garbage is left after a sweep")
 	}
 }
@@ -218,7 +218,7 @@ func TestDrop(t *testing.T) {
 		t.Errorf("rows of the table that came back are %q", got)
 	}
 	f.sweep()
-	if f.w.HasGarbage() {
+	if f.w.HasChores() {
 		t.Error("garbage is left after a sweep")
 	}
 }

@@ -26,13 +26,15 @@ const (
 	shadow usage = 2
 	// garbage: rows of a generation that is gone, being removed.
 	garbage usage = 3
+	// indexed: a secondary index over a generation.
+	indexed usage = 4
 )
 
 func (u usage) String() string {
-	if u > garbage {
+	if u > indexed {
 		return fmt.Sprintf("usage %d", uint8(u))
 	}
-	return [...]string{"free", "live", "shadow", "garbage"}[u]
+	return [...]string{"free", "live", "shadow", "garbage", "index"}[u]
 }
 
 // generation is a named database and its use.
@@ -40,17 +42,21 @@ type generation struct {
 	name  string
 	dbi   lmdb.DBI
 	usage usage
-	// table is set for live and shadow, load for shadow.
+	// table is set for live, shadow and indexed, load for shadow.
 	table millrace.TableID
 	load  millrace.LoadID
 	// missing counts the rows of a shadow that lack columns.
 	missing uint64
 	// split tells that values of it are, or were, kept in pieces.
 	split bool
+	// index is set for indexed. It is not changed, but replaced.
+	index *rowIndex
+	// indexes are those over the rows of a live or shadow generation.
+	indexes []*generation
 }
 
 // generationSize is the size of a record of the first format. Later ones have
-// flags behind it.
+// flags behind it, and what an index is.
 const generationSize = 21
 
 const flagSplit = 1
@@ -64,11 +70,15 @@ func (g *generation) append(dst []byte) []byte {
 	if g.split {
 		flags |= flagSplit
 	}
-	return append(dst, flags)
+	dst = append(dst, flags)
+	if g.index != nil {
+		dst = g.index.append(dst)
+	}
+	return dst
 }
 
 func (g *generation) decode(b []byte) error {
-	if len(b) < generationSize || len(b) > generationSize+1 || usage(b[0]) > garbage {
+	if len(b) < generationSize || usage(b[0]) > indexed || len(b) > generationSize+1 != (usage(b[0]) == indexed) {
 		return fmt.Errorf("record of database %s is malformed", g.name)
 	}
 	g.usage = usage(b[0])
@@ -77,6 +87,13 @@ func (g *generation) decode(b []byte) error {
 	g.missing = binary.BigEndian.Uint64(b[13:])
 	if b = b[generationSize:]; len(b) > 0 {
 		g.split = b[0]&flagSplit != 0
+		b = b[1:]
+	}
+	if g.usage == indexed {
+		g.index = new(rowIndex)
+		if err := g.index.decode(b); err != nil {
+			return fmt.Errorf("record of database %s: %w", g.name, err)
+		}
 	}
 	return nil
 }
@@ -157,7 +174,12 @@ func (c *catalog) clone() *catalog {
 	d.number, d.pieces = c.number, c.pieces
 	for name, g := range c.generations {
 		h := *g
+		h.indexes = nil
 		d.generations[name] = &h
+	}
+	for _, ix := range d.withUsage(indexed) {
+		g := d.generations[ix.index.of]
+		g.indexes = append(g.indexes, ix)
 	}
 	for id, t := range c.tables {
 		u := *t
@@ -247,6 +269,11 @@ func (s *Store) readCatalog(txn *lmdb.Txn, number uint64, handle func(name strin
 		}
 		g.dbi = dbi
 		if err := c.place(g); err != nil {
+			return nil, nil, s.corrupt("%v", err)
+		}
+	}
+	for _, ix := range c.withUsage(indexed) {
+		if err := c.placeIndex(ix); err != nil {
 			return nil, nil, s.corrupt("%v", err)
 		}
 	}

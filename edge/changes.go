@@ -161,7 +161,7 @@ func (w *Writer) flush(c *changes) error {
 		}
 		rest = rest[n:]
 	}
-	return nil
+	return w.flushIndexes()
 }
 
 // settle brings the changes of one key in, as if one came after the other.
@@ -216,6 +216,15 @@ func (w *Writer) settle(c *changes, cur *lmdb.Cursor, list []change) error {
 	old, err := w.held(c, last.stored)
 	if err != nil {
 		return err
+	}
+	if len(c.g.indexes) > 0 {
+		before, err := w.stored(c, last.stored, last.key)
+		if err != nil {
+			return err
+		}
+		if err := w.indexChange(c, last, before, row); err != nil {
+			return err
+		}
 	}
 	if state == absent {
 		if err := w.deletePieces(old, 0); err != nil {

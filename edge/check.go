@@ -51,6 +51,9 @@ type checker struct {
 	// values name.
 	pieces bool
 	inUse  pieceSum
+	// entries counts the rows that an index has to have, by its database.
+	entries map[string]uint64
+	places  places
 }
 
 // records reads the catalog anew and counts what readCatalog passes over.
@@ -163,6 +166,9 @@ func (c *checker) rows() error {
 			}
 		}
 	}
+	if err := c.indexes(); err != nil {
+		return err
+	}
 	return c.checkPieces()
 }
 
@@ -198,6 +204,9 @@ func (c *checker) generation(g *generation) error {
 			if _, err := c.v.txn.Get(c.s.meta, missingKey(g, stored)); err != nil {
 				return c.s.corruptRow(t, full, fmt.Errorf("row lacks columns and is not listed: %w", err))
 			}
+		}
+		if err := c.entriesOf(t, g, stored, full, &row); err != nil {
+			return err
 		}
 		if key, err = t.codecs[row.Version].AppendRowKey(key[:0], row.Columns); err != nil {
 			return c.s.corruptRow(t, full, err)

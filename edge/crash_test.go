@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -42,7 +43,16 @@ func writerChild() error {
 	limit, _ := strconv.ParseUint(os.Getenv("UNITS"), 10, 64)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	t := fatalT{}
-	s, err := Open(Options{Dir: os.Getenv("DIR"), Stream: testStream, MapSize: 1 << 30, MaxDBs: 64})
+	// Which indexes there are to be changes from process to process, and they are
+	// built, and what is gone is removed, in slices of a few rows.
+	opts := Options{Dir: os.Getenv("DIR"), Stream: testStream, MapSize: 1 << 30, MaxDBs: 64, slice: 7}
+	opts.Indexes = [...]map[string][][]string{
+		{"public.a": {{"note"}}, "public.b": {{"note", "id"}}},
+		{"public.a": {{"note", "id"}, {"note"}}},
+		nil,
+		{"public.a": {{"id"}}, "public.b": {{"note"}}},
+	}[seed%4]
+	s, err := Open(opts)
 	if err != nil {
 		return err
 	}
@@ -103,8 +113,8 @@ func writerChild() error {
 			return err
 		}
 		fmt.Println("unit", unit)
-		if rnd.IntN(3) == 0 {
-			if _, err := f.w.Sweep(); err != nil {
+		for range rnd.IntN(6) {
+			if _, err := f.w.Chore(); err != nil {
 				return err
 			}
 		}
@@ -164,6 +174,8 @@ func checkWriterRows(v *View) (unit uint64, err error) {
 	return unit, nil
 }
 
+var killsFlag = flag.Int("kills", 15, "how often the tests that kill a process do so")
+
 // A writer that is killed at any moment leaves a store that is whole: at the end
 // of a unit, not before the last one it said was committed, and no more than one
 // after it.
@@ -171,7 +183,7 @@ func TestKilledWriter(t *testing.T) {
 	seed := testSeed(t)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	dir := t.TempDir()
-	for round := range 15 {
+	for round := range *killsFlag {
 		cmd := exec.CommandContext(t.Context(), os.Args[0])
 		cmd.Env = append(os.Environ(), childVariable+"=writer", "DIR="+dir, fmt.Sprint("SEED=", seed+uint64(round)))
 		var diag strings.Builder

@@ -29,12 +29,12 @@
 //	checkpoint           millrace.Checkpoint without schemas
 //	s ‖ table ‖ version  a schema
 //	d ‖ table            why the table is marked as diverged
-//	g ‖ name             what the named database is used for, and whether it
-//	                     has values in pieces
+//	g ‖ name             what the named database is used for, whether it has
+//	                     values in pieces, and what it indexes
 //	m ‖ name ‖ 0 ‖ key   a row of a shadow generation that lacks columns
 //
 // Every other named database but "pieces" (t000001, t000002, …) holds one generation of one
-// table, or is waiting to be used again. Databases are never removed, because
+// table, an index over one (index.go), or is waiting to be used again. Databases are never removed, because
 // LMDB hands out the handle of a removed one again while readers still use it;
 // one that is no longer needed is emptied in slices and becomes free. Its
 // entry count is the number of rows. A key is millrace.StoreKey of the row's

@@ -58,6 +58,11 @@ var (
 	// load has not ended.
 	ErrNoTable = errors.New("no such table")
 
+	// ErrNoIndex occurs when a table has no index over the columns, or the one
+	// that it is to have is not whole yet. Mend: read the rows by their keys, or
+	// declare the index and wait.
+	ErrNoIndex = errors.New("no such index")
+
 	// ErrExpired occurs when a View has been open for longer than the store
 	// allows. Mend: read in smaller steps.
 	ErrExpired = errors.New("view was open for too long")

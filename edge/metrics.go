@@ -15,6 +15,7 @@ type metrics struct {
 	commitSeconds prometheus.Histogram
 	entries       prometheus.Counter
 	swept         prometheus.Counter
+	indexed       prometheus.Counter
 
 	verified      *prometheus.CounterVec
 	verifySeconds prometheus.Histogram
@@ -30,6 +31,7 @@ func newMetrics(s *Store) *metrics {
 	m := &metrics{
 		commits: counter("commits_total", "Commits of the store."),
 		entries: counter("entries_total", "Entries applied, those of units that were given up included."),
+		indexed: counter("indexed_rows_total", "Rows entered into indexes that are built in the background."),
 		swept:   counter("swept_rows_total", "Rows removed from generations that are gone."),
 		commitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "millrace_edge_commit_seconds", Help: "Time of a commit, from the first sorted row to the synced disk.",
@@ -49,7 +51,7 @@ func newMetrics(s *Store) *metrics {
 	m.collectors = []prometheus.Collector{
 		m.verified, m.verifySeconds,
 		gauge("verify_differences", "Ranges whose rows here are not those of the source.", func() float64 { return float64(s.verifier.differences.Load()) }),
-		m.commits, m.entries, m.swept, m.commitSeconds,
+		m.commits, m.entries, m.swept, m.indexed, m.commitSeconds,
 		gauge("index", "Index of the newest unit committed.", func() float64 { return float64(s.Index()) }),
 		gauge("oldest_view_seconds", "Age of the view that has been open for longest.", func() float64 {
 			age, _ := s.readers.oldest(time.Now())

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -61,13 +62,61 @@ func (m *modelTable) dump() string {
 	return strings.Join(rows, " ")
 }
 
+// modelIndexes are declared for the tables of the model, one of them in vain.
+var modelIndexes = map[string][][]string{
+	"public.t0": {{"note"}, {"big", "note"}, {"nothing"}},
+	"public.t1": {{"big"}},
+}
+
+// wantIndexes compares the whole indexes of a table with its rows.
+func wantIndexes(s *Store, m *modelTable) error {
+	return s.View(context.Background(), func(v *View) error {
+		table, err := v.Table(m.feed.schema.QualifiedName())
+		if err != nil {
+			return err
+		}
+		for _, info := range table.Indexes() {
+			if !info.Whole {
+				continue
+			}
+			ix, err := table.Index(info.Columns...)
+			if err != nil {
+				return err
+			}
+			var last []byte
+			n := 0
+			err = ix.Scan(Range{}, 0, func(key []byte, row *Row) error {
+				id := string(row.Columns[0].Text)
+				if got, want := rowString(row), id+"="+m.live[id][0]+","+m.live[id][1]; got != want {
+					return fmt.Errorf("index %v gives %.60s, want %.60s", info.Columns, got, want)
+				}
+				stored := millrace.StoreKey(nil, key)
+				if bytes.Compare(last, stored) >= 0 {
+					return fmt.Errorf("index %v: key %x comes after %x", info.Columns, stored, last)
+				}
+				last = stored
+				n++
+				return nil
+			})
+			if err == nil && n != len(m.live) {
+				err = fmt.Errorf("index %v gives %d rows, want %d", info.Columns, n, len(m.live))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // TestModel applies random units of several tables, with loads, truncates, moved
 // keys and unchanged columns, some of them given up, and compares the store with
 // maps after each.
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		dir := t.TempDir()
-		s := openStore(t, dir)
+		indexed := func(o *Options) { o.Indexes = modelIndexes }
+		s := openStore(t, dir, indexed)
 		f := newFeed(t, s)
 		tables := make([]*modelTable, 2)
 		version := millrace.SchemaVersion(0)
@@ -194,8 +243,8 @@ func TestModel(t *testing.T) {
 				}
 			}
 			if rapid.IntRange(0, 3).Draw(rt, "sweep") == 0 {
-				if _, err := f.w.Sweep(); err != nil {
-					rt.Fatalf("Sweep: %v", err)
+				if _, err := f.w.Chore(); err != nil {
+					rt.Fatalf("Chore: %v", err)
 				}
 			}
 			if err := s.Check(context.Background()); err != nil {
@@ -213,12 +262,28 @@ func TestModel(t *testing.T) {
 				if got, want := dump(t, s, name), m.dump(); got != want {
 					rt.Fatalf("table %s holds\n%s, want\n%s", name, got, want)
 				}
+				if err := wantIndexes(s, m); err != nil {
+					rt.Fatalf("table %s: %v", name, err)
+				}
 			}
 		}
 		f.sweep()
 		f.w.Close()
 		closeStore(t, s)
-		s = openStore(t, dir)
+		if rapid.Bool().Draw(rt, "other indexes") {
+			indexed = func(o *Options) { o.Indexes = map[string][][]string{"public.t0": {{"note", "id"}, {"note"}}} }
+		}
+		s = openStore(t, dir, indexed)
+		f = newFeed(t, s)
+		f.sweep()
+		f.w.Close()
+		for _, m := range tables {
+			if m.live != nil {
+				if err := wantIndexes(s, m); err != nil {
+					rt.Fatalf("opened again, table %s: %v", m.feed.schema.QualifiedName(), err)
+				}
+			}
+		}
 		for _, m := range tables {
 			if m.live != nil {
 				if got, want := dump(t, s, m.feed.schema.QualifiedName()), m.dump(); got != want {

@@ -235,7 +235,7 @@ func TestReadersBesideWriter(t *testing.T) {
 		}
 		f.must(unit...)
 		if i%4 == 0 {
-			if _, err := f.w.Sweep(); err != nil {
+			if _, err := f.w.Chore(); err != nil {
 				t.Fatal(err)
 			}
 		}

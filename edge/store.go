@@ -30,7 +30,8 @@ type Options struct {
 	// More than about 100 stores of 1 TiB do not fit into one process.
 	MapSize int64
 	// MaxDBs is the largest number of table generations at once: one a table,
-	// one more while it is loaded, and those that are being emptied. Each costs
+	// one more while it is loaded, one for each index of each of those, and those
+	// that are being emptied. Each costs
 	// every transaction about 60 bytes of memory, and a writing one 0.1 µs. Zero
 	// takes 1,024, or four times what the store has when it is opened.
 	MaxDBs int
@@ -45,6 +46,11 @@ type Options struct {
 	// and compared, the wait for earlier ones included; what takes longer is
 	// skipped. As with views, the file grows meanwhile. Default 1 minute.
 	MaxVerifyAge time.Duration
+	// Indexes are the secondary indexes that the store is to have: by the
+	// qualified name of the table, the columns of each. They are made and dropped
+	// by the writer, in the background; a column that is not there, or of a type
+	// that cannot be indexed, leaves that index out. Readers need not set it.
+	Indexes map[string][][]string
 	// ReadOnly opens a store that another process may be writing. It must run
 	// as the same user and in the same PID namespace.
 	ReadOnly bool
@@ -54,6 +60,8 @@ type Options struct {
 	// label that tells streams apart.
 	Registerer prometheus.Registerer
 
+	// slice is how many rows a chore handles; 0 takes what is sensible.
+	slice int
 	// growDBs tells that MaxDBs was left to Open.
 	growDBs bool
 	// exact tells that Dir is the store itself, whatever a CURRENT file in it
@@ -98,7 +106,7 @@ func (o *Options) complete() error {
 		return fmt.Errorf("open store %s: map size %d (least 1 MiB), databases %d (least 2), views %d (1 to %d), view age %v or verify age %v is out of range",
 			o.Dir, o.MapSize, o.MaxDBs, o.MaxViews, maxReaders-24, o.MaxViewAge, o.MaxVerifyAge)
 	}
-	return nil
+	return checkIndexes(o.Dir, o.Indexes)
 }
 
 // Store is an open store. Its methods may be called by any number of
@@ -132,7 +140,11 @@ type Store struct {
 	// changed is closed at the next commit.
 	changed atomic.Pointer[chan struct{}]
 
-	readers  readerPool
+	readers readerPool
+	// declared are the indexes that the store is to have, refused those of them
+	// that are not kept.
+	declared atomic.Pointer[map[string][][]string]
+	refused  refusedIndexes
 	verifier *verifier
 	writing  atomic.Bool
 	metrics  *metrics
@@ -179,6 +191,7 @@ func open(opts Options) (*Store, error) {
 	s := &Store{opts: opts, dir: opts.Dir, log: opts.Logger, handles: make(map[string]lmdb.DBI), closing: make(chan struct{})}
 	ch := make(chan struct{})
 	s.changed.Store(&ch)
+	s.declared.Store(&opts.Indexes)
 	s.readers.init(s)
 	s.verifier = newVerifier(s)
 	if err := s.open(); err != nil {

@@ -168,9 +168,9 @@ func (f *feed) must(entries ...*millrace.Entry) {
 func (f *feed) sweep() {
 	f.t.Helper()
 	for {
-		more, err := f.w.Sweep()
+		more, err := f.w.Chore()
 		if err != nil {
-			f.t.Fatalf("Sweep: %v", err)
+			f.t.Fatalf("Chore: %v", err)
 		}
 		if !more {
 			return

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"bytes"
+	"cmp"
 
 	"github.com/bmatsuo/lmdb-go/lmdb"
 )
@@ -10,37 +11,21 @@ import (
 // milliseconds of work.
 const sweepRows = 4096
 
-// Sweep removes some rows of generations that are gone, in a transaction of its
-// own, and reports whether there are more to remove. It must not be called
-// within a transaction.
-func (w *Writer) Sweep() (more bool, err error) {
-	all := w.cat.withUsage(garbage)
-	if len(all) == 0 {
-		return false, nil
-	}
+// sweep removes a slice of a generation that is gone.
+func (w *Writer) sweep(g *generation) error {
 	if err := w.Begin(); err != nil {
-		return false, err
+		return err
 	}
 	h := *w.s.place.Load()
-	if err := w.sweep(all[0], &h); err != nil {
+	if err := w.sweepSlice(g, &h); err != nil {
 		w.Abort()
-		return false, err
+		return err
 	}
-	return len(w.cat.withUsage(garbage)) > 0, nil
+	return nil
 }
 
-// HasGarbage reports whether Sweep has something to do.
-func (w *Writer) HasGarbage() bool {
-	for _, g := range w.cat.generations {
-		if g.usage == garbage {
-			return true
-		}
-	}
-	return false
-}
-
-func (w *Writer) sweep(g *generation, h *head) error {
-	room, err := w.sweepNotes(g, sweepRows)
+func (w *Writer) sweepSlice(g *generation, h *head) error {
+	room, err := w.sweepNotes(g, cmp.Or(w.s.opts.slice, sweepRows))
 	if err != nil {
 		return err
 	}

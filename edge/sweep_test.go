@@ -37,7 +37,7 @@ func TestSweepInSlices(t *testing.T) {
 	for more := true; more; sweeps++ {
 		before := garbageItems(t, s)
 		var err error
-		if more, err = f.w.Sweep(); err != nil {
+		if more, err = f.w.Chore(); err != nil {
 			t.Fatal(err)
 		}
 		// A value is removed whole, so the last one may go over it.
@@ -52,7 +52,7 @@ func TestSweepInSlices(t *testing.T) {
 	if sweeps < 8 {
 		t.Errorf("all was removed in %d sweeps", sweeps)
 	}
-	if f.w.HasGarbage() {
+	if f.w.HasChores() {
 		t.Error("garbage is left")
 	}
 	if n := len(s.catalog.Load().withUsage(free)); n != names-2 {

@@ -134,6 +134,8 @@ type TableInfo struct {
 	// Diverged says why the rows are not what the source has; empty if they
 	// are.
 	Diverged string
+	// Indexes are those of the table that are there or declared.
+	Indexes []IndexInfo
 }
 
 // Tables returns the tables that readers can see, in the order of their names.
@@ -144,7 +146,7 @@ func (v *View) Tables() ([]TableInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, TableInfo{Name: name, ID: t.id, Rows: rows, Loading: t.shadow != nil, Diverged: t.diverged})
+		all = append(all, TableInfo{Name: name, ID: t.id, Rows: rows, Loading: t.shadow != nil, Diverged: t.diverged, Indexes: v.indexesOf(name, t)})
 	}
 	slices.SortFunc(all, func(a, b TableInfo) int { return cmp.Compare(a.Name, b.Name) })
 	return all, nil
@@ -275,17 +277,22 @@ func (t *Table) absent(stored, key []byte) error {
 // seek begins a walk at a store key. The rows on either side must be whole: they
 // show that the pages are those of this table.
 func (t *Table) seek(w *walk, stored []byte) (bool, error) {
-	record, err := t.v.treeNamed(t.t.live.name)
+	return t.v.seek(w, t.t.live.name, t.t.seed, stored)
+}
+
+// seek begins a walk of a database whose values have checksums of a seed.
+func (v *View) seek(w *walk, database string, seed uint32, stored []byte) (bool, error) {
+	record, err := v.treeNamed(database)
 	if err != nil {
 		return false, err
 	}
-	*w = t.v.s.newWalk(record)
+	*w = v.s.newWalk(record)
 	found, err := w.seek(stored)
 	if err != nil {
 		return false, err
 	}
 	if found {
-		if _, err := checkValue(t.t.seed, w.item.key, w.item.value); err != nil {
+		if _, err := checkValue(seed, w.item.key, w.item.value); err != nil {
 			return false, fmt.Errorf("the row at its place: %w", err)
 		}
 	}
@@ -297,7 +304,7 @@ func (t *Table) seek(w *walk, stored []byte) (bool, error) {
 		return false, err
 	}
 	if ok {
-		if _, err := checkValue(t.t.seed, before.item.key, before.item.value); err != nil {
+		if _, err := checkValue(seed, before.item.key, before.item.value); err != nil {
 			return false, fmt.Errorf("the row next to it: %w", err)
 		}
 	}

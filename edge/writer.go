@@ -53,6 +53,7 @@ type Writer struct {
 	content, joined []byte
 	// lastValue is the highest ID of a value in pieces, 0 while it is not known.
 	lastValue uint64
+	indexing  indexing
 }
 
 // NewWriter makes the writer of a store that was not opened with ReadOnly.
@@ -130,6 +131,7 @@ func (w *Writer) reset() {
 	w.fresh = w.fresh[:0]
 	w.verify, w.loaded = verifying{}, nil
 	w.lastValue = 0
+	w.indexing.reset()
 }
 
 // Commit brings all changes into the store together with the checkpoint, which
@@ -256,7 +258,7 @@ func (w *Writer) take(u usage, table millrace.TableID, load millrace.LoadID) (*g
 	if all := c.withUsage(free); len(all) > 0 {
 		g = all[0]
 	} else {
-		if len(c.generations) >= w.s.opts.MaxDBs {
+		if !w.roomForDatabase() {
 			return nil, w.s.fail("make database", &lmdb.OpError{Op: "mdb_dbi_open", Errno: lmdb.DBsFull})
 		}
 		var err error
@@ -266,7 +268,15 @@ func (w *Writer) take(u usage, table millrace.TableID, load millrace.LoadID) (*g
 		c.generations[g.name] = g
 	}
 	g.usage, g.table, g.load, g.missing, g.split = u, table, load, 0, false
+	if u == indexed {
+		return g, nil // the caller writes what index it is
+	}
 	return g, w.writeGeneration(g)
+}
+
+// roomForDatabase reports whether take can return a database.
+func (w *Writer) roomForDatabase() bool {
+	return len(w.cat.generations) < w.s.opts.MaxDBs || len(w.cat.withUsage(free)) > 0
 }
 
 func (w *Writer) makeDatabase(name string) (*generation, error) {
@@ -289,6 +299,12 @@ func (w *Writer) discard(g *generation) error {
 	if c := w.changes[g]; c != nil {
 		w.drop(c)
 	}
-	g.usage, g.table, g.load = garbage, 0, 0
+	delete(w.indexing.changes, g.name)
+	for _, ix := range g.indexes {
+		if err := w.discard(ix); err != nil {
+			return err
+		}
+	}
+	g.usage, g.table, g.load, g.index, g.indexes = garbage, 0, 0, nil, nil
 	return w.writeGeneration(g)
 }

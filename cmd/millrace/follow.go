@@ -66,6 +66,7 @@ func newFollower(c *config.Config, s *config.Stream, viewAge time.Duration, log 
 	var err error
 	f.home, err = edge.OpenHome(edge.Options{
 		Dir: storeDir(c, s), Stream: f.id, MapSize: int64(c.Edge.MapSize), MaxViewAge: viewAge, Logger: log, Registerer: metrics,
+		Indexes: c.Edge.Indexes[s.Name],
 	})
 	if err != nil {
 		return nil, err

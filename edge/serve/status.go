@@ -55,6 +55,35 @@ type TableStatus struct {
 	Rows     uint64           `json:"rows"`
 	Loading  bool             `json:"loading,omitempty"`
 	Diverged string           `json:"diverged,omitempty"`
+	Indexes  []IndexStatus    `json:"indexes,omitempty"`
+}
+
+// IndexStatus says what an edge has of an index.
+type IndexStatus struct {
+	Columns []string `json:"columns"`
+	// State is whole, building (Covered is the key up to which it has come),
+	// waiting to be made, or refused (Reason says why).
+	State   string `json:"state"`
+	Covered string `json:"covered,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+func indexStatus(all []edge.IndexInfo) []IndexStatus {
+	var list []IndexStatus
+	for i := range all {
+		ix := &all[i]
+		s := IndexStatus{Columns: ix.Columns, State: "waiting", Covered: ix.Covered, Reason: ix.Refused}
+		switch {
+		case ix.Whole:
+			s.State = "whole"
+		case ix.Refused != "":
+			s.State = "refused"
+		case ix.Building:
+			s.State = "building"
+		}
+		list = append(list, s)
+	}
+	return list
 }
 
 // TableDescription is a TableStatus with the table's columns.
@@ -123,7 +152,7 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 }
 
 func tableStatus(t *edge.TableInfo) TableStatus {
-	return TableStatus{Name: t.Name, ID: t.ID, Rows: t.Rows, Loading: t.Loading, Diverged: t.Diverged}
+	return TableStatus{Name: t.Name, ID: t.ID, Rows: t.Rows, Loading: t.Loading, Diverged: t.Diverged, Indexes: indexStatus(t.Indexes)}
 }
 
 // status answers how far the stream is.

@@ -113,10 +113,14 @@ type Edge struct {
 	Streams []string `key:"streams" unit:"names" doc:"The streams to keep here; all if it is not set."`
 	DataDir string   `key:"data_dir" unit:"path" default:"./data/edge" doc:"Directory of the local stores, one directory a stream within it. On a local file system."`
 	MapSize Size     `key:"map_size" unit:"bytes" default:"64GiB" doc:"The most that the store of one stream may grow to. The file is sparse: it takes what is used. At least 16MiB; changed only at start."`
+	Indexes Indexes  `key:"indexes" unit:"columns" doc:"Secondary indexes of the local stores: by stream and table, the columns of each, as in {dns: {public.dns_records: [[zone_id, name], [name]]}}. They are built beside the changes when the edge starts, take part of map_size, and are dropped when they are no longer named. A column that a table does not have, or whose type cannot be in a key, leaves that index out; the status says why."`
 	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end. A topic that is lost is waited for either way, until a new epoch takes its place."`
 	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
 	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
 }
+
+// Indexes are the columns of secondary indexes, by stream and qualified table.
+type Indexes map[string]map[string][][]string
 
 // HTTP is where an edge answers.
 type HTTP struct {

@@ -154,6 +154,42 @@ func TestChoices(t *testing.T) {
 	}
 }
 
+// Indexes are declared by stream and table.
+func TestIndexes(t *testing.T) {
+	edge := func(text string) string {
+		return "streams:\n  - name: dns\n    kafka: {brokers: [\"127.0.0.1:9092\"]}\nedge:\n" + text
+	}
+	c, err := Parse("m.yaml", []byte(edge("  indexes: {dns: {public.dns_records: [[zone_id, name], [name]]}}\n")), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Indexes{"dns": {"public.dns_records": {{"zone_id", "name"}, {"name"}}}}
+	if !reflect.DeepEqual(c.Edge.Indexes, want) {
+		t.Errorf("got %v", c.Edge.Indexes)
+	}
+	text, err := c.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = Parse("m.yaml", text, nil); err != nil || !reflect.DeepEqual(c.Edge.Indexes, want) {
+		t.Errorf("written and read again: %v, %v", c.Edge.Indexes, err)
+	}
+	for text, want := range map[string]string{
+		"  indexes: {dnss: {public.a: [[id]]}}\n":        `m.yaml:5: edge.indexes.dnss: there is no stream "dnss"; did you mean "dns"?`,
+		"  indexes: {dns: {a: [[id]]}}\n":                "edge.indexes.dns.a: want schema.table",
+		"  indexes: {dns: {public.a: [id]}}\n":           "want a list",
+		"  indexes: {dns: {public.a: [[]]}}\n":           "names no column",
+		"  indexes: {dns: {public.a: [[id, id]]}}\n":     "stands twice in one index",
+		"  indexes: {dns: {public.a: [[id], [id]]}}\n":   "the index over id stands there twice",
+		"  indexes: {dns: [public.a]}\n":                 "want names and values",
+		"  indexes: {dns: {public.a: [[{id: name}]]}}\n": "want a list of single values",
+	} {
+		if _, err := Parse("m.yaml", []byte(edge(text)), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestDefaultsOfAnEdge(t *testing.T) {
 	c, err := Parse("m.yaml", []byte("streams:\n- name: a\n  kafka:\n    brokers:\n    - k:9092\n"), nil)
 	if err != nil {

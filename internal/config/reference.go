@@ -93,6 +93,8 @@ func referenceRows(b *strings.Builder, t reflect.Type, path string) {
 		}
 		unit := k.unit
 		switch {
+		case isMap(f) && isMap(f.Elem()):
+			name, unit = "", "lists of "+unit+" by stream and schema.table"
 		case isMap(f) && f.Elem().Kind() == reflect.Slice:
 			name, unit = "", "list of "+unit+" by schema.table"
 		case isMap(f):

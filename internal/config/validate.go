@@ -227,6 +227,7 @@ func (k *checker) edge() {
 		k.bad("edge.data_dir", "is empty; name a directory")
 	}
 	k.atLeast("edge.map_size", e.MapSize, 16<<20)
+	k.indexes("edge.indexes", e.Indexes)
 	k.oneOf("edge.on_stop", e.OnStop, OnStopExit, OnStopServe)
 	k.between("edge.report", e.Report, time.Second, time.Hour)
 	k.loopback("edge.http.listen", e.HTTP.Listen)
@@ -238,6 +239,33 @@ func (k *checker) edge() {
 	}
 	if t := k.c.Transfer.Admin; t != Off && t == e.HTTP.Listen && !strings.HasSuffix(t, ":0") {
 		k.bad("edge.http.listen", "%s is the address of transfer.admin too; give each its own port", t)
+	}
+}
+
+// indexes checks the indexes that are declared for streams.
+func (k *checker) indexes(path string, all Indexes) {
+	for _, stream := range slices.Sorted(maps.Keys(all)) {
+		k.known(path+"."+stream, []string{stream})
+		for _, table := range slices.Sorted(maps.Keys(all[stream])) {
+			at := path + "." + stream + "." + table
+			if schema, name, ok := strings.Cut(table, "."); !ok || schema == "" || name == "" {
+				k.bad(at, "want schema.table, as in public.accounts")
+			}
+			indexes := all[stream][table]
+			for i, columns := range indexes {
+				if len(columns) == 0 {
+					k.bad(at, "an index names no column; write for instance [[zone_id, name], [name]]")
+				}
+				for j, c := range columns {
+					if slices.Index(columns, c) != j {
+						k.bad(at, "%q stands twice in one index", c)
+					}
+				}
+				if slices.ContainsFunc(indexes[:i], func(o []string) bool { return slices.Equal(o, columns) }) {
+					k.bad(at, "the index over %s stands there twice", strings.Join(columns, ", "))
+				}
+			}
+		}
 	}
 }
 

@@ -156,6 +156,16 @@ func (r *reader) list(node ast.Node, path string, v reflect.Value) {
 		r.problem(line(node), "%s: want a list, as in [a, b]", path)
 		return
 	}
+	if v.Type().Elem().Kind() == reflect.Slice {
+		lists := reflect.MakeSlice(v.Type(), 0, len(sequence.Values))
+		for _, item := range sequence.Values {
+			element := reflect.New(v.Type().Elem()).Elem()
+			r.list(item, path, element)
+			lists = reflect.Append(lists, element)
+		}
+		v.Set(lists)
+		return
+	}
 	list := []string{}
 	for _, item := range sequence.Values {
 		text, ok := scalar(item)

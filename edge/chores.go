@@ -1,0 +1,49 @@
+package edge
+
+// HasChores reports whether Chore has something to do.
+func (w *Writer) HasChores() bool {
+	declared := w.s.declared.Load()
+	if w.indexing.idle && w.indexing.idleFor == declared {
+		return false
+	}
+	if w.garbage() != nil || w.indexTask() != nil {
+		return true
+	}
+	w.indexing.idle, w.indexing.idleFor = true, declared
+	return false
+}
+
+// Chore does a slice of what is to be done in the background, in a transaction of
+// its own: it removes some rows of generations that are gone, or makes, goes on
+// building, or drops an index. It takes a few milliseconds, and reports whether
+// there is more to do. It must not be called within a transaction.
+func (w *Writer) Chore() (more bool, err error) {
+	g, task := w.garbage(), w.indexTask()
+	if g != nil && task != nil {
+		// Neither waits for all of the other.
+		if w.indexing.turn = !w.indexing.turn; w.indexing.turn {
+			g = nil
+		}
+	}
+	switch {
+	case g != nil:
+		err = w.sweep(g)
+	case task != nil:
+		err = w.doIndexTask(task)
+	}
+	if err != nil {
+		return false, err
+	}
+	return w.HasChores(), nil
+}
+
+// garbage returns a generation to be removed, or nil.
+func (w *Writer) garbage() *generation {
+	var first *generation
+	for _, g := range w.cat.generations {
+		if g.usage == garbage && (first == nil || g.name < first.name) {
+			first = g
+		}
+	}
+	return first
+}
