@@ -33,12 +33,12 @@
 //	                     values in pieces, and what it indexes
 //	m ‖ name ‖ 0 ‖ key   a row of a shadow generation that lacks columns
 //
-// Every other named database but "pieces" (t000001, t000002, …) holds one generation of one
-// table, an index over one (index.go), or is waiting to be used again. Databases are never removed, because
-// LMDB hands out the handle of a removed one again while readers still use it;
-// one that is no longer needed is emptied in slices and becomes free. Its
-// entry count is the number of rows. A key is millrace.StoreKey of the row's
-// encoded key, a value is
+// Every other named database but "pieces" (t000001, t000002, …) holds one
+// generation of one table, an index over one (index.go), or is waiting to be used
+// again. Databases are never removed, because LMDB hands out the handle of a
+// removed one again while readers still use it; one that is no longer needed is
+// emptied in slices and becomes free. The entry count of a generation is the
+// number of rows. A key is millrace.StoreKey of the row's encoded key, a value is
 //
 //	CRC-32C, big-endian, over table ID, store key and all that follows
 //	the length of the encoded key as a varint, and the key: long keys only

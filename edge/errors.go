@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"syscall"
 
@@ -137,6 +138,9 @@ func (s *Store) fail(verb string, err error) error {
 		return fmt.Errorf("%s: %w: store %s has its limit of %d table generations in use; mend: restart the edge, it then makes room for more", verb, ErrFull, s.dir, s.opts.MaxDBs)
 	case is(syscall.ENOSPC, syscall.EDQUOT):
 		return fmt.Errorf("%s: %w: %w; mend: free space on the disk of %s", verb, ErrFull, err, s.dir)
+	case is(syscall.EAGAIN):
+		return fmt.Errorf("%s: %w: %w: another process that has it open has the process ID %d too, in a PID namespace of its own, and LMDB takes the two for one; mend: let the containers share a PID namespace, or start one of the processes under another ID (with an init process, for instance)",
+			verb, ErrInUse, err, os.Getpid())
 	case is(syscall.EIO) && s.diskFree() < littleSpace:
 		// What LMDB gives when a write ends short.
 		return fmt.Errorf("%s: %w: %w, and %d bytes are free; mend: free space on the disk of %s", verb, ErrFull, err, s.diskFree(), s.dir)

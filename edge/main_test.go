@@ -12,11 +12,13 @@ import (
 const childVariable = "MILLRACE_EDGE_TEST_CHILD"
 
 var children = map[string]func() error{
-	"damage": damageChild,
-	"writer": writerChild,
-	"hold":   holdChild,
-	"view":   viewChild,
-	"follow": followChild,
+	"damage":  damageChild,
+	"writer":  writerChild,
+	"hold":    holdChild,
+	"view":    viewChild,
+	"follow":  followChild,
+	"pid":     pidChild,
+	"nothing": func() error { return nil },
 }
 
 func TestMain(m *testing.M) {

@@ -57,6 +57,8 @@ func newMetrics(s *Store) *metrics {
 			age, _ := s.readers.oldest(time.Now())
 			return age.Seconds()
 		}),
+		gauge("readers", "Places in the table of readers that are in use, by all processes.", func() float64 { return float64(s.watch.places.Load()) }),
+		gauge("oldest_reader_commits", "Commits since the oldest snapshot that any process holds; the file grows while it does.", func() float64 { return float64(s.watch.behind.Load()) }),
 		gauge("map_bytes", "Largest size of the store.", s.whileOpen(func() float64 { return float64(s.mapSize()) })),
 		gauge("file_bytes", "Pages in use or free in the store's file, in bytes.", s.whileOpen(func() float64 {
 			size, _, err := s.fullSize()

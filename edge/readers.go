@@ -176,6 +176,9 @@ func (s *Store) keepReaders() {
 			if age, expired := s.readers.oldest(now); expired > 0 {
 				s.log.Warn("view was open for too long, its reads fail from here on", "dir", s.dir, "age", age, "limit", s.opts.MaxViewAge)
 			}
+			if err := s.watch.look(now); err != nil {
+				s.log.Error("list readers", "dir", s.dir, "error", err)
+			}
 			if n%readerCheckEvery != 0 {
 				continue
 			}

@@ -2,13 +2,16 @@ package edge
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +29,89 @@ func viewChild() error {
 		_, err := io.Copy(io.Discard, os.Stdin)
 		return err
 	})
+}
+
+// A snapshot that another process holds for too long is told of.
+func TestForeignReader(t *testing.T) {
+	dir := t.TempDir()
+	var log lockedBuffer
+	s := openStore(t, dir, func(o *Options) {
+		o.MaxViewAge, o.Logger = time.Millisecond, slog.New(slog.NewTextHandler(&log, nil))
+	})
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note"))
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childVariable+"=view", "DIR="+dir)
+	pid := startChild(t, cmd, "within a view")
+	for i := range 5 {
+		f.must(tf.put(strconv.Itoa(i), "x"))
+	}
+	eventually(t, "a warning and metrics", func() bool {
+		return strings.Contains(log.String(), "another process holds an old snapshot") && strings.Contains(log.String(), "pid="+pid) &&
+			s.watch.behind.Load() == 5 && s.watch.places.Load() >= 1
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if _, err := s.env.ReaderCheck(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the end of the snapshot", func() bool { return s.watch.behind.Load() == 0 })
+}
+
+// startChild starts a child and waits until it says what it must. It returns the
+// child's PID; the child's input ends with the test.
+func startChild(t *testing.T, cmd *exec.Cmd, says string) string {
+	t.Helper()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Close() })
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != says+"\n" {
+		t.Fatalf("child says %q, %v", line, err)
+	}
+	return strconv.Itoa(cmd.Process.Pid)
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(60 * time.Second)
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("no %s within a minute", what)
+		}
+	}
+}
+
+// lockedBuffer takes a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }
 
 // TestReaderOfADeadProcess: what a process that was killed within a view holds

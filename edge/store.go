@@ -36,7 +36,9 @@ type Options struct {
 	// takes 1,024, or four times what the store has when it is opened.
 	MaxDBs int
 	// MaxViews is the largest number of views open at once, at most 1,000;
-	// further ones wait. Default 256.
+	// further ones wait. A view is used by one goroutine, so this is also how
+	// many reads there are at once, and how many threads they can hold while
+	// pages come from the disk. Default 256.
 	MaxViews int
 	// MaxViewAge is how long a view may be open before its reads fail with
 	// ErrExpired. A view keeps the pages of its snapshot from being used again,
@@ -141,6 +143,7 @@ type Store struct {
 	changed atomic.Pointer[chan struct{}]
 
 	readers readerPool
+	watch   readerWatch
 	// declared are the indexes that the store is to have, refused those of them
 	// that are not kept.
 	declared atomic.Pointer[map[string][][]string]
@@ -193,6 +196,7 @@ func open(opts Options) (*Store, error) {
 	s.changed.Store(&ch)
 	s.declared.Store(&opts.Indexes)
 	s.readers.init(s)
+	s.watch.s = s
 	s.verifier = newVerifier(s)
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.release())
