@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
@@ -46,7 +49,7 @@ func TestLoadsBesideWriters(t *testing.T) {
 					fmt.Sprintf("update p set id = (id + 1000) %% 2000 + %d, v = 'other leaf' where id = %d", 10000*i, n%2000),
 					"begin; delete from a where id < 500; rollback",
 				}[rnd.IntN(7)]
-				if _, err := db.Pool.Exec(ctx, sql); err != nil && ctx.Err() == nil && !strings.Contains(err.Error(), "duplicate key") && !strings.Contains(err.Error(), "deadlock") {
+				if _, err := db.Pool.Exec(r.ctx(), sql); err != nil && !strings.Contains(err.Error(), "duplicate key") && !strings.Contains(err.Error(), "deadlock") {
 					t.Error(err)
 					return
 				}
@@ -139,63 +142,57 @@ func TestLoadGoesOn(t *testing.T) {
 // What takes the heaps from under a load does not harm it.
 func TestLoadOfAlteredTables(t *testing.T) {
 	db := pgtest.New(t)
-	fill := "insert into a select i, repeat('v', 500), i, i from generate_series(1, 1500) i; insert into p select i, repeat('v', 500) from generate_series(1, 1500) i"
-	db.Exec(`create table a (id int primary key, v text, n int, gone int);
-		create table p (id int primary key, v text) partition by range (id);
-		create table p1 partition of p for values from (0) to (1000); create table p2 partition of p for values from (1000) to (100000);` + fill)
-	r := newLoadRig(t, db, nil, "a", "p")
-	for name, sql := range map[string]string{
-		"nothing":         "select",
-		"truncate":        "truncate a, p; " + fill,
-		"truncate only":   "truncate a, p",
-		"vacuum full":     "delete from a where id % 3 = 0; vacuum full a; vacuum full p1",
-		"rewrite":         "alter table a alter n type bigint using n * 2",
-		"rewritten again": "alter table a alter n type int using n + 1",
-		"column":          "alter table a add extra text, add filled text not null default 'x', drop gone",
-		"leaf truncated":  "truncate p2; insert into p2 values (1000, 'new')",
-		"leaf exchanged":  "alter table p detach partition p1; create table p3 partition of p for values from (500) to (600); insert into p values (555, 'p3')",
+	const a, p = "insert into a (id, v) select i, repeat('v', 500) from generate_series(1, 500) i", "insert into p select i, repeat('v', 500) from generate_series(800, 1200) i"
+	for _, sql := range []string{
+		"create table a (id int primary key, v text, n int, gone int)", "create table p (id int primary key, v text) partition by range (id)",
+		"create table p1 partition of p for values from (0) to (1000)", "create table p2 partition of p for values from (1000) to (100000)", a, p,
 	} {
-		t.Run(name, func(t *testing.T) {
-			outer := r.t
-			r.t = t
-			defer func() { r.t = outer }()
-			if name == "leaf exchanged" {
-				db.Exec("drop table if exists p1")
+		db.Exec(sql)
+	}
+	r := newLoadRig(t, db, nil, "a", "p")
+	r.open()
+	for _, c := range []struct {
+		name string
+		sql  []string
+	}{
+		{"truncate", []string{"truncate a, p", a, p}},
+		{"vacuum full", []string{"delete from a where id % 3 = 0", "vacuum full a", "vacuum full p1"}},
+		{"rewrite", []string{"alter table a alter n type bigint using n * 2"}},
+		{"columns", []string{"alter table a add extra text, add filled text not null default 'x', drop gone"}},
+		{"leaf truncated", []string{"truncate p2", "insert into p2 values (1000, 'new')"}},
+		{"leaf exchanged", []string{"alter table p detach partition p1", "create table p3 partition of p for values from (500) to (600)", "insert into p values (555, 'p3')"}},
+	} {
+		r.settle()
+		for _, table := range []string{"public.a", "public.p"} {
+			if err := r.src.RequestLoad(r.ctx(), table, "test"); err != nil {
+				t.Fatal(err)
 			}
-			db.Exec("truncate a, p; insert into a (id, v) select i, repeat('v', 500) from generate_series(1, 1500) i; insert into p select i, repeat('v', 500) from generate_series(1000, 2500) i")
-			if r.src == nil {
-				r.open()
-			}
-			r.settle()
-			for _, table := range []string{"public.a", "public.p"} {
-				if err := r.src.RequestLoad(r.ctx(), table, "test"); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for len(r.store.at.Catalog.Loads) == 0 {
-				r.take()
-			}
-			for range 3 {
-				r.take()
-			}
-			for _, one := range strings.Split(sql, "; ") {
-				one = strings.ReplaceAll(one, "insert into a select i, repeat('v', 500), i, i", "insert into a (id, v) select i, repeat('v', 500)")
-				one = strings.ReplaceAll(one, "from generate_series(1, 1500) i; insert into p", "from generate_series(1, 1500) i; insert into p")
-				if strings.HasPrefix(one, "insert into p select") {
-					one = strings.ReplaceAll(one, "generate_series(1,", "generate_series(1000,")
-				}
-				db.Exec(one)
-			}
-			r.settle()
-			for _, p := range r.verified() {
-				if p.Phase != capture.PassDone {
-					t.Errorf("pass: %+v", p)
-				}
-			}
-			if len(r.store.differing) > 0 {
-				t.Errorf("ranges differ: %q", r.store.differing)
-			}
-		})
+		}
+		for len(r.store.at.Catalog.Loads) < 2 {
+			r.take()
+		}
+		for range 4 {
+			r.take()
+		}
+		if len(r.store.at.Catalog.Loads) < 2 {
+			t.Fatalf("%s: a load has ended before", c.name)
+		}
+		for _, sql := range c.sql {
+			db.Exec(sql)
+		}
+		r.settle()
+		if t.Failed() {
+			t.Fatalf("%s, loads %q", c.name, r.store.reasons)
+		}
+		r.store.reasons = nil
+	}
+	for _, p := range r.verified() {
+		if p.Phase != capture.PassDone {
+			t.Errorf("pass: %+v", p)
+		}
+	}
+	if len(r.store.differing) > 0 {
+		t.Errorf("ranges differ: %q", r.store.differing)
 	}
 }
 
@@ -326,4 +323,63 @@ func TestLoadOfLargeRows(t *testing.T) {
 		}
 		break
 	}
+}
+
+// A load waits while a physical standby replays late, and goes on when it has come
+// up.
+func TestLoadWaitsForReplica(t *testing.T) {
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('x', 300) from generate_series(1, 600) i")
+	r := newLoadRig(t, db, func(c *Config) { c.LoadMaxLag, c.LoadRate = 100*time.Millisecond, 400 }, "a")
+	// To the server this is a standby.
+	cfg, err := pgconn.ParseConfig(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.RuntimeParams["replication"] = "true"
+	standby, err := pgconn.ConnectConfig(r.ctx(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer capture.Close(standby)
+	now, err := pglogrepl.ParseLSN(db.String("select pg_current_wal_lsn()"))
+	if err == nil {
+		_, err = pglogrepl.CreateReplicationSlot(r.ctx(), standby, "trigger_load", "", pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.PhysicalReplication})
+	}
+	if err == nil {
+		err = pglogrepl.StartReplication(r.ctx(), standby, "trigger_load", now, pglogrepl.StartReplicationOptions{Mode: pglogrepl.PhysicalReplication})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	replayed := func(lsn pglogrepl.LSN) {
+		t.Helper()
+		if err := pglogrepl.SendStandbyStatusUpdate(r.ctx(), standby, pglogrepl.StandbyStatusUpdate{WALWritePosition: lsn, WALFlushPosition: lsn, WALApplyPosition: lsn}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replayed(1)
+	until(t, "the standby is seen", func() bool {
+		return db.String("select count(*) from pg_stat_replication where replay_lsn is not null") == "1"
+	})
+	r.open()
+	held := func() bool {
+		r.src.loads.mu.Lock()
+		defer r.src.loads.mu.Unlock()
+		return time.Now().Before(r.src.loads.held)
+	}
+	for !held() {
+		r.take()
+		if len(r.store.tables) > 0 {
+			t.Fatal("the load has ended while the standby stood still")
+		}
+	}
+	for range 5 {
+		if a := r.take(); len(a.loads) > 0 && held() {
+			t.Error("a load went on while the standby stood still")
+		}
+	}
+	replayed(1 << 62)
+	r.loaded()
+	r.settle()
 }

@@ -68,6 +68,7 @@ func (r *rig) configure(cfg Config) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	c.holdLoads = true // the edge of a rig has no use for them; that of a loadRig has
 	r.c = c
 }
 
