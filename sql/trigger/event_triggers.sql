@@ -37,7 +37,7 @@ BEGIN
         JOIN millrace.key_log l ON
             o.classid = 'pg_class'::regclass AND o.objid = l.table_id
             OR o.classid = 'pg_trigger'::regclass AND o.object_identity LIKE format('millrace\_%s\_%% on %%', l.id)
-            OR o.schema_name = 'millrace' AND o.object_name LIKE format('log\_%s\_%%', l.id);
+            OR o.schema_name = 'millrace' AND o.object_identity LIKE format('millrace.log\_%s\_%%', l.id) AND o.object_type IN ('table', 'function');
         RETURN;
     END IF;
     INSERT INTO millrace.ddl_event (txid, who, application, tag, command, table_id, object, rewritten)
