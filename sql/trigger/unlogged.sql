@@ -13,10 +13,10 @@ SELECT (SELECT concat_ws(', ', {{range $i, $k := .Keys}}{{if $i}}, {{end}}t.{{$k
           AND NOT EXISTS (
               SELECT FROM (
 {{- range $i, $segment := .Segments}}
-                  {{if $i}}UNION ALL {{end}}SELECT txid, {{$.LogColumns}} FROM {{$segment}}
+                  {{if $i}}UNION ALL {{end}}SELECT txid, {{$.Unnested}} FROM {{$segment}} WHERE txid >= before.xmin
 {{- end}}
               ) l
-              WHERE {{range .Keys}}l.{{.Log}} = t.{{.Column}} AND {{end}}l.txid >= before.xmin AND NOT pg_visible_in_snapshot(l.txid::text::xid8, $1::text::pg_snapshot))
+              WHERE {{range .Keys}}l.{{.Log}} = t.{{.Column}} AND {{end}}NOT pg_visible_in_snapshot(l.txid::text::xid8, $1::text::pg_snapshot))
         LIMIT 1)
 FROM (SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint FROM (SELECT $1::text::pg_snapshot) s (s)) before (xmin, xmax),
      (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint) now (xmax)

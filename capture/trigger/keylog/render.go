@@ -124,6 +124,9 @@ func (l *logTexts) LogColumns() string {
 	return l.join(func(k *keyText) string { return k.Log }, ", ")
 }
 
+// Unnested selects the keys one by one.
+func (l *logTexts) Unnested() string { return UnnestKeys(len(l.Keys)) }
+
 // Run is how many keys a row of the log has at most.
 func (l *logTexts) Run() int { return run }
 

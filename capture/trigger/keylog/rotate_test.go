@@ -25,7 +25,7 @@ func (r *rig) window(ctx context.Context, conn *pgx.Conn, l *Log, before string)
 		}
 		var parts []string
 		for i := range Segments {
-			parts = append(parts, "select k1::text from "+l.Segment(i)+" where not pg_visible_in_snapshot(txid::text::xid8, $1::text::pg_snapshot)")
+			parts = append(parts, "select unnest(k1)::text from "+l.Segment(i)+" where not pg_visible_in_snapshot(txid::text::xid8, $1::text::pg_snapshot)")
 		}
 		rows, err := tx.Query(ctx, strings.Join(parts, " union all "), before)
 		if err != nil {
@@ -139,7 +139,7 @@ func TestRotateEmptiesNothingUnpublished(t *testing.T) {
 	want := r.rows(l)
 	for key := range want {
 		if !seen[key] {
-			t.Errorf("key %s was never seen", key)
+			t.Fatalf("key %s was never seen", key)
 		}
 	}
 	t.Logf("%d keys, %d segments emptied, %d bytes at most", len(want), emptied, size)

@@ -85,7 +85,7 @@ func TestWatch(t *testing.T) {
 	if s, err := looks(); err != nil || len(s) != 1 || s[0].Missing != 1 || !strings.Contains(s[0].Text, "public.a") {
 		t.Errorf("after a delete without triggers: %v, %v", s, err)
 	}
-	statistics(silently("a", "insert into a values (78, 'new', 78)") + "; insert into a values (79, 'new', 79)")
+	statistics(silently("a", "insert into a values (78, 'new', 78)"))
 	if s, err := looks(); !errors.Is(err, ErrUnlogged) || !millrace.NeedsOperator(err) || !strings.Contains(err.Error(), "public.a") || !strings.Contains(err.Error(), "new, 78") || !strings.Contains(err.Error(), "mend: ") {
 		t.Errorf("after an insert without triggers: %v, %v", s, err)
 	}
