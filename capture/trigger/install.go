@@ -29,7 +29,7 @@ func (c *Capture) Install(ctx context.Context) error {
 		if err := keylog.Install(ctx, conn, cfg); err != nil {
 			return err
 		}
-		made, err := keylog.InstallEventTriggers(ctx, conn)
+		made, err := keylog.InstallEventTriggers(ctx, conn, cfg)
 		if err == nil && !made {
 			c.log.Warn("the role may not make event triggers, so who altered a captured table is not noted, and a table is loaded again after VACUUM FULL or CLUSTER; mend: millrace init once as a superuser")
 		}
@@ -82,7 +82,7 @@ func (c *Capture) prepare(ctx context.Context, fn func(*pgx.Conn, keylog.Config)
 	if err := capture.FirstError(problems); err != nil {
 		return err
 	}
-	cfg := keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.log}
+	cfg := c.logConfig()
 	for _, t := range tables {
 		key, problem, mend := t.Key(millrace.ModeTrigger)
 		if problem != "" {
@@ -106,6 +106,22 @@ func (c *Capture) Uninstall(ctx context.Context) error {
 	}
 	defer capture.Close(conn)
 	return keylog.Uninstall(ctx, conn, c.cfg.Stream, c.log)
+}
+
+// UninstallRoles drops the roles that Install made, where nobody else uses them; see
+// keylog.UninstallRoles. It is for the end of the last stream, after the control
+// schema has gone. The roles that are left are returned.
+func (c *Capture) UninstallRoles(ctx context.Context) (left []string, err error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer capture.Close(conn)
+	return keylog.UninstallRoles(ctx, conn, c.logConfig())
+}
+
+func (c *Capture) logConfig() keylog.Config {
+	return keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.log, Roles: keylog.Roles(c.cfg.Roles), Login: c.cfg.Login}
 }
 
 // Watch returns nil when ctx ends: nobody at the source waits for a stream that is

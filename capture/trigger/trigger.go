@@ -46,7 +46,8 @@ const (
 	tendInterval = 30 * time.Second
 )
 
-// Roles are roles at the source that Install gives their rights; see keylog.
+// Roles are roles at the source that Install gives their rights; see keylog. Empty
+// names stand for the usual ones.
 type Roles struct{ Owner, Capture, Verifier string }
 
 // Config says what to capture, and from where.
@@ -74,8 +75,10 @@ type Config struct {
 	// Retain is how long logged keys stay readable after they were published, at
 	// least; at most twice that. Default 24 h; 1 min or more.
 	Retain time.Duration
-	// Roles are for Install.
+	// Roles are for Install, and Login, the role that captures, which is made a
+	// member of Roles.Capture; empty for the role that installs.
 	Roles Roles
+	Login string
 	// LoadWorkers is how many tables are loaded at once: they take turns. Default 2.
 	LoadWorkers int
 	// SpoolDir holds, while they are published, the rows of a load that are too

@@ -65,9 +65,9 @@ REVOKE ALL ON FUNCTION millrace.note_ddl_of(oid), millrace.note_ddl() FROM PUBLI
 
 DO $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'millrace_owner') THEN
-        ALTER FUNCTION millrace.note_ddl_of(oid) OWNER TO millrace_owner;
-        ALTER FUNCTION millrace.note_ddl() OWNER TO millrace_owner;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = {{.OwnerName}}) THEN
+        ALTER FUNCTION millrace.note_ddl_of(oid) OWNER TO {{.Owner}};
+        ALTER FUNCTION millrace.note_ddl() OWNER TO {{.Owner}};
     END IF;
     IF NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtname = 'millrace_note_end') THEN
         CREATE EVENT TRIGGER millrace_note_end ON ddl_command_end

@@ -2,10 +2,10 @@
 -- writers' transactions has no more rights than it needs.
 -- Locks: none that anybody else waits for.
 {{- range .Segments}}
-ALTER TABLE {{.}} OWNER TO millrace_owner;
-GRANT SELECT, TRUNCATE ON {{.}} TO millrace_capture;
-GRANT SELECT ON {{.}} TO millrace_verifier;
+ALTER TABLE {{.}} OWNER TO {{$.Roles.Owner}};
+GRANT SELECT, TRUNCATE ON {{.}} TO {{$.Roles.Capture}};
+GRANT SELECT ON {{.}} TO {{$.Roles.Verifier}};
 {{- end}}
 {{- range .Functions}}
-ALTER FUNCTION {{.Name}}() OWNER TO millrace_owner;
+ALTER FUNCTION {{.Name}}() OWNER TO {{$.Roles.Owner}};
 {{- end}}

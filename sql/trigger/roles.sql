@@ -1,18 +1,19 @@
 -- The roles of trigger capture. None may log in, none is a superuser, and none can do
 -- more than the grants below and those beside each log say. A login role is made a
--- member of what it needs: transfer's of millrace_capture, a verifier's of
--- millrace_verifier. They are of the whole cluster; uninstall leaves them.
+-- member of what it needs: transfer's of the capture role, which is done here for that
+-- of source.url, a verifier's of the verifier role. They are of the whole cluster;
+-- uninstall drops them with the last stream where nobody else uses them.
 --
--- millrace_owner    owns the logs and what the triggers run
--- millrace_capture  reads the logs and the captured tables, writes what transfer keeps
--- millrace_verifier reads
+-- {{.Owner}} owns the logs and what the triggers run
+-- {{.Capture}} reads the logs and the captured tables, writes what transfer keeps
+-- {{.Verifier}} reads
 --
 -- Whoever runs it needs CREATEROLE; it can be run again.
 DO $$
 DECLARE
     wanted text;
 BEGIN
-    FOREACH wanted IN ARRAY '{millrace_owner,millrace_capture,millrace_verifier}'::text[] LOOP
+    FOREACH wanted IN ARRAY ARRAY[{{.OwnerName}}, {{.CaptureName}}, {{.VerifierName}}] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION', wanted);
@@ -22,8 +23,11 @@ BEGIN
         END IF;
     END LOOP;
     -- Who is to hand something to a role has to be a member of it.
-    IF NOT pg_has_role('millrace_owner', 'USAGE') THEN
-        EXECUTE format('GRANT millrace_owner TO %I', current_user);
-    END IF;
+    IF NOT pg_has_role({{.OwnerName}}, 'USAGE') THEN
+        EXECUTE format('GRANT %I TO %I', {{.OwnerName}}, current_user);
+    END IF;{{if .Login}}
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = {{.LoginName}}) AND NOT pg_has_role({{.LoginName}}, {{.CaptureName}}, 'MEMBER') THEN
+        GRANT {{.Capture}} TO {{.Login}};
+    END IF;{{end}}
 END
 $$;

@@ -13,12 +13,12 @@ import (
 // InstallEventTriggers makes the event triggers that note who did what, and which
 // commands gave rows other values. It reports false where the role may not: only a
 // superuser may, or on managed services their admin role.
-func InstallEventTriggers(ctx context.Context, conn *pgx.Conn) (bool, error) {
+func InstallEventTriggers(ctx context.Context, conn *pgx.Conn, cfg Config) (bool, error) {
 	t, err := parseTexts()
 	if err != nil {
 		return false, err
 	}
-	text, err := t.render("event_triggers.sql", nil)
+	text, err := t.render("event_triggers.sql", cfg.roleTexts())
 	if err != nil {
 		return false, err
 	}

@@ -21,6 +21,12 @@ type Config struct {
 	// keys can be read for one to two periods. A second at least; parts of one
 	// do not count.
 	Period time.Duration
+	// Roles own, read and write what is made, where they are there or the role of
+	// the connection may make them. Empty names stand for the usual ones.
+	Roles Roles
+	// Login is the role that reads the logs, which is made a member of
+	// Roles.Capture; empty for the role of the connection.
+	Login string
 	// Log tells of what was done. nil is silent.
 	Log *slog.Logger
 }
@@ -45,7 +51,7 @@ type installer struct {
 	texts  texts
 	looker *Looker
 	log    *slog.Logger
-	// owns says that what is made is handed to millrace_owner.
+	// owns says that what is made is handed to the owner role.
 	owns bool
 }
 
@@ -61,6 +67,7 @@ func newInstaller(cfg Config) (*installer, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Roles = cfg.Roles.complete()
 	i := &installer{cfg: cfg, texts: t, looker: looker, log: cfg.Log}
 	if i.log == nil {
 		i.log = slog.New(slog.DiscardHandler)
@@ -114,7 +121,7 @@ func (i *installer) wanted(l *Log) bool {
 
 // install does one table, in a transaction that has begun.
 func (i *installer) install(ctx context.Context, tx pgx.Tx, t *Table) (err error) {
-	if i.owns, err = canOwn(ctx, tx); err != nil {
+	if i.owns, err = canOwn(ctx, tx, i.cfg.Roles); err != nil {
 		return err
 	}
 	p, err := i.planNow(ctx, tx, t)
@@ -174,6 +181,7 @@ func (i *installer) plan(ctx context.Context, q Querier, logs []Log, t *Table, n
 		number = l.ID
 	}
 	text := newLogTexts(number, i.cfg.Stream, int64(i.cfg.Period/time.Second), f)
+	text.Roles = i.cfg.roleTexts()
 	defining, err := i.texts.defining(text)
 	if err != nil {
 		return nil, err

@@ -76,7 +76,7 @@ func TestScriptBeforeTheControlSchema(t *testing.T) {
 
 func TestUninstallLeavesNothing(t *testing.T) {
 	r := newRig(t, "create table a (id int primary key); create table b (id int primary key); create table r (id int primary key) partition by range (id); create table r1 partition of r for values from (0) to (10)", "a", "b", "r")
-	if ok, err := InstallEventTriggers(r.ctx(), r.conn); err != nil || !ok {
+	if ok, err := InstallEventTriggers(r.ctx(), r.conn, r.cfg); err != nil || !ok {
 		t.Fatalf("event triggers: %v, %v", ok, err)
 	}
 	r.Exec("insert into millrace.tick (stream, epoch, tick, before, snapshot, counts) values ('s', 1, 1, '', '1:1:', '{}'); drop table b; alter table a rename to c; drop function millrace.log_1_i() cascade")
@@ -160,7 +160,7 @@ func TestInstallByAnOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.intact()
-	if ok, err := InstallEventTriggers(r.ctx(), owner); err != nil || ok {
+	if ok, err := InstallEventTriggers(r.ctx(), owner, r.cfg); err != nil || ok {
 		t.Errorf("event triggers: got %v, %v, want that it may not", ok, err)
 	}
 	mustExec(t, owner, "insert into mine values (1)")

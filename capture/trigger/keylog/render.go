@@ -47,6 +47,7 @@ type logTexts struct {
 	Partitions  []string // quoted, of all levels
 	Exists      bool
 	Partitioned bool
+	Roles       roleTexts
 }
 
 // keyText is a key column in the table and in the log.

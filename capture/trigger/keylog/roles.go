@@ -3,12 +3,47 @@ package keylog
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// roles are the roles of sql/trigger/roles.sql.
-var roles = [...]string{"millrace_owner", "millrace_capture", "millrace_verifier"}
+// Roles are names of roles that may not log in; see sql/trigger/roles.sql.
+type Roles struct{ Owner, Capture, Verifier string }
+
+// complete puts the usual names in the place of empty ones.
+func (r Roles) complete() Roles {
+	for _, name := range []struct {
+		is    *string
+		usual string
+	}{{&r.Owner, "millrace_owner"}, {&r.Capture, "millrace_capture"}, {&r.Verifier, "millrace_verifier"}} {
+		if *name.is == "" {
+			*name.is = name.usual
+		}
+	}
+	return r
+}
+
+func (r Roles) names() []string { return []string{r.Owner, r.Capture, r.Verifier} }
+
+// roleTexts are the names of roles as statements are filled with them: quoted, and
+// as constants.
+type roleTexts struct {
+	Owner, Capture, Verifier, Login                 string
+	OwnerName, CaptureName, VerifierName, LoginName string
+}
+
+func (cfg *Config) roleTexts() roleTexts {
+	r := cfg.Roles.complete()
+	t := roleTexts{
+		Owner: quote(r.Owner), Capture: quote(r.Capture), Verifier: quote(r.Verifier),
+		OwnerName: literal(r.Owner), CaptureName: literal(r.Capture), VerifierName: literal(r.Verifier),
+	}
+	if cfg.Login != "" {
+		t.Login, t.LoginName = quote(cfg.Login), literal(cfg.Login)
+	}
+	return t
+}
 
 // InstallRoles makes the roles and grants them what they need, the tables of cfg
 // included. What the role of the connection may not do is returned as statements for
@@ -22,12 +57,12 @@ func InstallRoles(ctx context.Context, conn *pgx.Conn, cfg Config) (missing []st
 	var may, there bool
 	err = conn.QueryRow(ctx, `
 SELECT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user),
-       (SELECT count(*) FROM pg_roles WHERE rolname = ANY ($1)) = cardinality($1::text[])`, roles[:]).Scan(&may, &there)
+       (SELECT count(*) FROM pg_roles WHERE rolname = ANY ($1)) = cardinality($1::text[])`, cfg.Roles.complete().names()).Scan(&may, &there)
 	if err != nil {
 		return nil, fmt.Errorf("look up roles: %w", err)
 	}
 	if !may && !there {
-		text, err := t.render("roles.sql", nil)
+		text, err := t.render("roles.sql", cfg.roleTexts())
 		return []string{text, "-- then millrace init once more\n"}, err
 	}
 	names := []string{"grants.sql"}
@@ -35,7 +70,7 @@ SELECT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_u
 		names = []string{"roles.sql", "grants.sql"}
 	}
 	for _, name := range names {
-		text, err := t.render(name, nil)
+		text, err := t.render(name, cfg.roleTexts())
 		if err != nil {
 			return nil, err
 		}
@@ -49,7 +84,7 @@ SELECT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_u
 	}
 	for i := range cfg.Tables {
 		t := &cfg.Tables[i]
-		if missing, err = grantTable(ctx, conn, t, missing); err != nil {
+		if missing, err = cfg.grantTable(ctx, conn, t, missing); err != nil {
 			return nil, fmt.Errorf("let the roles read table %v: %w", t, err)
 		}
 	}
@@ -58,12 +93,12 @@ SELECT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_u
 
 // grantTable lets the roles read a table. It adds to missing what the role of the
 // connection cannot give.
-func grantTable(ctx context.Context, conn *pgx.Conn, t *Table, missing []string) ([]string, error) {
-	grants := tableGrants(t)
+func (cfg *Config) grantTable(ctx context.Context, conn *pgx.Conn, t *Table, missing []string) ([]string, error) {
+	grants, roles := cfg.tableGrants(t), cfg.Roles.complete()
 	has := func() (all [2]bool, err error) {
 		return all, conn.QueryRow(ctx, `
 SELECT bool_and(has_schema_privilege(role, $1, 'USAGE')), bool_and(has_table_privilege(role, $2::bigint::oid, 'SELECT'))
-FROM unnest('{millrace_capture,millrace_verifier}'::name[]) role`, t.Schema, int64(t.ID)).Scan(&all[0], &all[1])
+FROM unnest($3::text[]::name[]) role`, t.Schema, int64(t.ID), []string{roles.Capture, roles.Verifier}).Scan(&all[0], &all[1])
 	}
 	before, err := has()
 	if err != nil {
@@ -87,10 +122,12 @@ FROM unnest('{millrace_capture,millrace_verifier}'::name[]) role`, t.Schema, int
 }
 
 // tableGrants lets the roles read a table.
-func tableGrants(t *Table) []string {
+func (cfg *Config) tableGrants(t *Table) []string {
+	r := cfg.roleTexts()
+	to := " TO " + r.Capture + ", " + r.Verifier + ";\n"
 	return []string{
-		"GRANT USAGE ON SCHEMA " + quote(t.Schema) + " TO millrace_capture, millrace_verifier;\n",
-		"GRANT SELECT ON " + t.quoted() + " TO millrace_capture, millrace_verifier;\n",
+		"GRANT USAGE ON SCHEMA " + quote(t.Schema) + to,
+		"GRANT SELECT ON " + t.quoted() + to,
 	}
 }
 
@@ -106,14 +143,68 @@ func try(ctx context.Context, conn *pgx.Conn, text string) (refused bool, err er
 	return false, err
 }
 
-// canOwn reports whether what is made can be handed to the role millrace_owner.
-func canOwn(ctx context.Context, q Querier) (bool, error) {
+// canOwn reports whether what is made can be handed to the owner role.
+func canOwn(ctx context.Context, q Querier, roles Roles) (bool, error) {
 	var can bool
 	err := q.QueryRow(ctx, `
-SELECT coalesce((SELECT pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, 'millrace', 'CREATE') FROM pg_roles WHERE rolname = 'millrace_owner'), false)
-   AND (SELECT count(*) FROM pg_roles WHERE rolname = ANY ($1)) = cardinality($1::text[])`, roles[:]).Scan(&can)
+SELECT coalesce((SELECT pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, 'millrace', 'CREATE') FROM pg_roles WHERE rolname = $2), false)
+   AND (SELECT count(*) FROM pg_roles WHERE rolname = ANY ($1)) = cardinality($1::text[])`, roles.names(), roles.Owner).Scan(&can)
 	if err != nil {
-		return false, fmt.Errorf("look up the role millrace_owner: %w", err)
+		return false, fmt.Errorf("look up the role %s: %w", roles.Owner, err)
 	}
 	return can, nil
+}
+
+const (
+	// A role that somebody else than init has made a member of, that has a right in
+	// another database, or that owns something, is used.
+	rolesInUse = `
+SELECT r.rolname::text FROM pg_roles r
+WHERE r.rolname = ANY ($1)
+  AND (EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid
+               AND (d.deptype = 'o' OR d.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))))
+    OR EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles who ON who.oid = m.member
+               WHERE m.roleid = r.oid AND who.rolname NOT IN ($2, current_user))
+    OR r.rolcanlogin)`
+	rolesThere = `SELECT rolname::text FROM pg_roles WHERE rolname = ANY ($1) ORDER BY 1`
+)
+
+// UninstallRoles drops those roles, with their rights in this database, that nobody
+// else uses: of which another database knows nothing, which own nothing and cannot log
+// in, and which have no members but the role of the connection and cfg.Login. It is for the end of the last
+// stream that captures by triggers, after the control schema has gone. The roles that
+// are left are returned; those that the role of the connection may not drop are among
+// them.
+func UninstallRoles(ctx context.Context, conn *pgx.Conn, cfg Config) (left []string, err error) {
+	names := cfg.Roles.complete().names()
+	read := func(query string, args ...any) ([]string, error) {
+		rows, err := conn.Query(ctx, query, args...)
+		if err != nil {
+			return nil, fmt.Errorf("look up roles: %w", err)
+		}
+		return pgx.CollectRows(rows, pgx.RowTo[string])
+	}
+	there, err := read(rolesThere, names)
+	if err != nil {
+		return nil, err
+	}
+	used, err := read(rolesInUse, names, cfg.Login)
+	if err != nil {
+		return nil, err
+	}
+	for _, role := range there {
+		if slices.Contains(used, role) {
+			left = append(left, role)
+			continue
+		}
+		// It owns nothing, so only rights go with what it owns.
+		refused, err := try(ctx, conn, "DROP OWNED BY "+quote(role)+"; DROP ROLE "+quote(role))
+		switch {
+		case refused, code(err) == "2BP01": // dependent_objects_still_exist: another database was quicker
+			left = append(left, role)
+		case err != nil:
+			return nil, fmt.Errorf("drop role %s: %w", role, err)
+		}
+	}
+	return left, nil
 }

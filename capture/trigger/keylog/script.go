@@ -34,13 +34,13 @@ func (i *installer) script(ctx context.Context, q Querier, b *strings.Builder) e
 	var migrated, super, createRole, roles bool
 	err := q.QueryRow(ctx, `
 SELECT to_regclass('millrace.key_log') IS NOT NULL, rolsuper, rolcreaterole,
-       EXISTS (SELECT FROM pg_roles WHERE rolname = 'millrace_owner')
-FROM pg_roles WHERE rolname = current_user`).Scan(&migrated, &super, &createRole, &roles)
+       EXISTS (SELECT FROM pg_roles WHERE rolname = $1)
+FROM pg_roles WHERE rolname = current_user`, i.cfg.Roles.Owner).Scan(&migrated, &super, &createRole, &roles)
 	if err != nil {
 		return err
 	}
 	write := func(name string) error {
-		text, err := i.texts.render(name, nil)
+		text, err := i.texts.render(name, i.cfg.roleTexts())
 		b.WriteString(text + "\n")
 		return err
 	}
@@ -54,7 +54,7 @@ FROM pg_roles WHERE rolname = current_user`).Scan(&migrated, &super, &createRole
 			return err
 		}
 		for n := range i.cfg.Tables {
-			b.WriteString(strings.Join(tableGrants(&i.cfg.Tables[n]), ""))
+			b.WriteString(strings.Join(i.cfg.tableGrants(&i.cfg.Tables[n]), ""))
 		}
 		b.WriteString("\n")
 	}
@@ -69,7 +69,7 @@ FROM pg_roles WHERE rolname = current_user`).Scan(&migrated, &super, &createRole
 			return err
 		}
 		if !i.owns {
-			if i.owns, err = canOwn(ctx, q); err != nil {
+			if i.owns, err = canOwn(ctx, q, i.cfg.Roles); err != nil {
 				return err
 			}
 		}
