@@ -68,17 +68,14 @@ func newCapture(s *config.Stream, registered control.Stream, log *slog.Logger, r
 	switch s.Source.Capture {
 	case config.CaptureWAL:
 		return newWALCapture(s, registered, log, reg)
+	case config.CaptureTrigger:
+		return newTriggerCapture(s, s.Source.Login(), log, reg)
 	}
 	return nil, fmt.Errorf("stream %s: no way to capture %s", s.Name, s.Source.Capture) // the configuration has checked it
 }
 
-// asOwner is a stream as commands reach its source that make or remove things
-// there.
-func asOwner(s *config.Stream) *config.Stream {
-	if s.Source.SetupURL == "" {
-		return s
-	}
-	owned := *s
-	owned.Source.URL = s.Source.SetupURL
-	return &owned
+// roled is a capture that makes roles at the source.
+type roled interface {
+	// UninstallRoles drops those that nobody else uses, and returns the others.
+	UninstallRoles(ctx context.Context) (left []string, err error)
 }

@@ -105,7 +105,7 @@ func (k *check) add(s *config.Stream, found ...finding.Finding) {
 // fix mends at the source what init would mend. What it cannot do is told by the
 // check that follows.
 func (k *check) fix(ctx context.Context, s *config.Stream) {
-	owned := asOwner(s)
+	owned := s.AsOwner()
 	u := &setup{stream: owned, log: k.logger(k.c), out: io.Discard}
 	err := withSource(ctx, owned, func(conn *pgx.Conn) error {
 		registered, err := control.LoadStream(ctx, conn, s.Name)

@@ -24,10 +24,10 @@ import (
 
 // devOptions are the flags of dev.
 type devOptions struct {
-	source, dataDir, workload, listen, stream string
-	brokers, tables                           []string
-	scale, clients, rate                      int
-	span                                      time.Duration
+	source, dataDir, workload, listen, stream, capture string
+	brokers, tables                                    []string
+	scale, clients, rate                               int
+	span                                               time.Duration
 }
 
 const (
@@ -46,7 +46,7 @@ again at the end, every row of the source is compared with every row of the edge
 
 Data is kept in --data-dir, and the next start goes on where this one was; so is the configuration, which other
 commands take: millrace status -c data/dev/millrace.yaml. Exit code 1 if any row differs.`,
-		Example: "  millrace dev --workload pgbench --for 30s\n  millrace dev --source postgres://localhost/shop --tables public.orders,public.items",
+		Example: "  millrace dev --workload pgbench --for 30s\n  millrace dev --capture trigger --workload pgbench\n  millrace dev --source postgres://localhost/shop --tables public.orders,public.items",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.validate(); err != nil {
@@ -56,7 +56,8 @@ commands take: millrace status -c data/dev/millrace.yaml. Exit code 1 if any row
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.source, "source", "", "`URL` of a Postgres database to capture, with wal_level = logical; a private one otherwise")
+	f.StringVar(&o.source, "source", "", "`URL` of a Postgres database to capture, with wal_level = logical unless --capture trigger; a private one otherwise")
+	f.StringVar(&o.capture, "capture", config.CaptureWAL, "how changes are captured: wal or trigger")
 	f.StringSliceVar(&o.brokers, "brokers", nil, "`LIST` of Kafka brokers, host:port; an embedded broker otherwise")
 	f.StringVar(&o.dataDir, "data-dir", filepath.Join("data", "dev"), "`DIRECTORY` for everything that is kept")
 	f.StringSliceVar(&o.tables, "tables", nil, "`LIST` of tables to capture, schema.table; all with a primary key otherwise")
@@ -74,6 +75,8 @@ func (o *devOptions) validate() error {
 	switch {
 	case o.workload != workloadNone && o.workload != workloadPgbench:
 		return usage("--workload %s: want none or pgbench", o.workload)
+	case o.capture != config.CaptureWAL && o.capture != config.CaptureTrigger:
+		return usage("--capture %s: want wal or trigger", o.capture)
 	case o.scale < 1 || o.scale > 10000:
 		return usage("--scale %d: want 1 to 10000", o.scale)
 	case o.clients < 1 || o.clients > 1000:

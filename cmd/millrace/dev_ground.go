@@ -60,11 +60,14 @@ func (d *dev) configure(ctx context.Context, source string, brokers []string) er
 	draft := &config.Config{
 		Streams: []config.Stream{{
 			Name:   d.options.stream,
-			Source: config.Source{URL: config.Secret(source), Capture: "wal", SpoolDir: filepath.Join(d.dir, "spool")},
+			Source: config.Source{URL: config.Secret(source), Capture: d.options.capture, SpoolDir: filepath.Join(d.dir, "spool")},
 			Kafka:  config.Kafka{Brokers: brokers, Topic: "millrace." + d.options.stream, Replicas: 3},
 		}},
 	}
 	earlier := d.earlier(file)
+	if earlier != nil && earlier.Source.Capture != d.options.capture {
+		return operator("the stream of %s is captured by %s; say --capture %[2]s, or name another --data-dir", d.options.dataDir, earlier.Source.Capture)
+	}
 	s := &draft.Streams[0]
 	err := withSource(ctx, s, func(conn *pgx.Conn) (err error) {
 		s.Source.Tables, err = d.tables(ctx, conn, earlier)

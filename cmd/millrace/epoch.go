@@ -148,7 +148,7 @@ type renewal struct {
 func (r *renewal) say(format string, args ...any) { fmt.Fprintf(r.out, format+"\n", args...) }
 
 func (r *renewal) run(ctx context.Context) (plan *epochPlan, err error) {
-	err = withSource(ctx, asOwner(r.stream), func(conn *pgx.Conn) error {
+	err = withSource(ctx, r.stream.AsOwner(), func(conn *pgx.Conn) error {
 		if plan, err = r.plan(ctx, conn); err != nil {
 			return err
 		}
@@ -259,7 +259,7 @@ func (r *renewal) show(p *epochPlan) {
 
 // rehearse says what begin would do.
 func (r *renewal) rehearse(ctx context.Context, conn *pgx.Conn, p *epochPlan) error {
-	u := &setup{stream: asOwner(r.stream), log: r.logger(r.c), out: r.out, dry: true}
+	u := &setup{stream: r.stream.AsOwner(), log: r.logger(r.c), out: r.out, dry: true}
 	if err := u.schema(ctx, conn); err != nil {
 		return err
 	}
@@ -329,7 +329,7 @@ func (r *renewal) begin(ctx context.Context, conn *pgx.Conn, p *epochPlan) (err 
 	}
 	// Tables and publication are made fit here, because init refuses a stream
 	// whose topic is lost.
-	u := &setup{stream: asOwner(r.stream), log: r.logger(r.c), out: r.out}
+	u := &setup{stream: r.stream.AsOwner(), log: r.logger(r.c), out: r.out}
 	if err := u.schema(ctx, conn); err != nil {
 		return err
 	}

@@ -173,6 +173,8 @@ type world struct {
 	db                     *pgtest.DB
 	dir, file, edge, admin string
 	broker                 string
+	// source are the keys of the stream's source beside its URL and tables.
+	source string
 }
 
 func newWorld(t *testing.T) *world {
@@ -183,7 +185,7 @@ func newWorld(t *testing.T) *world {
 // newWorldOn is a world whose source is db.
 func newWorldOn(t *testing.T, db *pgtest.DB) *world {
 	t.Helper()
-	w := &world{db: db, dir: testdir.For(t)}
+	w := &world{db: db, dir: testdir.For(t), source: "spool_dir: spool"}
 	broker, err := embeddedkafka.Start(embeddedkafka.Config{Dir: filepath.Join(w.dir, "kafka")})
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +211,7 @@ func (w *world) config(source, extra string) string {
 	return fmt.Sprintf(`
 streams:
   - name: shop
-    source: {url: %q, tables: [public.items], spool_dir: spool}
+    source: {url: %q, tables: [public.items], %s}
     kafka: {brokers: [%q]}
 transfer: {admin: %q}
 edge:
@@ -217,7 +219,7 @@ edge:
   data_dir: edge
   report: 1s
   http: {listen: %q, unix: edge.sock}
-%s`, source, w.broker, w.admin, w.edge, extra)
+%s`, source, w.source, w.broker, w.admin, w.edge, extra)
 }
 
 func (w *world) write(t *testing.T, name, text string) string {

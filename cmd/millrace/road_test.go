@@ -5,27 +5,70 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/millrace-db/millrace/internal/pgtest"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
 // TestRoad goes through the commands as an operator does.
 func TestRoad(t *testing.T) {
-	w := newWorld(t)
+	t.Run("wal", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		road(t, w, `CREATE PUBLICATION "millrace_shop" FOR TABLE "public"."items"`)
+		run := func(args ...string) string { return program(t, w.dir, append(args, "-c", w.file)...) }
+		run("uninstall", "--yes")
+		refusal(t, w.dir, nil, exitOperator, []string{"millrace.shop", "another stream"}, "init", "-c", w.file)
+	})
+	// Transfer has a role of its own that may do little, and reaches the source
+	// through a pooler in transaction mode.
+	for _, prepared := range pgtest.BouncerPrepared(t) {
+		t.Run(fmt.Sprintf("trigger, through a pooler with %d prepared statements", prepared), func(t *testing.T) {
+			t.Parallel()
+			// Roles are of the whole server, which is compared.
+			w := newWorldOn(t, pgtest.On(t, pgtest.Cluster(t, pgtest.Options{})))
+			w.trigger(t, prepared)
+			road(t, w, `CREATE OR REPLACE TRIGGER millrace_1_i AFTER INSERT ON "public"."items"`)
+		})
+	}
+}
+
+// trigger makes the world one that is captured by triggers, through a pooler, by a
+// role that init has made a member of what it needs.
+func (w *world) trigger(t *testing.T, prepared int) {
+	t.Helper()
+	role := "transfer_" + w.db.Name[:strings.IndexByte(w.db.Name, '_')]
+	w.db.Exec("CREATE ROLE " + role + " LOGIN")
+	t.Cleanup(func() { w.db.Exec("DROP ROLE " + role) })
+	u, err := url.Parse(pgtest.BouncerWith(t, w.db.Server, w.db.Name, pgtest.BouncerOptions{Roles: []string{role}, Prepared: prepared}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(role)
+	w.source = fmt.Sprintf("capture: trigger, spool_dir: spool, setup_url: %q, poll: {max: 20ms}", w.db.URL)
+	w.file = w.write(t, "millrace.yaml", w.config(u.String(), ""))
+}
+
+// road goes from init to uninstall. made is what init --dry-run says it would make
+// for the table. The source's catalogs are as they were at the end.
+func road(t *testing.T, w *world, made string) {
+	t.Helper()
+	before := w.db.String(catalogs)
 	run := func(args ...string) string { return program(t, w.dir, append(args, "-c", w.file)...) }
 
 	dry := run("init", "--dry-run")
-	for _, word := range []string{"CREATE TABLE millrace.stream", `CREATE PUBLICATION "millrace_shop" FOR TABLE "public"."items"`, "retention.ms=-1", "millrace.shop"} {
+	for _, word := range []string{"CREATE TABLE millrace.stream", made, "retention.ms=-1", "millrace.shop"} {
 		if !strings.Contains(dry, word) {
 			t.Errorf("init --dry-run does not say %q:\n%s", word, dry)
 		}
 	}
-	if got := w.db.String(`SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_namespace WHERE nspname = 'millrace')`); got != "0" {
-		t.Errorf("init --dry-run has made something")
+	if after := w.db.String(catalogs); after != before {
+		t.Errorf("init --dry-run has made something:%s", difference(before, after))
 	}
 	refusal(t, w.dir, nil, exitOperator, []string{"millrace init"}, "check", "-c", w.file)
 
@@ -36,6 +79,11 @@ func TestRoad(t *testing.T) {
 	}
 	if got := run("check"); !strings.Contains(got, "no problems") {
 		t.Errorf("check: %s", got)
+	}
+
+	refusal(t, w.dir, nil, exitOperator, []string{"shop", "millrace uninstall"}, "init", "--downgrade-to", "0", "-c", w.file)
+	if got := run("init", "--downgrade-to", "1", "--dry-run"); !strings.Contains(got, "DROP TABLE millrace.tick") || !strings.Contains(got, "DROP TABLE millrace.leaf") {
+		t.Errorf("init --downgrade-to 1 --dry-run: %s", got)
 	}
 
 	transfer := spawn(t, w.dir, nil, "transfer", "-c", w.file)
@@ -97,13 +145,39 @@ func TestRoad(t *testing.T) {
 	if got := run("uninstall", "--yes"); !strings.Contains(got, "millrace.shop is left") {
 		t.Errorf("uninstall: %s", got)
 	}
-	if got := w.db.String(`SELECT (SELECT count(*) FROM pg_publication) + (SELECT count(*) FROM pg_namespace WHERE nspname = 'millrace')
-		+ (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())`); got != "0" {
-		t.Errorf("uninstall has left something at the source")
+	if after := w.db.String(catalogs); after != before {
+		t.Errorf("uninstall has left something at the source, or taken too much:%s", difference(before, after))
 	}
-	run("uninstall", "--yes")
-	refusal(t, w.dir, nil, exitOperator, []string{"millrace.shop", "another stream"}, "init", "-c", w.file)
 }
+
+// difference lists the lines that only one of two texts has.
+func difference(before, after string) string {
+	var b strings.Builder
+	for _, side := range []struct{ mark, in, notIn string }{{"- ", before, after}, {"+ ", after, before}} {
+		for line := range strings.Lines(side.in) {
+			if line = strings.TrimSpace(line); !strings.Contains("\n"+side.notIn+"\n", "\n"+line+"\n") {
+				b.WriteString("\n" + side.mark + line)
+			}
+		}
+	}
+	return b.String()
+}
+
+// catalogs names what the database has, and of the server what init may make.
+const catalogs = `
+SELECT string_agg(line, E'\n' ORDER BY line) FROM (
+    SELECT format('relation %s %s %s', oid::regclass, relkind, nullif(relacl, acldefault('r', relowner))) FROM pg_class
+  UNION ALL SELECT format('function %s %s', oid::regprocedure, nullif(proacl, acldefault('f', proowner))) FROM pg_proc
+  UNION ALL SELECT format('trigger %s on %s %s', tgname, tgrelid::regclass, tgenabled) FROM pg_trigger
+  UNION ALL SELECT format('event trigger %s', evtname) FROM pg_event_trigger
+  UNION ALL SELECT format('schema %s %s', nspname, nullif(nspacl, acldefault('n', nspowner))) FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp_'
+  UNION ALL SELECT format('type %s', oid::regtype) FROM pg_type
+  UNION ALL SELECT format('constraint %s %s', conname, conrelid::regclass) FROM pg_constraint
+  UNION ALL SELECT format('publication %s', pubname) FROM pg_publication
+  UNION ALL SELECT format('slot %s', slot_name) FROM pg_replication_slots WHERE database = current_database()
+  UNION ALL SELECT format('role %s', rolname) FROM pg_roles
+  UNION ALL SELECT format('member %s of %s', member::regrole, roleid::regrole) FROM pg_auth_members
+) AS all_of_it (line) WHERE line NOT LIKE '%pg_toast%'`
 
 // TestStoppedStream: with on_stop: serve an edge whose stream needs somebody to
 // act goes on answering, says so in its status, and in its exit code.
@@ -205,7 +279,7 @@ func (w *world) edges(t *testing.T, state string) {
 // tail wants the topic's entries to be dense and to tell of the change.
 func (w *world) tail(t *testing.T) {
 	t.Helper()
-	next, puts, deletes := 1.0, 0, 0
+	next, puts, deletes, changes := 1.0, 0, 0, 0
 	for line := range strings.Lines(program(t, w.dir, "tail", "-c", w.file)) {
 		var e map[string]any
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
@@ -226,8 +300,14 @@ func (w *world) tail(t *testing.T) {
 			}
 		case "delete":
 			deletes++
-			if fmt.Sprint(e["key"]) != "[s0 6]" || e["unit_end"] != true || e["chain"] == nil {
-				t.Errorf("got %s, want the end of the unit that deletes s0,6", line)
+			if fmt.Sprint(e["key"]) != "[s0 6]" {
+				t.Errorf("got %s, want s0,6 to be deleted", line)
+			}
+		}
+		if e["kind"] == "delete" || e["kind"] == "put" && e["load"] == nil {
+			changes++
+			if ends := e["unit_end"] == true && e["chain"] != nil; ends != (changes == 2) {
+				t.Errorf("got %s, want the second of the two changes to be the end of their unit", line)
 			}
 		}
 	}

@@ -41,7 +41,7 @@ func connectSource(ctx context.Context, s *config.Stream) (*pgx.Conn, error) {
 // and what mends it.
 func sourceError(s *config.Stream, cfg *pgx.ConnConfig, err error) error {
 	key := "streams." + s.Name + ".source.url"
-	if s.Source.URL == s.Source.SetupURL {
+	if s.Source.Login() != "" {
 		key = "streams." + s.Name + ".source.setup_url"
 	}
 	var pg *pgconn.PgError

@@ -153,8 +153,10 @@ type tailLine struct {
 	UnitEnd bool   `json:"unit_end,omitempty"`
 	Time    string `json:"time,omitempty"`
 	XID     uint32 `json:"xid,omitempty"`
-	LSN     string `json:"lsn,omitempty"`
-	Chain   string `json:"chain,omitempty"`
+	// LSN is that of capture wal, Tick that of capture trigger.
+	LSN   string `json:"lsn,omitempty"`
+	Tick  uint64 `json:"tick,omitempty"`
+	Chain string `json:"chain,omitempty"`
 	// Provisional stands on the entries of a unit that had not ended.
 	Provisional bool `json:"provisional,omitempty"`
 
@@ -311,6 +313,12 @@ func (p *tailPrinter) batch(r *millrace.Record, offset millrace.Offset) error {
 		if err := p.entry(&line, &e); err != nil {
 			return fmt.Errorf("entry %v: %w", i, err)
 		}
+		switch {
+		case e.Last && r.Position.Mode == millrace.ModeTrigger:
+			line.Tick = e.End.Token
+		case e.Last:
+			line.LSN = millrace.LSN(e.End.Token).String()
+		}
 		if e.Last && i == p.fold.Index() {
 			line.Chain = p.fold.Chain().String()
 		}
@@ -385,7 +393,6 @@ func (p *tailPrinter) entry(line *tailLine, e *millrace.Entry) (err error) {
 	}
 	if e.Last {
 		line.UnitEnd, line.Time, line.XID = true, timeText(e.End.Time), e.End.XID
-		line.LSN = millrace.LSN(e.End.Token).String()
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
@@ -46,7 +47,7 @@ and the data of edges are left: delete them by hand when nothing needs them any 
 
 func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) error {
 	ctx := cmd.Context()
-	return withSource(ctx, asOwner(s), func(conn *pgx.Conn) error {
+	return withSource(ctx, s.AsOwner(), func(conn *pgx.Conn) error {
 		registered, err := control.LoadStream(ctx, conn, s.Name)
 		if err != nil && !errors.Is(err, control.ErrNoStream) && !errors.Is(err, control.ErrNotInitialised) {
 			return err
@@ -61,7 +62,7 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		if err := a.dropSlot(ctx, c, s, registered); err != nil {
 			return err
 		}
-		capture, err := newCapture(asOwner(s), registered, a.logger(c), nil)
+		capture, err := newCapture(s.AsOwner(), registered, a.logger(c), nil)
 		if err != nil {
 			return err
 		}
@@ -75,6 +76,15 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		what := capture.removed() + " removed"
 		if dropped {
 			what += ", control schema too"
+		}
+		if roles, ok := capture.(roled); ok && dropped {
+			left, err := roles.UninstallRoles(ctx)
+			if err != nil {
+				return err
+			}
+			if len(left) > 0 {
+				what += fmt.Sprintf("; roles %s are used elsewhere and left", strings.Join(left, ", "))
+			}
 		}
 		left := s.Kafka.Topic
 		if registered.Topic != "" {

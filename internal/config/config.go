@@ -10,7 +10,11 @@
 // environment and docs/CONFIGURATION.md are made from them.
 package config
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
 
 // Config is the whole file.
 type Config struct {
@@ -45,14 +49,42 @@ type Source struct {
 	Where     map[string]string   `key:"where" unit:"SQL condition" doc:"Which rows to capture, by table, as in CREATE PUBLICATION … WHERE; all rows of a table that is not named here. With capture wal it may use the key's columns only, or any under REPLICA IDENTITY FULL, and needs Postgres 15 or later. Changed, the table is loaded again."`
 	Heartbeat Duration            `key:"heartbeat" unit:"duration" default:"1s" doc:"How often a heartbeat is written at the source, so that lag is known and the slot moves on when nothing else changes. At most 1 minute."`
 	Memory    Size                `key:"memory" unit:"bytes" default:"64MiB" doc:"Capture wal only. How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
-	SpoolDir  string              `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Capture wal only. Directory for transactions that are larger than memory. Made if missing; emptied at start."`
+	SpoolDir  string              `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for what is too large for memory: transactions with capture wal, rows of loads with capture trigger. Made if missing; emptied at start."`
 	Load      Loading             `key:"load" doc:"How tables are loaded: the first copy, and every table that is loaded again."`
 	Verify    Verifying           `key:"verify" doc:"How the tables are verified: what the edges have stored is compared with the source."`
 	WAL       WAL                 `key:"wal" doc:"Capture wal only. How much WAL the stream's slot may hold at the source, and what is done then. See OPERATIONS."`
 	Poll      Poll                `key:"poll" doc:"Capture trigger only. How often the source is asked for changes."`
 	Audit     Audit               `key:"audit" doc:"Capture trigger only. What is kept of the log of keys once it is published."`
-	Roles     Roles               `key:"roles" doc:"Capture trigger only. Roles at the source; none needs to be a superuser. See OPERATIONS."`
+	Roles     Roles               `key:"roles" doc:"Capture trigger only. Roles at the source. None may log in and none is a superuser; init makes them where its own role may (CREATEROLE), and does without otherwise. Chosen once, before the first init. See OPERATIONS."`
+
+	// login is set by AsOwner.
+	login string
 }
+
+// AsOwner returns the stream as commands reach its source that make or remove things
+// there: by setup_url, if it is set.
+func (s *Stream) AsOwner() *Stream {
+	if s.Source.SetupURL == "" {
+		return s
+	}
+	owned := *s
+	owned.Source.login = roleOf(s.Source.URL)
+	owned.Source.URL = s.Source.SetupURL
+	return &owned
+}
+
+// roleOf is the role that a connection string logs in as. It has been checked.
+func roleOf(url Secret) string {
+	c, err := pgconn.ParseConfig(url.Reveal())
+	if err != nil {
+		return ""
+	}
+	return c.User
+}
+
+// Login is the role in url where AsOwner has put setup_url in its place; otherwise it
+// is empty.
+func (s *Source) Login() string { return s.login }
 
 // Poll says how often the source is asked for changes.
 type Poll struct {
@@ -67,9 +99,9 @@ type Audit struct {
 
 // Roles are roles at the source.
 type Roles struct {
-	Owner    string `key:"owner" unit:"role" doc:"Owns the control schema and the functions of the triggers. init makes it, without a login, if it is not there, and its own role has to be a member. Not set: the role that runs init."`
-	Capture  string `key:"capture" unit:"role" doc:"The role of transfer, in source.url. init gives it what it needs and no more, and it has to exist. Not set: the role in source.url has to own the control schema, or be a member of the role that does."`
-	Verifier string `key:"verifier" unit:"role" doc:"May read the captured tables, the logs of keys, the ticks and the ledger, and write nothing: for people and for millrace audit. It has to exist. Not set: none."`
+	Owner    string `key:"owner" unit:"role" default:"millrace_owner" doc:"Owns the logs of keys and the functions of the triggers, which run with its rights."`
+	Capture  string `key:"capture" unit:"role" default:"millrace_capture" doc:"May do what transfer needs, and no more. init makes the role of url a member."`
+	Verifier string `key:"verifier" unit:"role" default:"millrace_verifier" doc:"May read the captured tables, logs of keys, ticks and ledger, and write nothing: for millrace audit, and for people."`
 }
 
 // Loading says how tables are loaded.

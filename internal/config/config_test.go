@@ -43,6 +43,7 @@ func TestExample(t *testing.T) {
 			Load: Loading{Workers: 2}, Verify: Verifying{Every: Duration(24 * time.Hour), RowsPerSecond: 20000},
 			WAL:  WAL{Warn: 25, OnLimit: OnLimitAlarm},
 			Poll: Poll{Min: Duration(2 * time.Millisecond), Max: Duration(50 * time.Millisecond)}, Audit: Audit{Retain: Duration(24 * time.Hour)},
+			Roles: Roles{Owner: "millrace_owner", Capture: "millrace_capture", Verifier: "millrace_verifier"},
 		},
 		Kafka: Kafka{Brokers: []string{"127.0.0.1:9092"}, Topic: "millrace.bank", Replicas: 3},
 	}
@@ -310,7 +311,7 @@ func TestProblems(t *testing.T) {
 				`m.yaml:4: streams.a.source.poll.max: 1m: want 1ms to 10s`,
 				`m.yaml:4: streams.a.source.audit.retain: 1s: want 1m to 720h`,
 				`m.yaml:4: streams.a.source.roles.owner: "pg_x" is not the name of a role that can be made; want at most 63 bytes, not pg_…, public or none`,
-				`m.yaml:4: streams.a.source.roles.verifier: c is the owner or the capture role, which may write; name a role of its own`,
+				`m.yaml:4: streams.a.source.roles: owner pg_x, capture c, verifier c: two of them are the same role, which would have the rights of both; give each its own`,
 			},
 		},
 		{

@@ -47,7 +47,6 @@ streams:
       url: "postgres://millrace@pooler.internal:6432/bank"
       setup_url: "postgres://bank_owner@db.internal/bank"
       capture: trigger
-      roles: {owner: millrace_owner, capture: millrace, verifier: auditor}
       tables: [public.pgbench_accounts, public.pgbench_tellers]
     kafka:  {brokers: ["127.0.0.1:9092"], topic: millrace.bank}
 ` + "```" + `

@@ -161,7 +161,7 @@ func (k *checker) wal(path string, w *WAL) {
 // expects something of it.
 func (k *checker) modes(path, capture string) {
 	only := map[string][]string{
-		CaptureWAL:     {"memory", "spool_dir", "wal"},
+		CaptureWAL:     {"memory", "wal"},
 		CaptureTrigger: {"poll", "audit", "roles"},
 	}
 	for _, of := range []string{CaptureWAL, CaptureTrigger} {
@@ -182,12 +182,12 @@ func (k *checker) trigger(path string, s *Source) {
 	k.between(path+".poll.max", s.Poll.Max, max(time.Duration(s.Poll.Min), time.Millisecond), 10*time.Second)
 	k.between(path+".audit.retain", s.Audit.Retain, time.Minute, 30*24*time.Hour)
 	for _, role := range []struct{ key, name string }{{"owner", s.Roles.Owner}, {"capture", s.Roles.Capture}, {"verifier", s.Roles.Verifier}} {
-		if len(role.name) > maxRole || strings.HasPrefix(role.name, "pg_") || role.name == "public" || role.name == "none" {
+		if role.name == "" || len(role.name) > maxRole || strings.HasPrefix(role.name, "pg_") || role.name == "public" || role.name == "none" {
 			k.bad(path+".roles."+role.key, "%q is not the name of a role that can be made; want at most %d bytes, not pg_…, public or none", role.name, maxRole)
 		}
 	}
-	if s.Roles.Verifier != "" && (s.Roles.Verifier == s.Roles.Owner || s.Roles.Verifier == s.Roles.Capture) {
-		k.bad(path+".roles.verifier", "%s is the owner or the capture role, which may write; name a role of its own", s.Roles.Verifier)
+	if r := s.Roles; r.Owner == r.Capture || r.Owner == r.Verifier || r.Capture == r.Verifier {
+		k.bad(path+".roles", "owner %s, capture %s, verifier %s: two of them are the same role, which would have the rights of both; give each its own", r.Owner, r.Capture, r.Verifier)
 	}
 }
 

@@ -82,8 +82,8 @@ func (s *System) stream(source bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "streams:\n  - name: %s\n", s.Stream)
 	if source {
-		fmt.Fprintf(&b, "    source: {url: %q, capture: %s, tables: [%s], heartbeat: 1s%s%s}\n",
-			s.SourceURL, s.Mode(), strings.Join(s.Tables, ", "), s.spool(), s.More)
+		fmt.Fprintf(&b, "    source: {url: %q, capture: %s, tables: [%s], heartbeat: 1s, spool_dir: %q%s}\n",
+			s.SourceURL, s.Mode(), strings.Join(s.Tables, ", "), filepath.Join(s.Dir, fmt.Sprintf("spool-%d", s.transfers)), s.More)
 	}
 	brokers := make([]string, 0, 3)
 	addresses := s.Kafka.Brokers()
@@ -103,14 +103,6 @@ func (s *System) Mode() string {
 		return *captureFlag
 	}
 	return s.Capture
-}
-
-// spool is the key for the directory that capture wal needs, one a transfer.
-func (s *System) spool() string {
-	if s.Mode() != CaptureWAL {
-		return ""
-	}
-	return fmt.Sprintf(", spool_dir: %q", filepath.Join(s.Dir, fmt.Sprintf("spool-%d", s.transfers)))
 }
 
 // TransferConfig writes a configuration for the source's side with an admin
