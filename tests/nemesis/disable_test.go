@@ -19,8 +19,8 @@ func (w *walker) disableTrigger() bool {
 	w.endAll()
 	w.faults["disable trigger"]++
 	s, table := w.some(false), w.tables[w.r.IntN(len(w.tables))]
-	sql := fmt.Sprintf("UPDATE %s SET n = coalesce(n, 0) + 1, note = 'not logged' WHERE %s; DELETE FROM %[1]s WHERE %s; %s", table,
-		w.mine(s, 40), w.mine(s, 10), insertRows(table, fmt.Sprintf("generate_series(%d, %d) i", places-8, places-1), fmt.Sprintf("i * %d + %d", stripes, s.stripe), w.regions(), 7))
+	sql := fmt.Sprintf("UPDATE %s SET n = coalesce(n, 0) + 1, note = 'not logged' WHERE %s; DELETE FROM %s WHERE %s; %s",
+		table, w.mine(s, 40), table, w.mine(s, 10), insertRows(table, fmt.Sprintf("generate_series(%d, %d) i", places-8, places-1), fmt.Sprintf("i * %d + %d", stripes, s.stripe), w.regions(), 7))
 	if table == "part" && w.r.IntN(2) == 0 {
 		table = w.shape.leaves[w.region()] // in one partition alone
 	}
