@@ -90,6 +90,9 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 		T: t, DB: db, Kafka: g.kafka, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
 		SourceURL: db.URL, Capture: string(g.mode), Variant: variant, Lease: time.Second, Sparse: true,
 	}}
+	if g.mode == byTrigger {
+		r.s.More = ", poll: {min: 1ms, max: 5ms}" // more windows in the same time
+	}
 	for _, sql := range statements {
 		db.Exec(sql)
 	}
