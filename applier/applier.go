@@ -258,7 +258,7 @@ func (a *Applier) pump(ctx context.Context, f *fetcher, src Source, p *policy) e
 	q := newQueue(a.config.QueueBytes)
 	written := make(chan error, 1)
 	go func() {
-		w := &writer{config: &a.config, status: &a.status, stall: p.stall(), careful: p.careful}
+		w := &writer{config: &a.config, status: &a.status, stall: p.stall(), careful: p.careful, full: errors.Is(p.last, edge.ErrFull)}
 		err := w.run(q)
 		if err != nil {
 			cancel()

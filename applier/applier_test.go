@@ -401,6 +401,28 @@ func TestFullStore(t *testing.T) {
 	run(t, s, topic).reached(p.index)
 }
 
+// A store that is full of what is gone makes room by itself.
+func TestFullStoreMakesRoom(t *testing.T) {
+	topic := newMemoryTopic()
+	p := newPublisher(t, topic, 1)
+	p.reign()
+	p.copied(1, "a")
+	for range 4 {
+		for id := 1; id < 60; id++ {
+			p.unit(p.put(id, strings.Repeat("x", 20_000)))
+		}
+		p.unit(&millrace.Entry{Kind: millrace.KindTruncate, Table: testTable})
+	}
+	p.unit(p.put(7, "last"))
+	s, err := edge.Open(edge.Options{Dir: t.TempDir(), MapSize: 3 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeStore(t, s) })
+	run(t, s, topic).reached(p.index)
+	wantContent(t, s, "7=last")
+}
+
 // A change that does not fit stops the applier right before it.
 func TestChangeThatDoesNotFit(t *testing.T) {
 	topic := newMemoryTopic()

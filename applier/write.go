@@ -22,6 +22,9 @@ type writer struct {
 	status  *status
 	stall   time.Duration
 	careful bool
+	// full tells that the attempt before found no room: batches are committed one
+	// by one then, and what is gone is removed in between.
+	full bool
 
 	q *queue
 	w *edge.Writer
@@ -46,6 +49,11 @@ func (w *writer) run(q *queue) (err error) {
 		return err
 	}
 	defer w.w.Close()
+	if w.full {
+		if err := w.makeRoom(); err != nil {
+			return err
+		}
+	}
 	for {
 		next, more, err := w.next()
 		if err != nil {
@@ -128,6 +136,13 @@ func (w *writer) step(next *work) error {
 	if w.at == nil {
 		return nil
 	}
+	if w.full {
+		// Little by little, so that what a commit frees is there for the next.
+		if err := w.commit(); err != nil {
+			return err
+		}
+		return w.makeRoom()
+	}
 	if w.careful || w.w.Verifying() || w.size >= w.config.CommitBytes || time.Since(w.began) >= commitTime {
 		if err := w.commit(); err != nil {
 			return err
@@ -191,6 +206,25 @@ func (w *writer) commit() error {
 func (w *writer) give() {
 	w.w.Abort()
 	w.partial, w.held = false, 0
+}
+
+// roomTime bounds how long rows of gone generations are removed before a store
+// that was full is written again.
+const roomTime = 2 * time.Second
+
+// makeRoom removes what a full store does not need: its pages may be all that the
+// changes lack.
+func (w *writer) makeRoom() error {
+	for began := time.Now(); time.Since(began) < roomTime; {
+		more, err := w.w.Sweep()
+		if err != nil {
+			return fmt.Errorf("make room: %w", err)
+		}
+		if !more {
+			return nil
+		}
+	}
+	return nil
 }
 
 func (w *writer) sweep() error {

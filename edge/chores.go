@@ -37,6 +37,19 @@ func (w *Writer) Chore() (more bool, err error) {
 	return w.HasChores(), nil
 }
 
+// Sweep does those of the chores that give room back, as Chore does, and reports
+// whether there is more to remove. It is for a store that is full.
+func (w *Writer) Sweep() (more bool, err error) {
+	g := w.garbage()
+	if g == nil {
+		return false, nil
+	}
+	if err := w.sweep(g); err != nil {
+		return false, err
+	}
+	return w.garbage() != nil, nil
+}
+
 // garbage returns a generation to be removed, or nil.
 func (w *Writer) garbage() *generation {
 	var first *generation

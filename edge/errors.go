@@ -3,7 +3,6 @@ package edge
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"slices"
 	"syscall"
@@ -48,8 +47,8 @@ var (
 	ErrInconsistent error = stopError("change does not fit the store")
 
 	// ErrFull occurs when the map or the disk has no room for a commit. The
-	// store goes on answering reads. Mend: a larger map size and a restart, or
-	// free disk space.
+	// store goes on answering reads, and can be written again as soon as there is
+	// room. Mend: free disk space, or a larger map size and a restart.
 	ErrFull = errors.New("store is full")
 
 	// ErrNotFound occurs when a table has no row of the key.
@@ -106,15 +105,6 @@ func (e *CorruptError) Unwrap() error { return ErrCorrupt }
 // want of it: more than one commit ever writes at once.
 const littleSpace = 64 << 20
 
-// diskFree returns the bytes that are free for the store.
-func (s *Store) diskFree() uint64 {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(s.dir, &st); err != nil {
-		return math.MaxUint64
-	}
-	return st.Bavail * uint64(st.Bsize)
-}
-
 func (s *Store) corrupt(format string, args ...any) error {
 	return &CorruptError{Dir: s.dir, Text: fmt.Sprintf(format, args...)}
 }
@@ -136,7 +126,7 @@ func (s *Store) fail(verb string, err error) error {
 		return fmt.Errorf("%s: %w: store %s has filled its map of %d bytes; mend: raise map_size and restart the edge", verb, ErrFull, s.dir, s.mapSize())
 	case is(lmdb.DBsFull):
 		return fmt.Errorf("%s: %w: store %s has its limit of %d table generations in use; mend: restart the edge, it then makes room for more", verb, ErrFull, s.dir, s.opts.MaxDBs)
-	case is(syscall.ENOSPC, syscall.EDQUOT):
+	case is(syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG):
 		return fmt.Errorf("%s: %w: %w; mend: free space on the disk of %s", verb, ErrFull, err, s.dir)
 	case is(syscall.EAGAIN):
 		return fmt.Errorf("%s: %w: %w: another process that has it open has the process ID %d too, in a PID namespace of its own, and LMDB takes the two for one; mend: let the containers share a PID namespace, or start one of the processes under another ID (with an init process, for instance)",

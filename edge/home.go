@@ -170,6 +170,9 @@ func (h *Home) Stream() millrace.StreamID { return h.Store().Stream() }
 // Place returns where the store stands that readers use.
 func (h *Home) Place() Place { return h.Store().Place() }
 
+// Space returns the room of the store that readers use.
+func (h *Home) Space() Space { return h.Store().Space() }
+
 // Verified is that of the store that readers use, as Verifying and VerifyNews are.
 func (h *Home) Verified() []TableVerify { return h.Store().Verified() }
 

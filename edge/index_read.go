@@ -26,7 +26,8 @@ type IndexInfo struct {
 	Whole    bool
 	Building bool
 	Covered  string
-	// Refused says why an index that is declared is not kept; empty if it is.
+	// Refused says why an index that is declared is not kept, or not built any
+	// further; empty if it is.
 	// Only the process that writes the store knows.
 	Refused string
 }
@@ -103,7 +104,7 @@ func (v *View) Indexes() []IndexInfo {
 func (v *View) indexesOf(name string, t *table) []IndexInfo {
 	var all []IndexInfo
 	for _, ix := range t.live.indexes {
-		info := IndexInfo{Table: name, Columns: ix.index.columns, Whole: ix.index.whole, Building: !ix.index.whole}
+		info := IndexInfo{Table: name, Columns: ix.index.columns, Whole: ix.index.whole, Building: !ix.index.whole, Refused: v.s.refused.of(t.id, ix.index.columns)}
 		if !info.Whole && len(ix.index.upTo) > 0 {
 			info.Covered = t.describe(ix.index.upTo)
 		}

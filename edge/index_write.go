@@ -296,13 +296,17 @@ func (w *Writer) indexTaskOf(t *table, g *generation) *indexTask {
 			return &indexTask{t: t, g: g, ix: ix, drop: true}
 		}
 	}
+	failed := func(columns []string) bool {
+		_, failed := w.indexing.failed[failedKey(g.name, columns)]
+		return failed
+	}
 	for _, ix := range g.indexes {
-		if !ix.index.whole {
+		if !ix.index.whole && !failed(ix.index.columns) {
 			return &indexTask{t: t, g: g, ix: ix}
 		}
 	}
 	for _, columns := range wanted {
-		if _, failed := w.indexing.failed[failedKey(g.name, columns)]; !failed && g.over(columns) == nil {
+		if !failed(columns) && g.over(columns) == nil {
 			return &indexTask{t: t, g: g, columns: columns}
 		}
 	}
@@ -326,6 +330,15 @@ func (w *Writer) doIndexTask(task *indexTask) error {
 	}
 	if err != nil {
 		w.Abort()
+	}
+	if errors.Is(err, ErrFull) {
+		// Changes matter more.
+		columns := task.columns
+		if task.ix != nil {
+			columns = task.ix.index.columns
+		}
+		w.refuseIndex(task.g, columns, err)
+		return nil
 	}
 	return err
 }

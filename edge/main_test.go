@@ -18,6 +18,7 @@ var children = map[string]func() error{
 	"view":    viewChild,
 	"follow":  followChild,
 	"pid":     pidChild,
+	"full":    fullChild,
 	"nothing": func() error { return nil },
 }
 

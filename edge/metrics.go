@@ -59,6 +59,14 @@ func newMetrics(s *Store) *metrics {
 		}),
 		gauge("readers", "Places in the table of readers that are in use, by all processes.", func() float64 { return float64(s.watch.places.Load()) }),
 		gauge("oldest_reader_commits", "Commits since the oldest snapshot that any process holds; the file grows while it does.", func() float64 { return float64(s.watch.behind.Load()) }),
+		gauge("file_growth_bytes", "Growth of the store's file in bytes a second, over the last hour.", func() float64 { return s.Space().Growth }),
+		gauge("disk_free_bytes", "Bytes by which the file can grow before the disk is full.", func() float64 { return float64(s.Space().Disk) }),
+		gauge("space_alarm", "1 where map or disk are nearly full, or are full within a day at the present rate.", func() float64 {
+			if s.Space().Alarm != "" {
+				return 1
+			}
+			return 0
+		}),
 		gauge("map_bytes", "Largest size of the store.", s.whileOpen(func() float64 { return float64(s.mapSize()) })),
 		gauge("file_bytes", "Pages in use or free in the store's file, in bytes.", s.whileOpen(func() float64 {
 			size, _, err := s.fullSize()

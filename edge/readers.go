@@ -164,7 +164,8 @@ const (
 	readerCheckEvery = 5
 )
 
-// keepReaders bounds the age of views and clears readers of processes that died.
+// keepReaders bounds the age of views, clears readers of processes that died, and
+// watches what room there is.
 func (s *Store) keepReaders() {
 	t := time.NewTicker(janitorInterval)
 	defer t.Stop()
@@ -178,6 +179,9 @@ func (s *Store) keepReaders() {
 			}
 			if err := s.watch.look(now); err != nil {
 				s.log.Error("list readers", "dir", s.dir, "error", err)
+			}
+			if n%int(spaceEvery/janitorInterval) == 0 {
+				s.lookAtSpace(now)
 			}
 			if n%readerCheckEvery != 0 {
 				continue

@@ -144,6 +144,7 @@ type Store struct {
 
 	readers readerPool
 	watch   readerWatch
+	space   spaceWatch
 	// declared are the indexes that the store is to have, refused those of them
 	// that are not kept.
 	declared atomic.Pointer[map[string][][]string]
@@ -201,6 +202,7 @@ func open(opts Options) (*Store, error) {
 	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.release())
 	}
+	s.lookAtSpace(time.Now())
 	s.metrics = newMetrics(s)
 	s.janitor.Add(1)
 	go func() {

@@ -53,6 +53,7 @@ type Reader interface {
 	Stream() millrace.StreamID
 	Verified() []edge.TableVerify
 	Verifying() millrace.Index
+	Space() edge.Space
 }
 
 // Config of a Server. Streams and one of Listen and Unix must be set.

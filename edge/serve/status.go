@@ -36,10 +36,34 @@ type Status struct {
 	// there are none.
 	Verify    []edge.TableVerify `json:"verify"`
 	Verifying millrace.Index     `json:"verifying"`
+	// Space is the room that the store takes and has.
+	Space SpaceStatus `json:"space"`
 	// Fault says what keeps the stream from going on.
 	Fault string `json:"fault,omitempty"`
 	// Next is a newer epoch that is being copied while this one is read.
 	Next *NextStatus `json:"next,omitempty"`
+}
+
+// SpaceStatus says how much room a store takes and has.
+type SpaceStatus struct {
+	FileBytes int64 `json:"file_bytes"`
+	MapBytes  int64 `json:"map_bytes"`
+	DiskFree  int64 `json:"disk_free_bytes"`
+	// Growth is in bytes a second; FullInSeconds is when there is no more room at
+	// that rate, null if the file does not grow.
+	Growth        float64  `json:"growth_bytes_per_second"`
+	FullInSeconds *float64 `json:"full_in_seconds"`
+	// Alarm says what is wrong and what mends it.
+	Alarm string `json:"alarm,omitempty"`
+}
+
+func spaceStatus(s edge.Space) SpaceStatus {
+	st := SpaceStatus{FileBytes: s.File, MapBytes: s.Map, DiskFree: s.Disk, Growth: s.Growth, Alarm: s.Alarm}
+	if s.FullIn > 0 {
+		seconds := s.FullIn.Seconds()
+		st.FullInSeconds = &seconds
+	}
+	return st
 }
 
 // NextStatus says how far the copy of a newer epoch is.
@@ -72,12 +96,12 @@ func indexStatus(all []edge.IndexInfo) []IndexStatus {
 	var list []IndexStatus
 	for i := range all {
 		ix := &all[i]
-		s := IndexStatus{Columns: ix.Columns, State: "waiting", Covered: ix.Covered, Reason: ix.Refused}
+		s := IndexStatus{Columns: ix.Columns, State: "waiting", Covered: ix.Covered}
 		switch {
 		case ix.Whole:
 			s.State = "whole"
 		case ix.Refused != "":
-			s.State = "refused"
+			s.State, s.Reason = "refused", ix.Refused
 		case ix.Building:
 			s.State = "building"
 		}
@@ -138,6 +162,7 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 		status.Tables = append(status.Tables, tableStatus(&infos[i]))
 	}
 	status.Verify, status.Verifying = st.store.Verified(), st.store.Verifying()
+	status.Space = spaceStatus(st.store.Space())
 	if s.config.Fault != nil {
 		if err := s.config.Fault(st.name); err != nil {
 			status.Fault = err.Error()
