@@ -75,31 +75,8 @@ func writerChild() error {
 	load := millrace.LoadID(100 + f.index)
 	for limit == 0 || unit < limit {
 		unit++
-		value := strconv.FormatUint(unit, 10)
-		var entries []*millrace.Entry
-		if unit%11 == 0 {
-			load++
-			entries = append(entries, a.control(millrace.KindLoadBegin, load))
-			for id := range crashRows {
-				entries = append(entries, a.load(load, strconv.Itoa(id), value))
-			}
-			entries = append(entries, a.control(millrace.KindLoadEnd, load))
-		} else {
-			for _, id := range rnd.Perm(crashRows) {
-				entries = append(entries, a.put(strconv.Itoa(id), value))
-			}
-		}
-		before, after := writerWidth(unit-1), writerWidth(unit)
-		if unit%7 == 0 {
-			entries, before = append(entries, b.control(millrace.KindTruncate, 0)), 0
-		}
-		for id := range after {
-			entries = append(entries, b.put(writerKey(id), value))
-		}
-		for id := after; id < before; id++ {
-			entries = append(entries, b.delete(writerKey(id)))
-		}
-		for _, e := range entries {
+		load++
+		for _, e := range writerUnit(rnd, a, b, unit, load) {
 			if err := f.apply(e); err != nil {
 				return err
 			}
@@ -121,6 +98,33 @@ func writerChild() error {
 	}
 	f.w.Close()
 	return s.Close()
+}
+
+// writerUnit makes a unit by the writer's rules.
+func writerUnit(rnd *rand.Rand, a, b tableFeed, unit uint64, load millrace.LoadID) (entries []*millrace.Entry) {
+	value := strconv.FormatUint(unit, 10)
+	if unit%11 == 0 {
+		entries = append(entries, a.control(millrace.KindLoadBegin, load))
+		for id := range crashRows {
+			entries = append(entries, a.load(load, strconv.Itoa(id), value))
+		}
+		entries = append(entries, a.control(millrace.KindLoadEnd, load))
+	} else {
+		for _, id := range rnd.Perm(crashRows) {
+			entries = append(entries, a.put(strconv.Itoa(id), value))
+		}
+	}
+	before, after := writerWidth(unit-1), writerWidth(unit)
+	if unit%7 == 0 {
+		entries, before = append(entries, b.control(millrace.KindTruncate, 0)), 0
+	}
+	for id := range after {
+		entries = append(entries, b.put(writerKey(id), value))
+	}
+	for id := after; id < before; id++ {
+		entries = append(entries, b.delete(writerKey(id)))
+	}
+	return entries
 }
 
 // writerWidth is the number of rows of table b after a unit, the longest of

@@ -19,17 +19,47 @@ const currentName = "CURRENT"
 
 const epochPrefix = "epoch-"
 
+// storeDir is the directory of a store within its home: that of an epoch, or a
+// copy that took the place of it or of another copy.
+type storeDir struct {
+	name  string
+	epoch millrace.Epoch
+	copy  uint64 // 0 for the epoch's first store
+}
+
 // epochDir names the directory of an epoch's store within its home.
 func epochDir(epoch millrace.Epoch) string { return fmt.Sprintf("%s%d", epochPrefix, uint64(epoch)) }
 
-// parseEpochDir takes back what epochDir gave.
-func parseEpochDir(name string) (millrace.Epoch, bool) {
-	text, ok := strings.CutPrefix(name, epochPrefix)
-	n, err := strconv.ParseUint(text, 10, 64)
-	if !ok || err != nil || epochDir(millrace.Epoch(n)) != name {
-		return 0, false
+// copyDir names that of a copy, of which number 0 is the epoch's store itself.
+func copyDir(epoch millrace.Epoch, number uint64) string {
+	if number == 0 {
+		return epochDir(epoch)
 	}
-	return millrace.Epoch(n), true
+	return fmt.Sprintf("%s-%d", epochDir(epoch), number)
+}
+
+// parseStoreDir takes back what copyDir gave.
+func parseStoreDir(name string) (d storeDir, ok bool) {
+	text, ok := strings.CutPrefix(name, epochPrefix)
+	if !ok {
+		return storeDir{}, false
+	}
+	epoch, number, copied := strings.Cut(text, "-")
+	n, err := strconv.ParseUint(epoch, 10, 64)
+	d = storeDir{name: name, epoch: millrace.Epoch(n)}
+	if err == nil && copied {
+		d.copy, err = strconv.ParseUint(number, 10, 64)
+	}
+	return d, err == nil && copyDir(d.epoch, d.copy) == name
+}
+
+// storeDirOf is parseStoreDir, with the home itself as what is no such name.
+func storeDirOf(name string) storeDir {
+	d, ok := parseStoreDir(name)
+	if !ok {
+		return storeDir{}
+	}
+	return d
 }
 
 // readCurrent returns the directory within home that readers use, empty for the
@@ -44,7 +74,7 @@ func readCurrent(home string) (string, error) {
 		return "", fmt.Errorf("find the current store: %w; mend: run as the user that owns %s", err, path)
 	}
 	name, ended := strings.CutSuffix(string(text), "\n")
-	if _, ok := parseEpochDir(name); !ok || !ended {
+	if _, ok := parseStoreDir(name); !ok || !ended {
 		return "", &CorruptError{Dir: home, Text: fmt.Sprintf("file %s holds %.40q, which names no store", currentName, text)}
 	}
 	return name, nil

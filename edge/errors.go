@@ -67,10 +67,10 @@ var (
 	// allows. Mend: read in smaller steps.
 	ErrExpired = errors.New("view was open for too long")
 
-	// ErrSuperseded occurs when readers have gone over to the store of a newer
-	// epoch. Mend: Close the store and Open its directory again; that leads to
+	// ErrSuperseded occurs when readers have gone over to another store, of a
+	// newer epoch or compacted. Mend: Close the store and Open its directory again; that leads to
 	// the newer one.
-	ErrSuperseded = errors.New("store was superseded by that of a newer epoch")
+	ErrSuperseded = errors.New("store was superseded by another one")
 
 	// ErrClosed occurs when the store was closed.
 	ErrClosed = errors.New("store is closed")

@@ -23,24 +23,29 @@ const homeLockName = "home.lock"
 // Home is the directory in which an edge keeps a stream through its epochs: the
 // store that readers use, and, while a new epoch is copied, the store that is to
 // follow it. Readers go over from one to the other at once (Switch). Its methods
-// may be called concurrently, but for Next, DropNext, Switch and Close, which one
-// goroutine calls.
+// may be called concurrently, but for Next, DropNext, Switch, Compact, DropCompacted,
+// SwitchCompacted and Close, which one goroutine calls at a time.
 //
 //	<dir>/data.mdb, lock.mdb, writer.lock   the store of the first epoch kept here
 //	<dir>/epoch-2/…                         the store of a later epoch
+//	<dir>/epoch-2-1/…                       a compacted copy that took its place, or
+//	                                        is being made
 //	<dir>/CURRENT                           names the one that readers use, if it is
 //	                                        not the first
 //	<dir>/home.lock                         one process keeps the home
 //
 // What CURRENT names decides, whatever else is there after a crash: a store of a
 // higher epoch is one that was being filled, and goes on being filled; any other
-// is one that readers have left, and is removed.
+// is one that readers have left, or a copy that they have not come to, and is
+// removed.
 type Home struct {
 	opts Options
 	lock *os.File
 
 	current atomic.Pointer[Store]
 	next    atomic.Pointer[Store]
+	// compacted is a copy of current that is to take its place.
+	compacted atomic.Pointer[Store]
 	// nextEpoch is that of next.
 	nextEpoch millrace.Epoch
 	metrics   []prometheus.Collector
@@ -107,33 +112,39 @@ func (h *Home) storeOptions(name string, r prometheus.Registerer) Options {
 // leftBehind returns the directories of stores other than the current one that
 // are not of a higher epoch.
 func (h *Home) leftBehind() []string {
-	current := filepath.Base(h.Store().Dir())
-	if h.Store().Dir() == h.opts.Dir {
-		current = ""
-	}
+	current := h.dirName(h.Store())
 	var left []string
 	if _, err := os.Stat(filepath.Join(h.opts.Dir, "data.mdb")); err == nil && current != "" {
 		left = append(left, "")
 	}
 	epoch := h.Store().Place().Epoch
-	for _, e := range h.epochs() {
-		if name := epochDir(e); name != current && e <= epoch {
-			left = append(left, name)
+	for _, d := range h.storeDirs() {
+		if d.name != current && d.epoch <= epoch {
+			left = append(left, d.name)
 		}
 	}
 	return left
 }
 
-// epochs returns the epochs that have a directory.
-func (h *Home) epochs() []millrace.Epoch {
+// dirName returns the directory of a store within the home, empty for the home
+// itself.
+func (h *Home) dirName(s *Store) string {
+	if s.Dir() == h.opts.Dir {
+		return ""
+	}
+	return filepath.Base(s.Dir())
+}
+
+// storeDirs returns the directories of stores within the home.
+func (h *Home) storeDirs() []storeDir {
 	entries, err := os.ReadDir(h.opts.Dir)
 	if err != nil {
 		h.opts.Logger.Warn("look for stores", "dir", h.opts.Dir, "error", err)
 	}
-	var all []millrace.Epoch
+	var all []storeDir
 	for _, entry := range entries {
-		if e, ok := parseEpochDir(entry.Name()); ok && entry.IsDir() {
-			all = append(all, e)
+		if d, ok := parseStoreDir(entry.Name()); ok && entry.IsDir() {
+			all = append(all, d)
 		}
 	}
 	return all
@@ -189,8 +200,7 @@ func (h *Home) Following() (millrace.Epoch, Place) {
 	if s == nil {
 		return 0, Place{}
 	}
-	epoch, _ := parseEpochDir(filepath.Base(s.Dir()))
-	return epoch, s.Place()
+	return storeDirOf(filepath.Base(s.Dir())).epoch, s.Place()
 }
 
 // View is Store.View on the store that readers use. A view that has begun ends
@@ -221,10 +231,10 @@ func (h *Home) Next(epoch millrace.Epoch) (*Store, error) {
 		return nil, err
 	}
 	// Those that an earlier process was filling.
-	for _, e := range h.epochs() {
-		if e > h.Place().Epoch && e != epoch && epochDir(e) != filepath.Base(h.Store().Dir()) {
-			if err := os.RemoveAll(filepath.Join(h.opts.Dir, epochDir(e))); err != nil {
-				return nil, fmt.Errorf("give up epoch %v: %w", e, err)
+	for _, d := range h.storeDirs() {
+		if d.epoch > h.Place().Epoch && d.epoch != epoch && d.name != h.dirName(h.Store()) {
+			if err := os.RemoveAll(filepath.Join(h.opts.Dir, d.name)); err != nil {
+				return nil, fmt.Errorf("give up epoch %v: %w", d.epoch, err)
 			}
 		}
 	}
@@ -299,10 +309,7 @@ func (h *Home) Switch(ctx context.Context) error {
 
 // leave closes and removes a store that readers have left.
 func (h *Home) leave(old *Store) {
-	name := filepath.Base(old.Dir())
-	if old.Dir() == h.opts.Dir {
-		name = ""
-	}
+	name := h.dirName(old)
 	// Marked at once, so that readers in other processes go over too. Where that
 	// fails for want of room, removeStore makes some.
 	if err := old.supersede(); err != nil {
@@ -387,8 +394,10 @@ func (h *Home) Close() error {
 		}
 	}
 	var errs []error
-	if s := h.next.Load(); s != nil {
-		errs = append(errs, s.Close())
+	for _, s := range []*Store{h.next.Load(), h.compacted.Load()} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
 	}
 	if s := h.Store(); s != nil {
 		errs = append(errs, s.Close())
