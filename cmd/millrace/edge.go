@@ -22,7 +22,7 @@ import (
 const noViewLimit = 24 * time.Hour
 
 func (a *app) edgeCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "edge",
 		Short: "Apply topics to local stores and answer reads",
 		Long: `Apply topics to local stores and answer reads at edge.http. Reads are answered from the first moment on,
@@ -44,6 +44,8 @@ somebody to act (exit code 4; with edge.on_stop: serve it goes on answering read
 			return errors.Join(k.run(cmd.Context()), k.close())
 		},
 	}
+	cmd.AddCommand(a.compactCommand())
+	return cmd
 }
 
 // keeper is the edge process: a follower a stream, and the listeners that answer
@@ -85,7 +87,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	}
 	var err error
 	k.server, err = serve.New(serve.Config{
-		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next,
+		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Compactor: k,
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})
 	if err != nil {

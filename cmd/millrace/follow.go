@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/topic"
@@ -56,10 +57,14 @@ type follower struct {
 	// stopped is why readers' epoch does not go on, trouble why the next one
 	// cannot be prepared or gone over to.
 	stopped, trouble error
+	// compaction is the newest one, nil if there was none.
+	compaction *serve.Compaction
+	// compactAsked has an item when one is to begin.
+	compactAsked chan struct{}
 }
 
 func newFollower(c *config.Config, s *config.Stream, viewAge time.Duration, log *slog.Logger, metrics prometheus.Registerer) (*follower, error) {
-	f := &follower{config: s, edge: &c.Edge, log: log, metrics: metrics}
+	f := &follower{config: s, edge: &c.Edge, log: log, metrics: metrics, compactAsked: make(chan struct{}, 1)}
 	if s.ID != "" {
 		f.id, _ = millrace.ParseStreamID(s.ID) // the configuration has checked it
 	}
@@ -236,6 +241,7 @@ func (f *follower) reign(ctx context.Context) error {
 		cancel()
 		r.next.stop()
 		r.current.stop()
+		r.endCompaction(errors.New("the edge has stopped following the stream"))
 		f.mu.Lock()
 		f.next = nil
 		f.mu.Unlock()
@@ -294,6 +300,7 @@ type epochReign struct {
 	found         chan millrace.Epoch
 	look          chan struct{}
 	current, next *task
+	compact       *compactTask
 	// ending is the stop of readers' epoch that ends the stream unless a newer
 	// one has begun. held tells that it is being served with its fault instead.
 	ending, held error
@@ -339,6 +346,16 @@ func (r *epochReign) run() error {
 			}
 		case <-r.next.copiedC():
 			return r.goOver()
+		case <-r.compactAsked:
+			r.beginCompaction()
+		case <-r.compact.madeC():
+			r.copyMade()
+		case <-r.compact.endedC():
+			r.copyStopped()
+		case <-r.compact.caughtC():
+			if over, err := r.compacted(); over || err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -392,6 +409,7 @@ func (r *epochReign) begin(epoch millrace.Epoch) {
 		r.log.Info("a still newer epoch has begun; the copy under way is given up", "epoch", uint64(r.next.epoch))
 		r.dropNextTask()
 	}
+	r.endCompaction(fmt.Errorf("epoch %v has begun, whose store takes the place of this one", epoch))
 	store, err := r.home.Next(epoch)
 	if err == nil {
 		r.next, err = r.apply(r.ctx, store, epoch, nil, &r.follower.next)

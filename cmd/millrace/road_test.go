@@ -130,6 +130,19 @@ func road(t *testing.T, w *world, made string) {
 	if got := run("status"); !strings.Contains(got, "equal at ") {
 		t.Errorf("status after verifying: %s", got)
 	}
+	// The store is compacted while changes go on, and twice.
+	for i := range 2 {
+		if got := run("edge", "compact"); !strings.Contains(got, "store of stream shop took ") {
+			t.Errorf("edge compact: %s", got)
+		}
+		w.db.Exec(fmt.Sprintf(`UPDATE items SET note = 'compacted %d' WHERE id = 5`, i))
+		until(t, "a change is in the compacted store", func() error {
+			if got := run("get", "public.items", "s2,5"); !strings.Contains(got, fmt.Sprintf(`"compacted %d"`, i)) {
+				return fmt.Errorf("got %s", got)
+			}
+			return nil
+		})
+	}
 	refusal(t, w.dir, nil, exitFailure, []string{w.admin, "transfer.admin"}, "transfer", "-c", w.file)
 	refusal(t, w.dir, nil, exitUsage, []string{"--yes"}, "uninstall", "-c", w.file)
 	refusal(t, w.dir, nil, exitOperator, []string{"stop millrace transfer"}, "uninstall", "--yes", "-c", w.file)

@@ -21,10 +21,11 @@ const (
 	routeRowsGet
 	routeHealth
 	routeMetrics
+	routeCompact
 	numRoutes
 )
 
-var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics"}
+var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact"}
 
 // metrics are looked up once, because a lookup by label costs as much as a read
 // of a row.

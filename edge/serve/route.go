@@ -85,6 +85,9 @@ func (q *request) dispatch(path string) error {
 			return err
 		}
 		return q.status()
+	case "compact":
+		q.route = routeCompact
+		return q.compact()
 	case "tables":
 		q.route = routeTables
 		if err := q.wantGet(); err != nil {

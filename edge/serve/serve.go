@@ -73,6 +73,8 @@ type Config struct {
 	// is read, and where that copy stands; epoch 0 if none is. It is shown in the
 	// stream's status. May be nil.
 	Next func(stream string) (millrace.Epoch, edge.Place)
+	// Compactor compacts stores when it is asked to; nil for never.
+	Compactor Compactor
 	// Gatherer gives what /metrics shows; nil for nothing.
 	Gatherer prometheus.Gatherer
 	// Registerer takes the server's own metrics; nil drops them.

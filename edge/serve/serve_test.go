@@ -435,3 +435,50 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+// compactorOf plays the edge process.
+type compactorOf struct{ now *serve.Compaction }
+
+func (c *compactorOf) Compact(string) error {
+	if c.now != nil && c.now.Running() {
+		return serve.ErrCompacting
+	}
+	c.now = &serve.Compaction{State: serve.CompactionWaiting}
+	return nil
+}
+
+func (c *compactorOf) Compaction(string) *serve.Compaction { return c.now }
+
+func TestCompactRoute(t *testing.T) {
+	store, _ := newStore(t)
+	c := &compactorOf{}
+	s := newServer(t, store, func(config *serve.Config) { config.Compactor = c })
+	ask := func(method, kind string) (int, string) {
+		t.Helper()
+		r := httptest.NewRequest(method, streamURL+"/compact", strings.NewReader("{}"))
+		r.Header.Set("Content-Type", kind)
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, r)
+		return w.Code, w.Body.String()
+	}
+	for _, step := range []struct {
+		method, kind string
+		code         int
+		says         string
+	}{
+		{http.MethodGet, "", http.StatusNotFound, "has not been compacted"},
+		{http.MethodPost, "text/plain", http.StatusUnsupportedMediaType, "application/json"},
+		{http.MethodPost, "application/json", http.StatusOK, `"state":"waiting"`},
+		{http.MethodPost, "application/json", http.StatusConflict, "under way"},
+		{http.MethodGet, "", http.StatusOK, `"state":"waiting"`},
+		{http.MethodDelete, "", http.StatusMethodNotAllowed, "use POST, GET"},
+	} {
+		if code, body := ask(step.method, step.kind); code != step.code || !strings.Contains(body, step.says) {
+			t.Errorf("%s %s: got %d %s, want %d that says %q", step.method, step.kind, code, body, step.code, step.says)
+		}
+	}
+	s = newServer(t, store)
+	if code, body := ask(http.MethodPost, "application/json"); code != http.StatusNotFound || !strings.Contains(body, "does not compact") {
+		t.Errorf("server that does not compact: got %d %s", code, body)
+	}
+}
