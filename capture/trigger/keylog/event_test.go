@@ -11,7 +11,7 @@ func TestEventsNameTheCulprit(t *testing.T) {
 	if text, err := EventTriggers(r.ctx(), r.conn); err != nil || text != "" {
 		t.Errorf("without event triggers: %q, %v", text, err)
 	}
-	if ok, err := InstallEventTriggers(r.ctx(), r.conn); err != nil || !ok {
+	if ok, err := InstallEventTriggers(r.ctx(), r.conn, r.cfg); err != nil || !ok {
 		t.Fatalf("event triggers: %v, %v", ok, err)
 	}
 	there, err := EventTriggers(r.ctx(), r.conn)
