@@ -303,7 +303,7 @@ func (s *show) run(ctx, stages context.Context) error {
 		err = s.prove(ctx)
 	}
 	if err == nil {
-		s.prober = proof.NewProber(s.stream.Source.URL.Reveal(), s.stream.Name, s.home.Store(), probeEvery)
+		s.prober = proof.NewProber(s.stream.Source.URL.Reveal(), s.stream.Name, s.mode(), s.home.Store(), probeEvery)
 		work.Go(func() { s.prober.Run(probing) })
 		err = s.middle(ctx, began)
 	}
@@ -363,7 +363,7 @@ func (s *show) end(stages context.Context) error {
 
 func (s *show) prove(ctx context.Context) error {
 	r, err := proof.Run(ctx, proof.Config{
-		SourceURL: s.stream.Source.URL.Reveal(), Stream: s.stream.Name, Tables: s.stream.Source.Tables, Store: s.home.Store(),
+		SourceURL: s.stream.Source.URL.Reveal(), Stream: s.stream.Name, Mode: s.mode(), Tables: s.stream.Source.Tables, Store: s.home.Store(),
 	})
 	if err != nil {
 		return err
@@ -371,6 +371,13 @@ func (s *show) prove(ctx context.Context) error {
 	s.last = r
 	s.log.Info("compared", "index", r.Index, "source_rows", r.SourceRows(), "edge_rows", r.EdgeRows(), "differences", r.Differences(), "held", r.Held, "took", r.Took)
 	return nil
+}
+
+func (s *show) mode() millrace.Mode {
+	if s.stream.Source.Capture == config.CaptureTrigger {
+		return millrace.ModeTrigger
+	}
+	return millrace.ModeWAL
 }
 
 func (s *show) proofLine() string {

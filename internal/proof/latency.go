@@ -13,20 +13,6 @@ import (
 	"github.com/millrace-db/millrace/edge"
 )
 
-// heartbeat is a transaction of its own whose commit flows through the stream.
-// The LSN it gives is before its commit's.
-const heartbeat = `SELECT pg_logical_emit_message(true, 'millrace.heartbeat', $1::text)::text`
-
-// Beat commits a heartbeat of the stream and returns an LSN that is not after
-// its commit in the WAL.
-func Beat(ctx context.Context, conn *pgx.Conn, stream string) (millrace.LSN, error) {
-	var text string
-	if err := conn.QueryRow(ctx, heartbeat, stream).Scan(&text); err != nil {
-		return 0, fmt.Errorf("commit a heartbeat: %w", err)
-	}
-	return millrace.ParseLSN(text)
-}
-
 // Latency is the time from commit to visible: from the moment at which the
 // source has answered a COMMIT to the moment at which a new reader of the edge's
 // store sees what was committed.
@@ -39,11 +25,14 @@ type Latency struct {
 // keptProbes bounds memory: figures are of the newest probes.
 const keptProbes = 100_000
 
-// Prober measures Latency with heartbeats, which take the same way as every
-// other transaction, beside whatever else is committed. Its methods may be
-// called concurrently.
+// Prober measures Latency with transactions of its own, beside whatever else is
+// committed: heartbeats, which take the same way as every other transaction, or where
+// capture is by triggers, transactions that come with the next window. There, a source
+// with nothing else to do shows the time between capture's own heartbeats. Its methods
+// may be called concurrently.
 type Prober struct {
 	url, stream string
+	mode        millrace.Mode
 	store       *edge.Store
 	interval    time.Duration
 
@@ -55,14 +44,15 @@ type Prober struct {
 	max   time.Duration
 }
 
-// NewProber makes a prober that commits a heartbeat at each interval.
-func NewProber(url, stream string, store *edge.Store, interval time.Duration) *Prober {
-	return &Prober{url: url, stream: stream, store: store, interval: interval, more: make(chan struct{})}
+// NewProber makes a prober that commits a transaction at each interval; mode is how
+// the stream is captured.
+func NewProber(url, stream string, mode millrace.Mode, store *edge.Store, interval time.Duration) *Prober {
+	return &Prober{url: url, stream: stream, mode: mode, store: store, interval: interval, more: make(chan struct{})}
 }
 
-// probe is a heartbeat under way.
+// probe is a transaction under way.
 type probe struct {
-	lsn       millrace.LSN
+	mark      mark
 	committed time.Time
 }
 
@@ -96,12 +86,12 @@ func (p *Prober) session(ctx context.Context, probes chan<- probe) error {
 	tick := time.NewTicker(p.interval)
 	defer tick.Stop()
 	for {
-		lsn, err := Beat(ctx, conn, p.stream)
+		m, err := setMark(ctx, conn, p.mode, p.stream)
 		if err != nil {
 			return err
 		}
 		select {
-		case probes <- probe{lsn, time.Now()}:
+		case probes <- probe{m, time.Now()}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -113,18 +103,22 @@ func (p *Prober) session(ctx context.Context, probes chan<- probe) error {
 	}
 }
 
-// watch waits for each probe to become visible. Heartbeats come in the order of
-// their commits, so the oldest is always the next.
+// watch waits for each probe to become visible. They come in the order of their
+// commits, so the oldest is always the next.
 func (p *Prober) watch(ctx context.Context, probes <-chan probe) {
 	for one := range probes {
 		for {
 			changed := p.store.Changed()
-			at, _, err := Applied(ctx, p.store)
+			at, _, err := applied(ctx, p.store)
 			now := time.Now()
 			if err != nil {
 				return // the store is closing, or ctx has ended
 			}
-			if at >= one.lsn {
+			passed, err := one.mark.passed(&at)
+			if err != nil {
+				return
+			}
+			if passed {
 				p.add(max(0, now.Sub(one.committed)))
 				break
 			}

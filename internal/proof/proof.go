@@ -48,6 +48,8 @@ type Config struct {
 	// Stream is the stream's name. A heartbeat of it is committed, so that the
 	// store need not wait for the next one.
 	Stream string
+	// Mode is how the stream is captured. Default: WAL.
+	Mode millrace.Mode
 	// LockTimeout is how long one attempt to lock the tables may hold writers
 	// up, 400 ms by default: below deadlock_timeout, so that an application's
 	// transaction never ends for it. Attempts are how many there are; 20 by
@@ -83,10 +85,8 @@ func (c *Config) complete() error {
 // Result says what was compared and how it came out.
 type Result struct {
 	// Index and Chain are where the store stood.
-	Index millrace.Index
-	Chain millrace.Chain
-	// LSN is where the source stood.
-	LSN    millrace.LSN
+	Index  millrace.Index
+	Chain  millrace.Chain
 	Tables []TableResult
 	// Held is how long writers were held off, Took how long it took in all.
 	Held, Took time.Duration
@@ -162,6 +162,7 @@ type run struct {
 	// locks holds the tables, rows has the snapshot.
 	locks, rows *pgx.Conn
 	locked      time.Time
+	marked      mark
 	result      Result
 }
 
@@ -265,14 +266,14 @@ func (r *run) snapshot(ctx context.Context) error {
 	return nil
 }
 
-// mark commits a heartbeat, behind every change that the snapshot sees, on a
+// mark commits a transaction, behind every change that the snapshot sees, on a
 // connection of its own: the others are within transactions.
 func (r *run) mark(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx, r.cfg.SourceURL)
 	if err != nil {
 		return fmt.Errorf("connect to the source: %w", err)
 	}
-	r.result.LSN, err = Beat(ctx, conn, r.cfg.Stream)
+	r.marked, err = setMark(ctx, conn, r.cfg.Mode, r.cfg.Stream)
 	return errors.Join(err, conn.Close(ctx))
 }
 
@@ -283,33 +284,19 @@ func (r *run) reach(ctx context.Context) error {
 	defer cancel()
 	for {
 		changed := r.cfg.Store.Changed()
-		at, index, err := Applied(ctx, r.cfg.Store)
+		at, index, err := applied(ctx, r.cfg.Store)
 		if err != nil {
 			return err
 		}
-		if at >= r.result.LSN {
-			return nil
+		if passed, err := r.marked.passed(&at); passed || err != nil {
+			return err
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the edge to reach %v: it is at %v, index %v: %w", r.result.LSN, at, index, ctx.Err())
+			return fmt.Errorf("wait for the edge to reach %v: it is at %v, index %v: %w", &r.marked, at, index, ctx.Err())
 		}
 	}
-}
-
-// Applied returns where the newest unit in the store ended at the source, zero
-// if there is none.
-func Applied(ctx context.Context, store *edge.Store) (lsn millrace.LSN, index millrace.Index, err error) {
-	err = store.View(ctx, func(v *edge.View) error {
-		checkpoint, err := v.Checkpoint()
-		if err != nil || checkpoint == nil {
-			return err
-		}
-		lsn, index = checkpoint.Position.LSN, checkpoint.Index
-		return nil
-	})
-	return lsn, index, err
 }
 
 func (r *run) unlock(ctx context.Context) error {

@@ -271,7 +271,7 @@ func TestBusyTables(t *testing.T) {
 
 func TestProber(t *testing.T) {
 	s := newShop(t, 1)
-	p := NewProber(s.URL, "shop", s.store, time.Millisecond)
+	p := NewProber(s.URL, "shop", millrace.ModeWAL, s.store, time.Millisecond)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	done := make(chan struct{})
@@ -288,7 +288,7 @@ func TestProber(t *testing.T) {
 }
 
 func TestRanks(t *testing.T) {
-	p := NewProber("", "", nil, 0)
+	p := NewProber("", "", millrace.ModeWAL, nil, 0)
 	if got := p.Latency().String(); got != "not measured yet" {
 		t.Errorf("without probes: got %q", got)
 	}
