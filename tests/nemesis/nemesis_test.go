@@ -54,6 +54,10 @@ func TestNemesis(t *testing.T) {
 				return
 			}
 			walks(t, g, seeds)
+			if m == byTrigger && *seedsFlag == 0 {
+				t.Run("crashes", func(t *testing.T) { done(t, g, crashes(0)) })
+				t.Run("rewrites", func(t *testing.T) { done(t, g, rewrites(0)) })
+			}
 		})
 	}
 }
@@ -69,7 +73,7 @@ func walks(t *testing.T, g *ground, seeds int) {
 		_, first = harness.Rand(t)
 		seeds = 1
 	}
-	crashes := 0
+	crashed := 0
 	for i := range seeds {
 		seed := first + uint64(i)
 		steps := walk(g.mode, seed, *lengthFlag)
@@ -83,14 +87,14 @@ func walks(t *testing.T, g *ground, seeds int) {
 			return
 		}
 		if slices.ContainsFunc(steps, func(s step) bool { return s.Do == "crash" }) {
-			crashes++
+			crashed++
 		}
 	}
 	if g.mode == byWAL && g.streamed == 0 {
 		t.Error("no transaction was streamed before its end")
 	}
-	t.Logf("%d of %d crashes of the server have lost what it had acknowledged", g.lost, crashes)
-	if crashes >= 5 && g.lost == 0 {
+	t.Logf("%d of %d crashes of the server have lost what it had acknowledged", g.lost, crashed)
+	if crashed >= 5 && g.lost == 0 {
 		t.Error("no crash of the server has lost a commit that it had acknowledged")
 	}
 }

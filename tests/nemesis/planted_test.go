@@ -5,13 +5,19 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/millrace-db/millrace/internal/kafkatest"
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
-// chances bounds in how many walks a planted bug must show.
-const chances = 12
+const (
+	// chances bounds in how many walks a planted bug must show.
+	chances = 12
+	// plantedLimit is how long a stream with a planted bug, which may have lost what is
+	// waited for, is given to bring it.
+	plantedLimit = 20 * time.Second
+)
 
 // planted is a mistake in capture, and the walks that come by it: random ones
 // without some kinds of steps, or one that is made for it.
@@ -87,7 +93,7 @@ func (p planted) caught(t *testing.T, g *ground) {
 func (p planted) walk(t *testing.T, g *ground, steps []step) error {
 	t.Helper()
 	r := newRun(t, g, harness.Faulty)
-	r.env = []string{"MILLRACE_PLANT=" + p.plant}
+	r.env, r.limit = []string{"MILLRACE_PLANT=" + p.plant}, plantedLimit
 	r.transfer.Stop(stopLimit)
 	r.startTransfer()
 	return r.walk(steps)
@@ -97,8 +103,8 @@ func (p planted) walk(t *testing.T, g *ground, steps []step) error {
 // that was not durable when capture saw it.
 func crashes(uint64) []step {
 	var steps []step
-	for range 4 {
-		steps = append(steps, step{Do: "crash"}, step{Do: "check"})
+	for i := range 3 {
+		steps = append(steps, step{Do: "crash", MS: i}, step{Do: "check"}) // 0 waits until capture has seen it
 	}
 	return append(steps, step{Do: "final check"})
 }

@@ -70,6 +70,8 @@ type run struct {
 	// bugs.
 	env    []string
 	checks int
+	// limit is how long the edges may take to come to the source's end.
+	limit time.Duration
 	// epoch is the stream's.
 	epoch int
 	// audited tells how the audits of the first edge ended.
@@ -86,7 +88,7 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 	t.Helper()
 	statements, _, names := setUp(g.mode)
 	db := pgtest.On(t, g.server)
-	r := &run{t: t, g: g, epoch: 1, counts: map[string]int{}, s: &harness.System{
+	r := &run{t: t, g: g, epoch: 1, limit: settleLimit, counts: map[string]int{}, s: &harness.System{
 		T: t, DB: db, Kafka: g.kafka, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
 		SourceURL: db.URL, Capture: string(g.mode), Variant: variant, Lease: time.Second, Sparse: true,
 	}}
@@ -331,7 +333,7 @@ func (r *run) settle(loads bool) error {
 	r.s.DB.Exec("INSERT INTO public.journal VALUES (-1, " + marker + ", 'marker')")
 	for _, e := range r.edges {
 		var gone error
-		err := harness.Wait(r.t.Context(), settleLimit, func(ctx context.Context) error {
+		err := harness.Wait(r.t.Context(), r.limit, func(ctx context.Context) error {
 			if gone = r.keepUp(); gone != nil {
 				return nil //nolint:nilerr // no use in waiting on; gone is looked at below
 			}
