@@ -24,16 +24,23 @@ func TestMain(m *testing.M) { harness.Main(m) }
 // shrinks bounds how often a walk that failed is tried again, shorter.
 const shrinks = 6
 
-// modes are those that walks are done in, with how many where -seeds does not say:
-// both, or the one that -capture says.
-func modes() map[mode]int {
-	all := map[mode]int{byWAL: 5}
+// modes are those that walks are done in: both, or the one that -capture says.
+func modes() []mode {
+	all := []mode{byWAL, byTrigger}
 	flag.Visit(func(f *flag.Flag) {
-		if m := mode(f.Value.String()); f.Name == "capture" {
-			all = map[mode]int{m: 10}
+		if f.Name == "capture" {
+			all = []mode{mode(f.Value.String())}
 		}
 	})
 	return all
+}
+
+// few is how many walks are done in a mode where -seeds does not say.
+func few(m mode) int {
+	if m == byWAL {
+		return 5
+	}
+	return 10
 }
 
 // TestNemesis does walks, one after the other.
@@ -42,7 +49,7 @@ func TestNemesis(t *testing.T) {
 		t.Logf("left out:%s", left)
 	}
 	kafka := kafkatest.Start(t, 1)
-	for m, seeds := range modes() {
+	for _, m := range modes() {
 		t.Run(string(m), func(t *testing.T) {
 			g := newGround(t, m, kafka)
 			if *walkFlag != "" {
@@ -53,7 +60,7 @@ func TestNemesis(t *testing.T) {
 				done(t, g, steps)
 				return
 			}
-			walks(t, g, seeds)
+			walks(t, g)
 			if m == byTrigger && *seedsFlag == 0 {
 				t.Run("crashes", func(t *testing.T) { done(t, g, crashes(0)) })
 				t.Run("rewrites", func(t *testing.T) { done(t, g, rewrites(0)) })
@@ -63,11 +70,11 @@ func TestNemesis(t *testing.T) {
 }
 
 // walks does the walks of some seeds over g.
-func walks(t *testing.T, g *ground, seeds int) {
+func walks(t *testing.T, g *ground) {
 	t.Helper()
-	first := *firstFlag
-	if *seedsFlag != 0 {
-		seeds = *seedsFlag
+	first, seeds := *firstFlag, *seedsFlag
+	if seeds == 0 {
+		seeds = few(g.mode)
 	}
 	if f := flag.Lookup("seed").Value.String(); f != "0" {
 		_, first = harness.Rand(t)

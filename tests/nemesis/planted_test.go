@@ -60,7 +60,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 			{plant: "early_snapshot", made: rewrites},
 		},
 	}
-	for m := range modes() {
+	for _, m := range modes() {
 		t.Run(string(m), func(t *testing.T) {
 			g := newGround(t, m, kafka)
 			for _, one := range bugs[m] {
