@@ -3,7 +3,8 @@
 // Unlike testing's own, they may be passed through by the unprivileged user that
 // a server runs as, they can outlive one test, their paths are short enough for
 // unix sockets, and those of a test binary that was killed are cleared away by
-// the next one.
+// the next one. MILLRACE_TEST_DIR says where they are made, in memory for
+// instance, if not where temporary files go: no test ends the machine.
 package testdir
 
 import (
@@ -17,14 +18,24 @@ import (
 	"testing"
 )
 
-const prefix = "millrace-test-"
+const (
+	prefix = "millrace-test-"
+	env    = "MILLRACE_TEST_DIR"
+)
+
+func place() string {
+	if dir := os.Getenv(env); dir != "" {
+		return dir
+	}
+	return os.TempDir()
+}
 
 // New makes a directory that the caller removes.
 func New() (string, error) {
 	if err := sweep(); err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", prefix, os.Getpid()))
+	dir, err := os.MkdirTemp(place(), fmt.Sprintf("%s%d-", prefix, os.Getpid()))
 	if err != nil {
 		return "", fmt.Errorf("make test directory: %w", err)
 	}
@@ -52,7 +63,7 @@ func For(t testing.TB) string {
 
 // sweep removes the directories of test binaries that are no longer alive.
 func sweep() error {
-	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+	dirs, err := filepath.Glob(filepath.Join(place(), prefix+"*"))
 	if err != nil {
 		return fmt.Errorf("list old test directories: %w", err)
 	}
