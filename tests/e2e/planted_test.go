@@ -14,8 +14,10 @@ import (
 
 const (
 	// plantedLoad is how long the load goes on over a planted bug before those
-	// that judge a system at rest are asked.
+	// that judge a system at rest are asked; tornLoad is that for one which they
+	// cannot see any more: until a witness does.
 	plantedLoad = 2 * time.Second
+	tornLoad    = time.Minute
 	// restLimit is how long the system may take to come to rest.
 	restLimit = time.Minute
 )
@@ -156,7 +158,11 @@ func (r *run) startCopied() {
 func (r *run) wantCaught(plant string) {
 	t := r.t
 	t.Helper()
-	by := r.caught()
+	load := plantedLoad
+	if plant == "torn_unit" {
+		load = tornLoad
+	}
+	by := r.caught(load)
 	if by == "" {
 		t.Fatalf("nobody has noticed the planted bug %s", plant)
 	}
@@ -166,12 +172,12 @@ func (r *run) wantCaught(plant string) {
 	t.Logf("%s is caught: %s", plant, by)
 }
 
-func (r *run) caught() string {
+func (r *run) caught(load time.Duration) string {
 	witnesses := make(chan error, 1)
 	go func() { witnesses <- r.awaitWitnesses() }()
 	loaded := make(chan error, 1)
 	go func() {
-		harness.Pass(r.t.Context(), plantedLoad)
+		harness.Pass(r.t.Context(), load)
 		r.stopLoad()
 		loaded <- r.awaitLoad()
 	}()
