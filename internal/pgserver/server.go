@@ -340,14 +340,26 @@ func (s *Server) Stop(ctx context.Context) error {
 	case <-p.Done():
 	case <-ctx.Done():
 		s.log.Warn("Postgres does not end by itself, ending it at once", "dir", s.dir)
-		if err := p.Signal(syscall.SIGQUIT); err != nil {
-			return err
-		}
-		if !p.EndsWithin(quitLimit) {
-			return errors.Join(s.Kill(), s.removeSocketDir())
-		}
+		return s.Quit()
 	}
 	s.log.Info("Postgres stopped", "dir", s.dir)
+	return s.removeSocketDir()
+}
+
+// Quit ends the server at once and writes nothing out, which the next start mends
+// from the log. Unlike Kill it leaves nothing in the system's shared memory, of
+// which there is a limited number of pieces.
+func (s *Server) Quit() error {
+	p := s.current()
+	if p == nil {
+		return nil
+	}
+	if err := p.Signal(syscall.SIGQUIT); err != nil {
+		return err
+	}
+	if !p.EndsWithin(quitLimit) {
+		return errors.Join(s.Kill(), s.removeSocketDir())
+	}
 	return s.removeSocketDir()
 }
 

@@ -70,7 +70,7 @@ func StopShared() error {
 		return err
 	}
 	// Its data is thrown away, so it need not be written out first.
-	return errors.Join(err, shared.server.Kill(), os.RemoveAll(shared.dir))
+	return errors.Join(err, shared.server.Quit(), os.RemoveAll(shared.dir))
 }
 
 // Server returns the test binary's shared cluster, started at the first call.
@@ -111,7 +111,7 @@ func Cluster(t testing.TB, options Options) *pgserver.Server {
 		t.Fatalf("start a private Postgres: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := server.Kill(); err != nil {
+		if err := server.Quit(); err != nil {
 			t.Error(err)
 		}
 	})

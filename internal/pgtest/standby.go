@@ -50,7 +50,7 @@ func Standby(t testing.TB, primary *pgserver.Server, settings map[string]string)
 		t.Fatalf("start the standby: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := server.Kill(); err != nil {
+		if err := server.Quit(); err != nil {
 			t.Error(err)
 		}
 	})
