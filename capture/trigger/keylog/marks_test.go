@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/millrace-db/millrace"
 )
 
@@ -56,7 +58,13 @@ func TestTamperingIsSeen(t *testing.T) {
 			r.Exec("drop schema public cascade; create schema public; " + tampered)
 			r.capture("a", "r")
 			before := map[string]*Log{"a": r.log("a"), "r": r.log("r")}
-			r.Exec(r.numbered(c.change))
+			_, err := r.Pool.Exec(r.ctx(), r.numbered(c.change), pgx.QueryExecModeSimpleProtocol)
+			if code(err) == "0A000" && c.want[0] == WrittenElsewhere {
+				return // some servers refuse that by themselves
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 			var (
 				got     []Kind
 				stop    error

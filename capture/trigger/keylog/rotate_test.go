@@ -100,7 +100,7 @@ func TestRotateEmptiesNothingUnpublished(t *testing.T) {
 	seen := make(map[string]bool)
 	before, published := start, start
 	var size int
-	for begin := time.Now(); time.Since(begin) < 9*time.Second; {
+	for begin := time.Now(); time.Since(begin) < 7*time.Second; {
 		keys, snapshot, err := r.window(r.ctx(), r.conn, l, before)
 		if err != nil {
 			t.Fatal(err)
