@@ -69,7 +69,9 @@ SELECT c.oid::bigint, n.nspname::text, c.relname::text,
                 ), ';' ORDER BY y.oid)
             FROM pg_type y WHERE y.oid = ANY (` + typeList + `)))),
        coalesce(h.leaves, ''), coalesce(h.files, ''),
-       ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '' ORDER BY a.attnum)::text
+       ARRAY(SELECT a.attnum FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '' ORDER BY a.attnum)::text,
+       c.relkind = 'r',
+       (` + keylog.EventTriggersQuery + `)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN heaps h ON h.root = c.oid
@@ -83,7 +85,7 @@ func parseAspect(row [][]byte) (id millrace.TableID, a *aspect, err error) {
 		return 0, nil, fmt.Errorf("look at tables: %w", err)
 	}
 	a = &aspect{name: table.Name{Schema: string(row[1]), Name: string(row[2])}, shape: string(row[3])}
-	a.marks.Leaves, a.marks.Files = string(row[4]), string(row[5])
+	a.marks.Leaves, a.marks.Files, a.marks.Plain, a.marks.Noting = string(row[4]), string(row[5]), string(row[7]) == "t", string(row[8])
 	for text := range strings.FieldsFuncSeq(string(row[6]), func(c rune) bool { return c < '0' || c > '9' }) {
 		n, err := strconv.ParseInt(text, 10, 16)
 		if err != nil {

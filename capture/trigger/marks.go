@@ -23,6 +23,20 @@ type marks struct {
 	Generated []int16 `json:"generated,omitempty"`
 	// Choice tells which columns and rows are captured, or is empty for all.
 	Choice string `json:"choice,omitempty"`
+	// Noting identifies the event triggers that note DDL, or is empty where there are
+	// none; Plain tells a table without partitions.
+	Noting string `json:"noting,omitempty"`
+	Plain  bool   `json:"plain,omitempty"`
+}
+
+// rewritten is the reason of differs that noted DDL may take back.
+const rewritten = "it was rewritten, or a partition of it was truncated"
+
+// excusable reports whether what happened between two marks, of which differs says
+// rewritten, may be found among the DDL that was noted in between: all of it was, and
+// TRUNCATE, which is not noted, would have been logged.
+func (m *marks) excusable(before *marks) bool {
+	return m.Plain && before.Plain && m.Noting != "" && m.Noting == before.Noting
 }
 
 // differs says why a table that looked like before is to be loaded again, or "".
@@ -37,7 +51,7 @@ func (m *marks) differs(before *marks, truncated bool) string {
 	case before.Leaves != m.Leaves:
 		return "a partition came or went"
 	case before.Files != m.Files && !truncated:
-		return "it was rewritten, or a partition of it was truncated"
+		return rewritten
 	}
 	for _, n := range before.Generated {
 		if !slices.Contains(m.Generated, n) {

@@ -189,7 +189,7 @@ func (s *Source) refreshNames(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("look up the name of table %v: %w", t.name, err)
 			}
-			if err := intact(t, logs[t.id]); err != nil {
+			if err := s.intact(ctx, tx, t, logs[t.id]); err != nil {
 				return err
 			}
 			t.name, t.log = name, logOf(logs[t.id])

@@ -166,6 +166,9 @@ func (r *rig) fails(want error) error {
 	}
 }
 
+// due makes the next window due.
+func (r *rig) due() { r.src.given = time.Time{} }
+
 // exec runs statements and takes the window that they are in.
 func (r *rig) exec(sql string) *applied {
 	r.t.Helper()

@@ -45,7 +45,7 @@ type Source struct {
 	after    []*millrace.Unit // that follow the newest window, at its position
 	backoff  backoff
 	given    time.Time // when a window was last given out
-	tended   time.Time
+	tending  tending
 	polls    polls
 
 	loads     *loads

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -75,21 +74,4 @@ func readTick(ctx context.Context, tx pgx.Tx, stream string, epoch millrace.Epoc
 		}
 	}
 	return note, uint64(high), nil
-}
-
-// tend clears away, now and then, what is confirmed and old: ticks, and the logs of
-// keys.
-func (s *Source) tend(ctx context.Context) error {
-	p := s.confirmed.Load()
-	if p == nil || time.Since(s.tended) < s.c.tendInterval {
-		return nil
-	}
-	s.tended = time.Now()
-	err := ask(ctx, s.conn.PgConn(), fmt.Sprintf(
-		"DELETE FROM millrace.tick WHERE stream = %s AND (epoch < %d OR epoch = %[2]d AND tick < %d) AND taken_at < clock_timestamp() - interval '%d milliseconds'",
-		literal(s.c.cfg.Stream), s.epoch, p.Tick, s.c.tickKeep.Milliseconds()))
-	if err != nil {
-		return fmt.Errorf("clear away old ticks: %w", err)
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -269,7 +270,7 @@ func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.Ta
 	wanted := s.loads.asked(w.position.Tick)
 	for _, t := range s.tables {
 		a := aspects[t.id]
-		if err := intact(t, a.log); err != nil {
+		if err := s.intact(ctx, w.conn, t, a.log); err != nil {
 			return err
 		}
 		t.log = logOf(a.log)
@@ -286,12 +287,26 @@ func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.Ta
 	return nil
 }
 
-// intact refuses a table whose changes may not all be logged.
-func intact(t *captured, l *keylog.Log) error {
+// intact refuses a table whose changes may not all be logged, and says who did that if
+// it was noted.
+func (s *Source) intact(ctx context.Context, q keylog.Querier, t *captured, l *keylog.Log) error {
 	if l == nil {
 		return fmt.Errorf("%w: %v; mend: millrace init", keylog.ErrNotInstalled, t.name)
 	}
-	return l.Err(nil)
+	if len(l.Problems) == 0 {
+		return nil
+	}
+	var last *keylog.Event
+	if !s.position.IsZero() {
+		events, err := keylog.Events(ctx, q, t.id, s.before.String())
+		if err != nil {
+			return errors.Join(l.Err(nil), err)
+		}
+		if len(events) > 0 {
+			last = &events[len(events)-1]
+		}
+	}
+	return l.Err(last)
 }
 
 // join brings a table into the stream. Its load reads what is in it by now.
@@ -323,6 +338,16 @@ func (s *Source) join(ctx context.Context, w *window, t *captured, initial bool)
 // follow compares a table with what it was in the window before.
 func (s *Source) follow(ctx context.Context, w *window, t *captured, a *aspect, asked string) error {
 	reason := a.marks.differs(t.marks, w.newsOf(t).truncated > 0)
+	if reason == rewritten && a.marks.excusable(t.marks) {
+		// VACUUM FULL and CLUSTER are not noted, and keep the rows.
+		events, err := keylog.Events(ctx, w.conn, t.id, s.before.String())
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(events, func(e keylog.Event) bool { return e.Rewritten }) {
+			reason = ""
+		}
+	}
 	if a.shape != t.shape {
 		step, err := t.reshape(ctx, w.conn)
 		if err != nil {

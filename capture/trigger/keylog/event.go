@@ -39,10 +39,10 @@ func UninstallEventTriggers(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// eventTriggersQuery identifies the event triggers: the same text twice means that
+// EventTriggersQuery identifies the event triggers: the same text twice means that
 // they were there all the time in between. It is empty where one is missing or does
-// not fire for everybody.
-const eventTriggersQuery = `
+// not fire for everybody. It is what EventTriggers asks, for whoever asks more at once.
+const EventTriggersQuery = `
 SELECT CASE WHEN count(*) FILTER (WHERE e.evtenabled = 'A') = 3
             THEN string_agg(concat_ws(' ', e.oid, e.xmin, p.oid, p.xmin), ', ' ORDER BY e.evtname) ELSE '' END
 FROM pg_event_trigger e JOIN pg_proc p ON p.oid = e.evtfoid
@@ -53,7 +53,7 @@ WHERE e.evtname IN ('millrace_note_end', 'millrace_note_drop', 'millrace_note_re
 // where one of them is missing or not ENABLE ALWAYS.
 func EventTriggers(ctx context.Context, q Querier) (string, error) {
 	var text string
-	if err := q.QueryRow(ctx, eventTriggersQuery).Scan(&text); err != nil {
+	if err := q.QueryRow(ctx, EventTriggersQuery).Scan(&text); err != nil {
 		return "", fmt.Errorf("look for event triggers: %w", err)
 	}
 	return text, nil
