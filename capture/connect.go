@@ -27,8 +27,10 @@ const (
 	// connecting bounds how long a connection is waited for, unless the URL says
 	// otherwise.
 	connecting = 15 * time.Second
-	// closing bounds the orderly end of a connection.
-	closing = 5 * time.Second
+	// closing bounds the orderly end of a connection, cancelling that of a
+	// statement that was broken off.
+	closing    = 5 * time.Second
+	cancelling = time.Second
 )
 
 // Bound bounds what a connection may wait for and how much one message of the
@@ -49,6 +51,25 @@ func Close(conn interface{ Close(context.Context) error }) {
 	ctx, cancel := context.WithTimeout(context.Background(), closing)
 	defer cancel()
 	_ = conn.Close(ctx) // nothing is lost with it
+	switch conn := conn.(type) {
+	case *pgx.Conn:
+		awaitCancel(conn.PgConn())
+	case *pgconn.PgConn:
+		awaitCancel(conn)
+	}
+}
+
+// awaitCancel gives a statement that was broken off the time to be cancelled at the
+// server, which is asked in the background. PgBouncer before 1.19 ends for everybody
+// when whoever asks it is gone before it has passed that on, as a process that ends
+// would be.
+func awaitCancel(conn *pgconn.PgConn) {
+	timer := time.NewTimer(cancelling)
+	defer timer.Stop()
+	select {
+	case <-conn.CleanupDone():
+	case <-timer.C: // nobody answers
+	}
 }
 
 // Wait waits for d, or until ctx ends, whose error it then returns.

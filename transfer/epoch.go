@@ -50,7 +50,7 @@ func sameEpoch(ctx context.Context, url string, s *control.Stream) error {
 	defer func() {
 		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 		defer cancel()
-		_ = conn.Close(limited) // nothing is lost with it
+		control.CloseConn(limited, conn)
 	}()
 	now, err := control.LoadStream(ctx, conn, s.Name)
 	if err != nil {

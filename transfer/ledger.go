@@ -104,7 +104,7 @@ func (l *pgLedger) with(ctx context.Context, do func(conn *pgx.Conn) error) erro
 	}
 	err := do(l.conn)
 	if err != nil {
-		_ = l.conn.Close(ctx) // err says what was wrong
+		control.CloseConn(ctx, l.conn) // err says what was wrong
 		l.conn = nil
 	}
 	return err
@@ -139,5 +139,6 @@ func (l *pgLedger) Close(ctx context.Context) error {
 	}
 	conn := l.conn
 	l.conn = nil
-	return conn.Close(ctx)
+	control.CloseConn(ctx, conn)
+	return nil
 }

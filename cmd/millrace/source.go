@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/control"
 )
 
 const (
@@ -70,7 +71,7 @@ func sourceError(s *config.Stream, cfg *pgx.ConnConfig, err error) error {
 func closeConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), closeLimit)
 	defer cancel()
-	_ = conn.Close(ctx) // nothing is lost with it
+	control.CloseConn(ctx, conn)
 }
 
 // withSource runs fn with a connection to a stream's source.

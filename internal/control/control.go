@@ -13,9 +13,12 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
@@ -52,6 +55,23 @@ const (
 	codeLockNotAvailable = "55P03"
 	codeForeignKey       = "23503"
 )
+
+// cancelLimit is how long the cancelling of a statement is waited for.
+const cancelLimit = time.Second
+
+// CloseConn closes a connection; nothing is lost with it. A statement that was broken
+// off is cancelled at the server in the background, and is given a second for that:
+// PgBouncer before 1.19 ends for everybody when whoever asks for it is gone before it
+// has passed that on, as a process that ends would be.
+func CloseConn(ctx context.Context, conn *pgx.Conn) {
+	_ = conn.Close(ctx)
+	timer := time.NewTimer(cancelLimit)
+	defer timer.Stop()
+	select {
+	case <-conn.PgConn().CleanupDone():
+	case <-timer.C: // nobody answers
+	}
+}
 
 // explain gives the errors that mean "not set up" their names and adds the mend
 // where a lock was not to be had.

@@ -307,7 +307,7 @@ func (h *Hold) deleteRow(ctx context.Context) error {
 func (h *Hold) disconnect() {
 	ctx, cancel := context.WithTimeout(context.Background(), h.lease)
 	defer cancel()
-	_ = h.conn.Close(ctx) // the session ends either way
+	CloseConn(ctx, h.conn) // the session ends either way
 	if h.pooled != nil {
 		h.pooled.disconnect(ctx)
 	}

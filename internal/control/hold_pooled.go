@@ -126,6 +126,6 @@ func (p *pooled) write(ctx context.Context, sql string) (rows int64, err error) 
 
 func (p *pooled) disconnect(ctx context.Context) {
 	if p.writer != nil {
-		_ = p.writer.Close(ctx) // every statement of it was a transaction
+		CloseConn(ctx, p.writer) // every statement of it was a transaction
 	}
 }
