@@ -121,6 +121,11 @@ ignore_startup_parameters = %s
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		select {
+		case <-process.Done():
+			t.Errorf("PgBouncer ended by itself: %v; it says: %s", process.Err(), child.Tail(log.Name(), 0, 4096))
+		default:
+		}
 		if err := process.Kill(); err != nil {
 			t.Error(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace/internal/kafkatest"
+	"github.com/millrace-db/millrace/internal/pgtest"
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
@@ -43,14 +44,30 @@ func TestExactness(t *testing.T) {
 	for _, brokers := range []int{1, 3} {
 		t.Run(fmt.Sprintf("brokers %d", brokers), func(t *testing.T) {
 			t.Parallel()
-			exactness(t, brokers, sizeOf())
+			rng, seed := harness.Rand(t)
+			exactness(t, newRun(t, rng, kafkatest.Start(t, brokers), sizeOf(), harness.Release), seed)
 		})
 	}
 }
 
-func exactness(t *testing.T, brokers int, size size) {
+// TestExactnessOfTriggers is TestExactness for a stream that is captured by triggers,
+// through a pooler in transaction mode. What the source counted, what the topic
+// holds and what the ledger says are the same at its end.
+func TestExactnessOfTriggers(t *testing.T) {
+	t.Parallel()
+	size := sizeOf()
+	if !harness.Full() {
+		size.load, size.kills = 8*time.Second, 6
+	}
 	rng, seed := harness.Rand(t)
-	r := newRun(t, rng, kafkatest.Start(t, brokers), size, harness.Release)
+	s := newSystem(t, kafkatest.Start(t, 1))
+	s.Capture, s.More = harness.CaptureTrigger, fmt.Sprintf(", setup_url: %q", s.DB.URL)
+	s.SourceURL = pgtest.Bouncer(t, s.DB.Server, s.DB.Name, "")
+	exactness(t, newRunOn(t, rng, s, size, harness.Release), seed)
+}
+
+func exactness(t *testing.T, r *run, seed uint64) {
+	size := r.size
 	began := time.Now()
 	r.startLoad()
 	r.copyUnderLoad()
@@ -58,7 +75,7 @@ func exactness(t *testing.T, brokers int, size size) {
 	r.faults()
 	harness.Pass(t.Context(), size.load-time.Since(began))
 	v := r.finish()
-	t.Logf("exactness: seed %d, %d broker(s), %s", seed, brokers, v)
+	t.Logf("exactness: capture %s, seed %d, %d broker(s), %s", r.s.Mode(), seed, len(r.kafka.Brokers()), v)
 }
 
 // copyUnderLoad makes the first copy, with transfer and edge killed in the

@@ -58,7 +58,13 @@ type run struct {
 // newRun makes the tables and runs init; nothing else is started.
 func newRun(t *testing.T, rng *rand.Rand, kafka *kafkatest.Cluster, size size, variant harness.Variant) *run {
 	t.Helper()
-	return newRunOn(t, rng, harness.NewSystem(t, kafka, append(harness.PgbenchTables(), harness.JournalTable)...), size, variant)
+	return newRunOn(t, rng, newSystem(t, kafka), size, variant)
+}
+
+// newSystem is a system with the tables of a run.
+func newSystem(t *testing.T, kafka *kafkatest.Cluster) *harness.System {
+	t.Helper()
+	return harness.NewSystem(t, kafka, append(harness.PgbenchTables(), harness.JournalTable)...)
 }
 
 // newRunOn is newRun over a system that is there.
@@ -139,10 +145,13 @@ func (r *run) finish() string {
 	r.phase("verdict")
 	r.transfer.Stop(stopLimit)
 	r.edge.Stop(stopLimit)
+	audit := r.s.Audit(r.transfer.Config)
+	r.phase("audit")
 	if err := r.edge.CheckStore(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if r.books.Views.Load() == 0 || r.books.Requests.Load() == 0 || r.watch.Looks.Load() == 0 {
+	slotless := r.s.Mode() != harness.CaptureWAL
+	if r.books.Views.Load() == 0 || r.books.Requests.Load() == 0 || r.watch.Looks.Load() == 0 && !slotless {
 		t.Errorf("a witness saw nothing: %d snapshots of the store, %d over HTTP, %d looks at the slot",
 			r.books.Views.Load(), r.books.Requests.Load(), r.watch.Looks.Load())
 	}
@@ -151,11 +160,12 @@ func (r *run) finish() string {
 	return fmt.Sprintf(`scale %d: %d pgbench transactions, %d of %d rows, %d journalled commits; faults: %v
   %d rows compared; index %v in %d units, dense; chain equal at topic, transfer and edge; %d reigns, %d void entries, %d stale records, %d repeats
   books balanced in %d snapshots of the store and %d over HTTP; %d looks at the slot
+  audit: equal; %v
   lost %d, differing %d, duplicates %d, torn 0 (a torn unit ends the run)
   %s`,
 		r.size.scale, r.bench.Transactions.Load(), r.bench.Bulks.Load(), bulkRows, r.journal.Acknowledged.Load(), r.faulted,
 		v.Rows, w.Index, w.Units, w.Reigns, w.Void, w.Stale, w.Repeats,
-		r.books.Views.Load(), r.books.Requests.Load(), r.watch.Looks.Load(),
+		r.books.Views.Load(), r.books.Requests.Load(), r.watch.Looks.Load(), audit,
 		v.Lost, v.Differing, v.Duplicates, strings.Join(r.phases, ", "))
 }
 

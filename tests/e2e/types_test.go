@@ -99,7 +99,17 @@ const oddTables = `
 // it at the source. Numbers are the same if their values are.
 func TestTypes(t *testing.T) {
 	t.Parallel()
+	for _, capture := range []string{harness.CaptureWAL, harness.CaptureTrigger} {
+		t.Run(capture, func(t *testing.T) {
+			t.Parallel()
+			testTypes(t, capture)
+		})
+	}
+}
+
+func testTypes(t *testing.T, capture string) {
 	s := harness.NewSystem(t, kafkatest.Shared(t), "public.typed", "public.Odd Name é", "public.numbered", harness.JournalTable)
+	s.Capture = capture
 	types := slices.DeleteFunc(slices.Clone(typetable.Types), func(one typetable.Type) bool { return slices.Contains(typetable.Refused, one.Name) })
 	var with []string
 	for _, e := range typetable.Extensions {

@@ -40,7 +40,7 @@ type Journal struct {
 func NewJournal(t testing.TB, s *System, n int) *Journal {
 	t.Helper()
 	s.DB.Exec(journalDDL)
-	return &Journal{clients: n, dir: s.Dir, url: s.SourceURL, seq: make([]int64, n)}
+	return &Journal{clients: n, dir: s.Dir, url: s.DB.URL, seq: make([]int64, n)}
 }
 
 // Run commits one row after another on every client until ctx ends, each in a
