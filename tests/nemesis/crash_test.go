@@ -79,7 +79,7 @@ func (r *run) crash(s step) error {
 	r.s.DB.Pool.Reset()
 	if r.s.DB.String("SELECT count(*) FROM public.journal WHERE client = -2 AND seq = $1", r.checks) == "0" {
 		r.counts["lost with the server"]++
-		r.g.lost++
+		r.g.lost.Add(1)
 		if _, err := e.Row(ctx, harness.JournalTable, "-2", fmt.Sprint(r.checks)); err == nil {
 			return fmt.Errorf("%s has a row that the source has lost with its server: it was published before it was durable", e.ID)
 		}

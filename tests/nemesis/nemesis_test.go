@@ -4,10 +4,10 @@ import (
 	"flag"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/millrace-db/millrace/internal/kafkatest"
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
@@ -43,66 +43,81 @@ func few(m mode) int {
 	return 10
 }
 
-// TestNemesis does walks, one after the other.
+// TestNemesis does walks, as many at a time as -parallel says.
 func TestNemesis(t *testing.T) {
+	t.Parallel()
 	if left := lacking(); left != "" {
 		t.Logf("left out:%s", left)
 	}
-	kafka := kafkatest.Start(t, 1)
+	kafka := newBroker(t)
 	for _, m := range modes() {
 		t.Run(string(m), func(t *testing.T) {
-			g := newGround(t, m, kafka)
 			if *walkFlag != "" {
 				steps, err := readSteps(*walkFlag)
 				if err != nil {
 					t.Fatal(err)
 				}
-				done(t, g, steps)
+				done(t, newGrounds(t, m, kafka, 1).take(t), steps)
 				return
 			}
-			walks(t, g)
-			if m == byTrigger && *seedsFlag == 0 {
-				t.Run("crashes", func(t *testing.T) { done(t, g, crashes(0)) })
-				t.Run("rewrites", func(t *testing.T) { done(t, g, rewrites(0)) })
-			}
+			walks(t, m, kafka)
 		})
 	}
 }
 
-// walks does the walks of some seeds over g.
-func walks(t *testing.T, g *ground) {
+// walks does the walks of some seeds, and over triggers those that are made for
+// bugs.
+func walks(t *testing.T, m mode, kafka *broker) {
 	t.Helper()
 	first, seeds := *firstFlag, *seedsFlag
 	if seeds == 0 {
-		seeds = few(g.mode)
+		seeds = few(m)
 	}
 	if f := flag.Lookup("seed").Value.String(); f != "0" {
 		_, first = harness.Rand(t)
 		seeds = 1
 	}
-	crashed := 0
-	for i := range seeds {
-		seed := first + uint64(i)
-		steps := walk(g.mode, seed, *lengthFlag)
-		ok := t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			if !done(t, g, steps) {
-				keep(t, g.mode, fmt.Sprintf("seed-%d", seed), steps)
-			}
-		})
-		if !ok {
-			shrink(t, g, seed, steps)
+	made := map[string][]step{}
+	if m == byTrigger && *seedsFlag == 0 {
+		made = map[string][]step{"crashes": crashes(0), "rewrites": rewrites(0)}
+	}
+	all := newGrounds(t, m, kafka, seeds+len(made))
+	var crashes, failed atomic.Int64
+	t.Cleanup(func() { // when all of them have ended
+		if t.Failed() {
 			return
 		}
-		if slices.ContainsFunc(steps, func(s step) bool { return s.Do == "crash" }) {
-			crashed++
+		if m == byWAL && all.streamed.Load() == 0 {
+			t.Error("no transaction was streamed before its end")
 		}
+		t.Logf("%d of %d crashes of the server have lost what it had acknowledged", all.lost.Load(), crashes.Load())
+		if crashes.Load() >= 5 && all.lost.Load() == 0 {
+			t.Error("no crash of the server has lost a commit that it had acknowledged")
+		}
+	})
+	for i := range seeds {
+		seed := first + uint64(i)
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
+			if failed.Load() > 0 {
+				t.Skip("another walk has failed")
+			}
+			g, steps := all.take(t), walk(m, seed, *lengthFlag)
+			if slices.ContainsFunc(steps, func(s step) bool { return s.Do == "crash" }) {
+				crashes.Add(1)
+			}
+			if !done(t, g, steps) {
+				failed.Add(1)
+				keep(t, m, fmt.Sprintf("seed-%d", seed), steps)
+				shrink(t, g, seed, steps)
+			}
+		})
 	}
-	if g.mode == byWAL && g.streamed == 0 {
-		t.Error("no transaction was streamed before its end")
-	}
-	t.Logf("%d of %d crashes of the server have lost what it had acknowledged", g.lost, crashed)
-	if crashed >= 5 && g.lost == 0 {
-		t.Error("no crash of the server has lost a commit that it had acknowledged")
+	for name, steps := range made {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			done(t, all.take(t), steps)
+		})
 	}
 }
 
@@ -119,7 +134,7 @@ func done(t *testing.T, g *ground, steps []step) bool {
 		t.Error(err)
 		return false
 	}
-	g.streamed += r.streamed
+	g.streamed.Add(int64(r.streamed))
 	w := r.witness
 	t.Logf("%.1f s, %v; %d rows compared, %d audits, %d transactions streamed; index %v in %d units, %d reigns, %d void entries, %d stale records, %d repeats",
 		time.Since(began).Seconds(), r.counts, r.rows, r.audits, r.streamed, w.Index, w.Units, w.Reigns, w.Void, w.Stale, w.Repeats)

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/millrace-db/millrace/internal/kafkatest"
 	"github.com/millrace-db/millrace/tests/harness"
 )
 
@@ -41,7 +40,8 @@ var statements = []string{"kids", "replace", "pass on", "upsert", "merge", "as a
 // TestPlantedBugsAreCaught walks over a program with one planted bug at a time. A
 // walk that goes through without a word would be worth nothing without one.
 func TestPlantedBugsAreCaught(t *testing.T) {
-	kafka := kafkatest.Start(t, 1)
+	t.Parallel()
+	kafka := newBroker(t)
 	noLoad := append(slices.Clone(mending), "load")
 	bare := append(slices.Clone(noLoad), "vacuum full", "disable trigger", "crash")
 	bugs := map[mode][]planted{
@@ -49,7 +49,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 			{plant: "subabort_ignored", first: 3, without: append(slices.Clone(noLoad), statements...)},
 			{plant: "subabort_whole", first: 3, without: append(slices.Clone(noLoad), statements...)},
 			{plant: "unchanged_lost", without: noLoad},
-			{plant: "drop_unit:20", without: noLoad},
+			{plant: "drop_unit:5", without: noLoad},
 			{plant: "window_ignored", without: mending},
 		},
 		byTrigger: {
@@ -62,10 +62,13 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 	}
 	for _, m := range modes() {
 		t.Run(string(m), func(t *testing.T) {
-			g := newGround(t, m, kafka)
+			all := newGrounds(t, m, kafka, len(bugs[m]))
 			for _, one := range bugs[m] {
 				name, _, _ := strings.Cut(one.plant, ":")
-				t.Run(name, func(t *testing.T) { one.caught(t, g) })
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					one.caught(t, all.take(t))
+				})
 			}
 		})
 	}

@@ -3,10 +3,14 @@ package nemesis
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,22 +32,48 @@ const (
 	sqlLimit    = time.Minute
 	// filesLimit is how long it may take until transfer has looked at the files of
 	// a partitioned table, and loaded it.
-	filesLimit = 20 * time.Second
+	filesLimit = time.Minute
 )
 
-// ground is what all walks share.
+// ground is what a walk goes over. Walks that go on at a time have a source each:
+// on one server the slots and loads of each would wait for the transactions of all
+// others.
 type ground struct {
 	mode   mode
 	server *pgserver.Server
-	kafka  *kafkatest.Cluster
-	// streamed counts transactions that were streamed before their end, in all
-	// walks.
-	streamed int
-	// lost counts crashes of the server that took acknowledged commits along.
-	lost int
+	kafka  *broker
+	*tally
 }
 
-func newGround(t *testing.T, m mode, kafka *kafkatest.Cluster) *ground {
+// tally is of all walks of a mode.
+type tally struct {
+	// streamed counts transactions that were streamed before their end.
+	streamed atomic.Int64
+	// lost counts crashes of the server that took acknowledged commits along.
+	lost atomic.Int64
+}
+
+// broker is all walks' own. One walk at a time may pause it.
+type broker struct {
+	*kafkatest.Cluster
+	pause sync.Mutex
+}
+
+func newBroker(t *testing.T) *broker {
+	t.Helper()
+	return &broker{Cluster: kafkatest.Start(t, 1)}
+}
+
+// grounds are those that no walk goes over at the moment.
+type grounds struct {
+	mode mode
+	*tally
+	free chan *ground
+}
+
+// newGrounds makes as many as walks go on at a time, n at most.
+func newGrounds(t *testing.T, m mode, kafka *broker, n int) *grounds {
+	t.Helper()
 	settings := map[string]string{
 		"max_prepared_transactions": "64",
 		// What is committed without waiting is not durable for a while.
@@ -54,7 +84,24 @@ func newGround(t *testing.T, m mode, kafka *kafkatest.Cluster) *ground {
 	if m == byTrigger { // where logical decoding is not to be had
 		settings["wal_level"], settings["max_wal_senders"] = "replica", "0"
 	}
-	return &ground{mode: m, server: pgtest.Cluster(t, pgtest.Options{Settings: settings}), kafka: kafka}
+	limit, err := strconv.Atoi(flag.Lookup("test.parallel").Value.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n = min(n, limit)
+	all := &grounds{mode: m, tally: &tally{}, free: make(chan *ground, n)}
+	for range n {
+		all.free <- &ground{mode: m, server: pgtest.Cluster(t, pgtest.Options{Settings: settings}), kafka: kafka, tally: all.tally}
+	}
+	return all
+}
+
+// take returns a ground, which goes back when the test has cleaned up.
+func (all *grounds) take(t *testing.T) *ground {
+	t.Helper()
+	g := <-all.free
+	t.Cleanup(func() { all.free <- g })
+	return g
 }
 
 // run does one walk over a database and a topic of its own.
@@ -89,7 +136,7 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 	statements, _, names := setUp(g.mode)
 	db := pgtest.On(t, g.server)
 	r := &run{t: t, g: g, epoch: 1, limit: settleLimit, counts: map[string]int{}, s: &harness.System{
-		T: t, DB: db, Kafka: g.kafka, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
+		T: t, DB: db, Kafka: g.kafka.Cluster, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
 		SourceURL: db.URL, Capture: string(g.mode), Variant: variant, Lease: time.Second, Sparse: true,
 	}}
 	if g.mode == byTrigger {
@@ -210,13 +257,7 @@ func (r *run) do(s step) error {
 	case "verify":
 		return r.verify(s.Table)
 	case "pause broker":
-		if err := r.g.kafka.Pause(0); err != nil {
-			r.t.Fatal(err)
-		}
-		harness.Pass(r.t.Context(), time.Duration(s.MS)*time.Millisecond)
-		if err := r.g.kafka.Resume(0); err != nil {
-			r.t.Fatal(err)
-		}
+		r.pauseBroker(time.Duration(s.MS) * time.Millisecond)
 	default:
 		r.t.Fatalf("unknown step %q", s.Do)
 	}
@@ -266,6 +307,19 @@ func (r *run) keepUp() error {
 		e.Start()
 	}
 	return nil
+}
+
+func (r *run) pauseBroker(d time.Duration) {
+	r.t.Helper()
+	r.g.kafka.pause.Lock()
+	defer r.g.kafka.pause.Unlock()
+	if err := r.g.kafka.Pause(0); err != nil {
+		r.t.Fatal(err)
+	}
+	harness.Pass(r.t.Context(), d)
+	if err := r.g.kafka.Resume(0); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // zombie stops transfer, lets a successor publish, and wakes the stopped one.
