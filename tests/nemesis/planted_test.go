@@ -50,7 +50,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 			{plant: "subabort_whole", first: 3, without: append(slices.Clone(noLoad), statements...)},
 			{plant: "unchanged_lost", without: noLoad},
 			{plant: "drop_unit:5", without: noLoad},
-			{plant: "window_ignored", without: mending},
+			{plant: "window_ignored", made: rushes},
 		},
 		byTrigger: {
 			{plant: "row_log", without: bare},
@@ -108,6 +108,23 @@ func crashes(uint64) []step {
 	var steps []step
 	for i := range 3 {
 		steps = append(steps, step{Do: "crash", MS: i}, step{Do: "check"}) // 0 waits until capture has seen it
+	}
+	return append(steps, step{Do: "final check"})
+}
+
+// rushes is a walk in which tables are loaded while each of their rows is changed,
+// once, so that nothing mends it afterwards.
+func rushes(uint64) []step {
+	const parts = 100
+	var steps []step
+	for range 4 {
+		for _, table := range []string{"item", "pair", "whole", "code", "kin"} {
+			steps = append(steps, step{Do: "load", Table: table})
+			for i := range parts {
+				steps = append(steps, step{Do: "sql", SQL: fmt.Sprintf("UPDATE %s SET n = coalesce(n, 0) + 1 WHERE id %% %d = %d", table, parts, i)})
+			}
+		}
+		steps = append(steps, step{Do: "check"})
 	}
 	return append(steps, step{Do: "final check"})
 }
