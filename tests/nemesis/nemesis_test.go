@@ -78,11 +78,11 @@ func walks(t *testing.T, m mode, kafka *broker) {
 		seeds = 1
 	}
 	made := map[string][]step{}
-	if m == byTrigger && *seedsFlag == 0 {
+	if m == byTrigger && seeds == few(m) {
 		made = map[string][]step{"crashes": crashes(0), "rewrites": rewrites(0)}
 	}
 	all := newGrounds(t, m, kafka, seeds+len(made))
-	var crashes, failed atomic.Int64
+	var crashed, failed atomic.Int64
 	t.Cleanup(func() { // when all of them have ended
 		if t.Failed() {
 			return
@@ -90,8 +90,8 @@ func walks(t *testing.T, m mode, kafka *broker) {
 		if m == byWAL && all.streamed.Load() == 0 {
 			t.Error("no transaction was streamed before its end")
 		}
-		t.Logf("%d of %d crashes of the server have lost what it had acknowledged", all.lost.Load(), crashes.Load())
-		if crashes.Load() >= 5 && all.lost.Load() == 0 {
+		t.Logf("%d of %d crashes of the server have lost what it had acknowledged", all.lost.Load(), crashed.Load())
+		if crashed.Load() >= 5 && all.lost.Load() == 0 {
 			t.Error("no crash of the server has lost a commit that it had acknowledged")
 		}
 	})
@@ -104,7 +104,7 @@ func walks(t *testing.T, m mode, kafka *broker) {
 			}
 			g, steps := all.take(t), walk(m, seed, *lengthFlag)
 			if slices.ContainsFunc(steps, func(s step) bool { return s.Do == "crash" }) {
-				crashes.Add(1)
+				crashed.Add(1)
 			}
 			if !done(t, g, steps) {
 				failed.Add(1)
