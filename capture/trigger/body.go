@@ -172,6 +172,7 @@ func (w *window) finish() ([]byte, error) {
 	}
 	w.end(nil)
 	s.position, s.before, s.tick = w.position, w.facts.Snapshot, w.position.Tick
+	s.polls.seen = nil
 	s.joining, s.leaving = false, nil
 	s.c.metrics.windows.Inc()
 	s.c.metrics.tick.Set(float64(s.tick))

@@ -33,8 +33,11 @@ func (s *Source) poll(ctx context.Context) (found bool, err error) {
 	case now.Xmax < s.before.Xmax:
 		return true, nil // it is another server; the window's fences say so
 	default:
-		if u := unseenBy(s.before, now); !u.isEmpty() {
+		if u := unseenBy(s.known(), now); !u.isEmpty() {
 			found, err = s.pollLogs(conn, &u)
+		}
+		if err == nil && !found {
+			s.polls.seen = &now
 		}
 	}
 	if ctx.Err() != nil {
@@ -44,6 +47,18 @@ func (s *Source) poll(ctx context.Context) (found bool, err error) {
 		return false, fmt.Errorf("poll: %w", err)
 	}
 	return found, nil
+}
+
+// known is the newest snapshot of which it is known that it has nothing new: that of
+// the newest window, or of a later poll that found nothing. The tick itself is a
+// transaction that the window did not see, so without the polls' own snapshot each
+// of them would look for its rows. Windows do not begin here, but where the newest
+// one that was given out ended.
+func (s *Source) known() chunk.Snapshot {
+	if s.polls.seen != nil {
+		return *s.polls.seen
+	}
+	return s.before
 }
 
 // pollLogs asks whether transactions have logged anything.
@@ -65,7 +80,11 @@ func (s *Source) pollLogs(conn *pgconn.PgConn, u *unseen) (found bool, err error
 // polls bounds polls by the deadline of their socket: to watch a context costs more
 // than the poll itself. The zero value is ready.
 type polls struct {
-	n  uint64
+	n uint64
+	// seen is the snapshot of the newest poll since the newest window, if it found
+	// nothing. The goroutine that polls owns it.
+	seen *chunk.Snapshot
+
 	mu sync.Mutex
 	// conn is that of the poll under way.
 	conn net.Conn
