@@ -23,13 +23,19 @@ const (
 // autovacuum stay away, so that every round finds the same server.
 func newSystem(b *testing.B, rows int) (*harness.System, *harness.Edge) {
 	b.Helper()
+	return newSystemOf(b, rows, "")
+}
+
+// newSystemOf is newSystem with a way to capture: "" is what -capture says.
+func newSystemOf(b *testing.B, rows int, mode string) (*harness.System, *harness.Edge) {
+	b.Helper()
 	server := pgtest.Cluster(b, pgtest.Options{FSync: true, Settings: map[string]string{
 		"max_wal_size": "8GB", "checkpoint_timeout": "1h", "shared_buffers": "256MB", "autovacuum": "off",
 	}})
 	db := pgtest.On(b, server)
 	s := &harness.System{
 		T: b, DB: db, Kafka: kafkatest.Shared(b), Stream: "bench", Topic: kafkatest.Topic(b), Dir: testdir.For(b),
-		Tables: []string{table}, SourceURL: db.URL,
+		Tables: []string{table}, SourceURL: db.URL, Capture: mode,
 	}
 	db.Exec(`CREATE TABLE bench (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)`)
 	db.Exec(fmt.Sprintf(`INSERT INTO bench SELECT i, i %% 1000, 'note of row ' || i || ' and some more text to make it a row of about 100 bytes' FROM generate_series(1, %d) i`, rows))

@@ -29,7 +29,8 @@ var (
 	copyFlag    = flag.Int("copy", 1_000_000, "rows of the first copy")
 	secondsFlag = flag.Int("seconds", 30, "length of the latency benchmark")
 	heldFlag    = flag.Int("held", 120, "for how many seconds a transaction is held open")
-	workFlag    = flag.Float64("work", 1, "length of a turn of the overhead benchmark, times the usual")
+	turnsFlag   = flag.Int("turns", 30, "how many segments of a log are written in the rotation benchmark")
+	turnFlag    = flag.Float64("turn", 1, "length of a turn of the overhead benchmark, times the usual")
 	allFlag     = flag.Bool("all", false, "8 clients and rows of 2 KB in the overhead benchmark too")
 )
 

@@ -174,18 +174,24 @@ func (r *rig) triggers(b *testing.B, tables []string) {
 	}
 	cfg := keylog.Config{Stream: "overhead", Period: 24 * time.Hour}
 	for _, name := range tables {
-		id, err := strconv.ParseUint(r.db.String(`SELECT $1::text::regclass::oid`, name), 10, 32)
-		if err != nil {
-			b.Fatal(err)
-		}
-		schema, table, _ := strings.Cut(name, ".")
-		key := r.db.String(`SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
-			WHERE i.indrelid = $1::text::regclass AND i.indisprimary`, name)
-		cfg.Tables = append(cfg.Tables, keylog.Table{ID: words.TableID(id), Schema: schema, Name: table, Key: []string{key}})
+		cfg.Tables = append(cfg.Tables, keylogTable(b, r.db, name))
 	}
 	if err := keylog.Install(ctx, conn, cfg); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// keylogTable describes a table with a key of one column.
+func keylogTable(b *testing.B, db *pgtest.DB, name string) keylog.Table {
+	b.Helper()
+	id, err := strconv.ParseUint(db.String(`SELECT $1::text::regclass::oid`, name), 10, 32)
+	if err != nil {
+		b.Fatal(err)
+	}
+	schema, table, _ := strings.Cut(name, ".")
+	key := db.String(`SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+		WHERE i.indrelid = $1::text::regclass AND i.indisprimary`, name)
+	return keylog.Table{ID: words.TableID(id), Schema: schema, Name: table, Key: []string{key}}
 }
 
 // script writes what each client runs, again and again, for pgbench.

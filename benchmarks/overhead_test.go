@@ -51,7 +51,7 @@ func (w written) statements() int {
 	if w.clients > 1 {
 		n /= 4
 	}
-	return max(1, int(float64(n)**workFlag))
+	return max(1, int(float64(n)**turnFlag))
 }
 
 // writtenLoads are narrow rows and one client, or, of all, every combination.
@@ -78,7 +78,7 @@ func writtenLoads(all bool) []written {
 // the same machine in turns without capture, with a logical slot that is read,
 // with triggers by statement and by row, and with the keys logged by hand.
 //
-// -rounds is how often each way has its turn, in changing order; -work makes each
+// -rounds is how often each way has its turn, in changing order; -turn makes each
 // turn longer; -all adds 8 clients and rows of 2 KB. A ratio is that of two turns
 // of the same round.
 func BenchmarkOverhead(b *testing.B) {
