@@ -78,6 +78,11 @@ bench: ## run the benchmarks (BENCH=pattern), the one beside pg_recvlogical incl
 	@scripts/setup test
 	@go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
 
+.PHONY: overhead
+overhead: ## measure what capture costs writers, with 1 and 8 clients, rows of 100 B and 2 KB: an hour or more (ARGS='-rounds 5')
+	@scripts/setup test
+	@go test ./benchmarks -run '^$$' -bench Overhead -timeout 6h -all $(ARGS)
+
 .PHONY: soak
 soak: ## do 200 random walks in each mode, hold a transaction open for ten minutes, then repeat the end-to-end tests for FOR=1h
 	@$(MAKE) --no-print-directory nemesis

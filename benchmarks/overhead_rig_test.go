@@ -128,9 +128,8 @@ func (l written) slice() int {
 	return max(l.rows, 10_000)
 }
 
-// note is an expression for a text that makes a row of width bytes, with its
-// header and other columns, and that cannot be compressed to less than a page
-// holds.
+// note is a text that makes a row of width bytes, with its header and the other
+// columns: of those here, none is so large that it would be compressed.
 func note(width int) string {
 	return fmt.Sprintf(`'%s'`, strings.Repeat("a", width-40))
 }

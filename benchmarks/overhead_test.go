@@ -44,12 +44,15 @@ func (w written) String() string {
 
 // statements is how many each client runs.
 func (w written) statements() int {
-	n := map[int]int{1: 2000, 100: 200, 10_000: 8}[w.rows]
+	n := map[int]int{1: 3000, 100: 300, 10_000: 20}[w.rows]
 	if w.op == "" {
-		n = 1000
+		n = 1500
 	}
 	if w.clients > 1 {
 		n /= 4
+	}
+	if w.width == wide && w.rows > 1 {
+		n /= 3
 	}
 	return max(1, int(float64(n)**turnFlag))
 }
