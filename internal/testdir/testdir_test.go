@@ -15,7 +15,7 @@ func TestSweepTakesOnlyTheDead(t *testing.T) {
 	if err := dead.Run(); err != nil {
 		t.Fatal(err)
 	}
-	left := filepath.Join(os.TempDir(), prefix+strconv.Itoa(dead.Process.Pid)+"-left")
+	left := filepath.Join(place(), prefix+strconv.Itoa(dead.Process.Pid)+"-left")
 	if err := os.MkdirAll(filepath.Join(left, "data"), 0o700); err != nil {
 		t.Fatal(err)
 	}
