@@ -3,61 +3,44 @@ package trigger
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/chunk"
 )
 
-// requests are the loads that were asked for and are not in the stream for good
-// yet. They outlive a source, because what it has given out may be void.
-type requests struct {
-	mu      sync.Mutex
-	reasons map[millrace.TableID]string
+// wantedLoad is a load that somebody asked for.
+type wantedLoad struct {
+	table  millrace.TableID
+	by     chunk.XID
+	reason string
 }
 
-// add notes a request. It returns false if there is one already.
-func (r *requests) add(id millrace.TableID, reason string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, there := r.reasons[id]; there {
-		return false
+// wantedQuery reads which loads were asked for.
+func wantedQuery(stream string) string {
+	return "SELECT table_id::bigint, txid, reason FROM millrace.wanted_load WHERE stream = " + literal(stream)
+}
+
+// want takes a row of wantedQuery.
+func (w *window) want(row [][]byte) error {
+	id, err := strconv.ParseUint(string(row[0]), 10, 32)
+	if err != nil {
+		return fmt.Errorf("read which loads were asked for: %w", err)
 	}
-	if r.reasons == nil {
-		r.reasons = make(map[millrace.TableID]string)
+	by, err := strconv.ParseUint(string(row[1]), 10, 64)
+	if err != nil {
+		return fmt.Errorf("read which loads were asked for: %w", err)
 	}
-	r.reasons[id] = reason
-	return true
+	w.wanted = append(w.wanted, wantedLoad{millrace.TableID(id), chunk.XID(by), string(row[2])})
+	return nil
 }
 
-func (r *requests) has(id millrace.TableID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, there := r.reasons[id]
-	return there
-}
-
-func (r *requests) remove(id millrace.TableID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.reasons, id)
-}
-
-func (r *requests) all() map[millrace.TableID]string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	all := make(map[millrace.TableID]string, len(r.reasons))
-	maps.Copy(all, r.reasons)
-	return all
-}
-
-// RequestLoad asks for a load of a table of the stream. It begins with the next
-// window, also with that of another Source of the Capture; a process that ends
-// before forgets it. Errors: capture.ErrNoTable, capture.ErrLoading.
-func (s *Source) RequestLoad(_ context.Context, table, reason string) error {
+// RequestLoad asks for a load of a table of the stream, in the source: the next window
+// begins it, whoever makes that. Errors: capture.ErrNoTable, capture.ErrLoading.
+func (s *Source) RequestLoad(ctx context.Context, table, reason string) error {
 	id, err := s.loads.named(table)
 	if err != nil {
 		return err
@@ -66,11 +49,26 @@ func (s *Source) RequestLoad(_ context.Context, table, reason string) error {
 		reason = "somebody asked for it"
 	}
 	s.loads.mu.Lock()
-	under := s.loads.under[id] != nil
+	under := s.loads.under[id] != nil || s.loads.requested[id]
 	s.loads.mu.Unlock()
-	if under || !s.c.requests.add(id, reason) {
+	if under {
 		return fmt.Errorf("%w: %s", capture.ErrLoading, table)
 	}
+	conn, err := s.c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer capture.Close(conn)
+	err = ask(ctx, conn.PgConn(), fmt.Sprintf(`BEGIN; %s;
+INSERT INTO millrace.wanted_load (stream, table_id, reason) VALUES (%s, %d, %s)
+ON CONFLICT (stream, table_id) DO UPDATE SET txid = excluded.txid, reason = excluded.reason, wanted_at = excluded.wanted_at;
+COMMIT`, settings(conn.PgConn()), literal(s.c.cfg.Stream), id, literal(reason)))
+	if err != nil {
+		return fmt.Errorf("ask for a load of %s: %w", table, err)
+	}
+	s.loads.mu.Lock()
+	s.loads.requested[id] = true
+	s.loads.mu.Unlock()
 	s.wake()
 	return nil
 }

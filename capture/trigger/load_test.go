@@ -84,7 +84,6 @@ func TestLoadsBesideWriters(t *testing.T) {
 			r.open() // as after a kill: from what was published
 		}
 	}
-	r.c.requests = requests{}
 	stop()
 	wg.Wait()
 	r.settle()

@@ -29,11 +29,9 @@ func chunkLimits() chunk.Limits { return chunk.Limits{Blocks: 512} }
 // The methods that the Source's goroutine calls hold the Source's turn. All of it
 // is under the lock, because others look and ask.
 type loads struct {
-	c    *Capture
-	wake func()
-	// confirmed is the newest tick that was published.
-	confirmed func() uint64
-	limits    chunk.Limits
+	c      *Capture
+	wake   func()
+	limits chunk.Limits
 
 	mu     sync.Mutex
 	tables map[millrace.TableID]loadable
@@ -44,10 +42,9 @@ type loads struct {
 	// held is until when nothing is read for loads: replicas lag, or something
 	// failed.
 	held time.Time
-	// tick is that of the window under way. answered are the requests whose loads
-	// were begun by this source, with the ticks of their begins.
-	tick     uint64
-	answered map[millrace.TableID]uint64
+	tick uint64 // of the window under way
+	// requested are the loads that were asked for since the newest window.
+	requested map[millrace.TableID]bool
 	// recent are the loads that ended last, oldest first.
 	recent []endedLoad
 	passes passes
@@ -75,11 +72,11 @@ type endedLoad struct {
 const keepEnded = 32
 
 // resumeLoads takes up the loads of a catalog.
-func (c *Capture) resumeLoads(catalog *millrace.Catalog, wake func(), confirmed func() uint64) (*loads, error) {
+func (c *Capture) resumeLoads(catalog *millrace.Catalog, wake func()) (*loads, error) {
 	l := &loads{
-		c: c, wake: wake, confirmed: confirmed, limits: c.chunks, last: catalog.LastLoad, paused: c.holdLoads,
+		c: c, wake: wake, limits: c.chunks, last: catalog.LastLoad, paused: c.holdLoads,
 		tables: make(map[millrace.TableID]loadable), under: make(map[millrace.TableID]*load),
-		answered: make(map[millrace.TableID]uint64), readers: make(map[millrace.TableID]*tableReader),
+		requested: make(map[millrace.TableID]bool), readers: make(map[millrace.TableID]*tableReader),
 		passes: newPasses(c.cfg.VerifyEvery),
 	}
 	for i := range catalog.Loads {
@@ -89,7 +86,6 @@ func (c *Capture) resumeLoads(catalog *millrace.Catalog, wake func(), confirmed 
 			return nil, err
 		}
 		l.under[of.Table] = ld
-		c.requests.remove(of.Table) // it is in the stream by now
 	}
 	return l, nil
 }
@@ -111,7 +107,6 @@ func (l *loads) dropped(w *millrace.UnitWriter, id millrace.TableID) error {
 	defer l.mu.Unlock()
 	delete(l.tables, id)
 	delete(l.passes.newest, id)
-	l.c.requests.remove(id)
 	ld := l.under[id]
 	delete(l.under, id)
 	if ld == nil || !ld.initial {
@@ -120,21 +115,19 @@ func (l *loads) dropped(w *millrace.UnitWriter, id millrace.TableID) error {
 	return l.endFinishedLocked(w)
 }
 
-// asked returns the tables that are to be loaded because somebody asked for it, with
-// the reasons. tick is that of the window that is made.
-func (l *loads) asked(tick uint64) map[millrace.TableID]string {
-	confirmed := l.confirmed()
+// asked returns the tables that are to be loaded because somebody asked for it since
+// the window with snapshot before, with the reasons.
+func (l *loads) asked(w *window, before chunk.Snapshot) map[millrace.TableID]string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.tick = tick
-	for id, at := range l.answered {
-		if at <= confirmed {
-			l.c.requests.remove(id)
-			delete(l.answered, id)
+	l.tick = w.position.Tick
+	clear(l.requested)
+	wanted := make(map[millrace.TableID]string)
+	for _, r := range w.wanted {
+		if !before.Sees(r.by) {
+			wanted[r.table] = r.reason
 		}
 	}
-	wanted := l.c.requests.all()
-	maps.DeleteFunc(wanted, func(id millrace.TableID, _ string) bool { return l.answered[id] != 0 })
 	return wanted
 }
 
@@ -154,9 +147,6 @@ func (l *loads) begin(w *millrace.UnitWriter, t *captured, reason string, initia
 		work: chunk.NewLoad(l.limits), started: time.Now(),
 	}
 	l.under[t.id] = ld
-	if l.c.requests.has(t.id) {
-		l.answered[t.id] = l.tick
-	}
 	l.c.metrics.loads.Inc()
 	return ld.write(w, millrace.KindLoadBegin, &millrace.LoadInfo{Reason: ld.reason, Progress: ld.note()})
 }
@@ -168,6 +158,9 @@ func (l *loads) due() (at time.Time, wanted bool) {
 	defer l.mu.Unlock()
 	l.rotateLocked(now)
 	at, wanted = l.loadDueLocked()
+	if len(l.requested) > 0 {
+		return time.Time{}, true
+	}
 	if pass := l.passLocked(); pass != nil && (!wanted || l.passes.next.Before(at)) {
 		at, wanted = l.passes.next, true
 	}

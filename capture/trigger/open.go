@@ -65,7 +65,7 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 			return nil, fmt.Errorf("position %v: %w", from.Position, err)
 		}
 	}
-	if s.loads, err = c.resumeLoads(&from.Catalog, s.wake, s.confirmedTick); err != nil {
+	if s.loads, err = c.resumeLoads(&from.Catalog, s.wake); err != nil {
 		return nil, err
 	}
 	if err := look(ctx, conn, func(tx pgx.Tx) error { return s.takeUp(ctx, tx, &from.Catalog) }); err != nil {

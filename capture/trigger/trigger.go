@@ -118,8 +118,7 @@ type Capture struct {
 	// holdLoads makes loads wait from the start until PauseLoads(false).
 	holdLoads bool
 	// chunks bounds what loads read at once.
-	chunks   chunk.Limits
-	requests requests
+	chunks chunk.Limits
 	// inspect is called in the transaction of each window, after its rows.
 	inspect func(*window) error
 	planted planted

@@ -30,6 +30,7 @@ type window struct {
 	at       time.Time // of the snapshot, by the source's clock
 	position millrace.Position
 	unseen   unseen
+	wanted   []wantedLoad
 	news     []news
 	entries  uint64 // of the unit
 	// open tells that loads and verification read in the transaction after the rows.
@@ -96,7 +97,7 @@ func (s *Source) begin(ctx context.Context) (*window, map[millrace.TableID]*aspe
 		id, a, err := parseAspect(row)
 		aspects[id] = a
 		return err
-	})
+	}, w.want)
 	if err == nil {
 		logs, err = s.c.looker.Look(limited, s.conn)
 	}
@@ -168,7 +169,7 @@ func (s *Source) beginQuery() string {
 	// What was emptied has no statistics, and reading it from end to end looks cheap.
 	q += "; SET LOCAL enable_seqscan = off; SET LOCAL work_mem = '64MB'; SET LOCAL max_parallel_workers_per_gather = 0"
 	q += "; " + factsQuery(s.c.cfg.Stream, strconv.FormatUint(uint64(s.epoch), 10), s.position.Tick)
-	return q + "; " + aspectsQuery(s.tables)
+	return q + "; " + aspectsQuery(s.tables) + "; " + wantedQuery(s.c.cfg.Stream)
 }
 
 // factsQuery asks for the facts, and the source's clock in microseconds.
@@ -267,7 +268,7 @@ func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.Ta
 		}
 	}
 	initial := s.position.IsZero()
-	wanted := s.loads.asked(w.position.Tick)
+	wanted := s.loads.asked(w, s.before)
 	for _, t := range s.tables {
 		a := aspects[t.id]
 		if err := s.intact(ctx, w.conn, t, a.log); err != nil {

@@ -39,6 +39,18 @@ CREATE TABLE millrace.tick (
 );
 CREATE INDEX tick_age ON millrace.tick (taken_at);
 
+-- The newest load of each table that somebody asked for. The first window whose
+-- snapshot sees the transaction begins it, so it is begun once, whatever is ended in
+-- between.
+CREATE TABLE millrace.wanted_load (
+    stream    text        NOT NULL,
+    table_id  oid         NOT NULL,
+    txid      bigint      NOT NULL DEFAULT pg_current_xact_id()::text::bigint,
+    reason    text        NOT NULL,
+    wanted_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (stream, table_id)
+);
+
 -- DDL that concerned a captured table, as the event trigger saw it.
 CREATE TABLE millrace.ddl_event (
     id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

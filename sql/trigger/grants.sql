@@ -11,6 +11,7 @@ GRANT EXECUTE ON FUNCTION millrace.segment(bigint) TO {{.Capture}};
 GRANT INSERT, UPDATE, DELETE ON millrace.hold, millrace.ledger, millrace.followed TO {{.Capture}};
 GRANT UPDATE ON millrace.stream TO {{.Capture}};
 GRANT INSERT, DELETE ON millrace.tick TO {{.Capture}};
+GRANT INSERT, UPDATE ON millrace.wanted_load TO {{.Capture}};
 GRANT DELETE ON millrace.ddl_event TO {{.Capture}};
 GRANT UPDATE (mark) ON millrace.key_log TO {{.Capture}};
 

@@ -69,5 +69,8 @@ func Uninstall(ctx context.Context, conn *pgx.Conn, stream string, log *slog.Log
 	if _, err := conn.Exec(ctx, "DELETE FROM millrace.tick WHERE stream = $1", stream); err != nil {
 		return fmt.Errorf("remove the ticks of stream %s: %w", stream, err)
 	}
+	if _, err := conn.Exec(ctx, "DELETE FROM millrace.wanted_load WHERE stream = $1", stream); err != nil {
+		return fmt.Errorf("remove the loads that were asked for of stream %s: %w", stream, err)
+	}
 	return nil
 }

@@ -18,6 +18,7 @@ DROP FUNCTION IF EXISTS millrace.note_ddl() CASCADE;
 DROP FUNCTION IF EXISTS millrace.note_ddl_of(oid);
 
 DROP TABLE millrace.ddl_event;
+DROP TABLE millrace.wanted_load;
 DROP TABLE millrace.tick;
 DROP TABLE millrace.key_log;
 DROP FUNCTION millrace.segment(bigint);
