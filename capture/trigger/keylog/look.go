@@ -33,33 +33,23 @@ type Log struct {
 	// File is the table's relfilenode, 0 for a partitioned one. It changes when
 	// rows are rewritten or truncated.
 	File uint32
-	// Partitions of all levels, in ascending order of ID.
-	Partitions []Partition
 	// Problems is empty while the log is complete from CompleteSince on.
 	Problems []Problem
 
 	definition                      string
 	kind                            string
 	partition, inherits, subscribed bool
+	touched                         []touchedPartition
 }
 
-// Partition is a partition of a captured table.
-type Partition struct {
-	ID   millrace.TableID
-	Name string // schema.table
-	// HoldsRows is false for one that is itself partitioned.
-	HoldsRows bool
-	// File is its relfilenode: TRUNCATE and rewrites change it.
-	File uint32
-	// Mark is the same as long as nobody touches its triggers. One that is
-	// another than before means that changes may be missing, unless the
-	// partition has come since.
-	Mark string
-
-	always int
+// touchedPartition is a partition whose triggers are not as they were made.
+type touchedPartition struct {
+	Name      string
+	Always    int // triggers that are ENABLE ALWAYS
+	Untouched int // triggers that nobody has altered since
 }
 
-// Name returns the name of a segment, 0 to 2, as SQL writes it.
+// Segment returns the name of a segment, 0 to 2, as SQL writes it.
 func (l *Log) Segment(segment int) string { return Segment(l.ID, segment) }
 
 // Renamed reports whether the table has another name than when its log was made.
@@ -130,10 +120,10 @@ func CollectLogs(rows pgx.Rows) ([]Log, error) {
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (l Log, err error) {
 		var (
 			table, file, since int64
-			left, now, leaves  *string
+			left, now, touched *string
 		)
 		err = row.Scan(&l.ID, &table, &l.InstalledName, &l.Mode, &l.Table.Key, &l.Period, &l.definition, &since, &l.Reason,
-			&l.Table.Schema, &l.Table.Name, &l.kind, &file, &l.partition, &l.inherits, &l.subscribed, &left, &now, &leaves)
+			&l.Table.Schema, &l.Table.Name, &l.kind, &file, &l.partition, &l.inherits, &l.subscribed, &left, &now, &touched)
 		if err != nil {
 			return l, err
 		}
@@ -142,7 +132,7 @@ func CollectLogs(rows pgx.Rows) ([]Log, error) {
 			l.Table.Schema, l.Table.Name = splitName(l.InstalledName)
 		}
 		var before, after *mark
-		if err := errors.Join(decode(left, &before), decode(now, &after), l.decodePartitions(leaves)); err != nil {
+		if err := errors.Join(decode(left, &before), decode(now, &after), decode(touched, &l.touched)); err != nil {
 			return l, fmt.Errorf("read the marks of log %d: %w", l.ID, err)
 		}
 		l.Problems = l.problems(before, after)
@@ -155,25 +145,6 @@ func decode[T any](text *string, into *T) error {
 		return nil
 	}
 	return json.Unmarshal([]byte(*text), into)
-}
-
-func (l *Log) decodePartitions(text *string) error {
-	var all []struct {
-		ID, File   uint32
-		Name, Kind string
-		Always     int
-		Triggers   string
-		Subscribed bool
-	}
-	if err := decode(text, &all); err != nil {
-		return err
-	}
-	for _, p := range all {
-		l.Partitions = append(l.Partitions, Partition{
-			ID: millrace.TableID(p.ID), Name: p.Name, HoldsRows: p.Kind != "p", File: p.File, Mark: p.Triggers, always: p.Always,
-		})
-	}
-	return nil
 }
 
 // splitName takes schema.table apart, as far as that can be told.

@@ -51,6 +51,8 @@ func TestTamperingIsSeen(t *testing.T) {
 		{"gets a child", "create table child () inherits (a)", []Kind{WrittenElsewhere}, true},
 		{"a partition's trigger disabled", "alter table r1 disable trigger millrace_M_u", []Kind{PartitionTriggers}, false},
 		{"a partition's trigger enabled as usual", "alter table r2 enable trigger millrace_M_k", []Kind{PartitionTriggers}, false},
+		{"a partition's trigger disabled and enabled", "alter table r1 disable trigger millrace_M_i; alter table r1 enable always trigger millrace_M_i", []Kind{PartitionTriggers}, false},
+		{"a later partition's trigger disabled and enabled", "begin; create table r3 partition of r for values from (20) to (30); commit; alter table r3 disable trigger millrace_M_i; alter table r3 enable always trigger millrace_M_i", []Kind{PartitionTriggers}, false},
 		{"a trigger of the root disabled for its partitions", "alter table r disable trigger millrace_M_d", []Kind{TriggerDisabled, PartitionTriggers, PartitionTriggers}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -123,7 +125,7 @@ func TestHarmlessChangesAreNoTampering(t *testing.T) {
 		{"another key beside", "alter table a add unique (c)"},
 		{"truncated", "truncate a cascade"},
 		{"rights", "grant select on a to public; grant select on all tables in schema millrace to public"},
-		{"a partition comes", "create table r3 partition of r for values from (20) to (30); create table r4 (id int not null, v int); alter table r attach partition r4 for values from (30) to (40); alter table r detach partition r1"},
+		{"a partition comes", "create table r3 partition of r for values from (20) to (30); create table r4 (id int not null, v int); alter table r attach partition r4 for values from (30) to (40); alter table r detach partition r1; create table r5 (id int not null, v int) partition by list (id); create table r5a partition of r5 default; alter table r attach partition r5 for values from (50) to (60); create table r5b partition of r5 for values in (51)"},
 		{"taken back", "begin; alter table a disable trigger all; drop function millrace.log_N_i() cascade; rollback"},
 		{"renamed", "alter table a rename to b"},
 		{"moved", "create schema if not exists other; alter table b set schema other"},

@@ -34,8 +34,8 @@ const (
 	// WrittenElsewhere: the table can be written in a way that its triggers by
 	// statement do not see: through a parent, or by a subscription.
 	WrittenElsewhere Kind = "written elsewhere"
-	// PartitionTriggers: a partition lacks a trigger, or it does not fire for
-	// everybody.
+	// PartitionTriggers: a partition lacks a trigger, or one of its triggers does
+	// not fire for everybody, or was altered since it was made.
 	PartitionTriggers Kind = "partition without triggers"
 )
 
@@ -144,11 +144,12 @@ func (l *Log) problems(left, now *mark) []Problem {
 			all = append(all, Problem{WrittenElsewhere, "a subscription writes the table, and calls no triggers by statement"})
 		}
 	}
-	for i := range l.Partitions {
-		p := &l.Partitions[i]
-		if p.always != len(rowKinds) {
-			all = append(all, Problem{PartitionTriggers, fmt.Sprintf("partition %s has %d of %d triggers ENABLE ALWAYS", p.Name, p.always, len(rowKinds))})
+	for _, p := range l.touched {
+		text := fmt.Sprintf("triggers of partition %s were disabled for a time, or made again", p.Name)
+		if p.Always != len(rowKinds) {
+			text = fmt.Sprintf("partition %s has %d of %d triggers ENABLE ALWAYS", p.Name, p.Always, len(rowKinds))
 		}
+		all = append(all, Problem{PartitionTriggers, text})
 	}
 	return all
 }
