@@ -194,7 +194,7 @@ func newBody(w *window) *body {
 	b := &body{w: w}
 	b.stall = time.AfterFunc(w.s.c.bodyLimit, func() {
 		b.stalled.Store(true)
-		w.end(errUnread)
+		_ = w.conn.PgConn().Conn().Close() // which ends the transaction; whoever reads next hears of it
 	})
 	return b
 }
