@@ -20,7 +20,7 @@ func TestRoad(t *testing.T) {
 	t.Run("wal", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		road(t, w, `CREATE PUBLICATION "millrace_shop" FOR TABLE "public"."items"`)
+		road(t, w, `CREATE PUBLICATION "millrace_shop" FOR TABLE "public"."items"`, func() {})
 		run := func(args ...string) string { return program(t, w.dir, append(args, "-c", w.file)...) }
 		run("uninstall", "--yes")
 		refusal(t, w.dir, nil, exitOperator, []string{"millrace.shop", "another stream"}, "init", "-c", w.file)
@@ -33,7 +33,10 @@ func TestRoad(t *testing.T) {
 			// Roles are of the whole server, which is compared.
 			w := newWorldOn(t, pgtest.On(t, pgtest.Cluster(t, pgtest.Options{})))
 			w.trigger(t, prepared)
-			road(t, w, `CREATE OR REPLACE TRIGGER millrace_1_i AFTER INSERT ON "public"."items"`)
+			road(t, w, `CREATE OR REPLACE TRIGGER millrace_1_i AFTER INSERT ON "public"."items"`, func() {
+				w.tamper(t)
+				w.newEpoch(t)
+			})
 		})
 	}
 }
@@ -54,9 +57,53 @@ func (w *world) trigger(t *testing.T, prepared int) {
 	w.file = w.write(t, "millrace.yaml", w.config(u.String(), ""))
 }
 
+// tamper takes a trigger away, which check sees and mends.
+func (w *world) tamper(t *testing.T) {
+	t.Helper()
+	w.db.Exec("DROP TRIGGER millrace_1_u ON items")
+	refusal(t, w.dir, nil, exitOperator, []string{"public.items", "millrace init"}, "check", "-c", w.file)
+	if got := program(t, w.dir, "check", "--fix", "-c", w.file); !strings.Contains(got, "capture are as init makes them") || !strings.Contains(got, "no problems") {
+		t.Errorf("check --fix: %s", got)
+	}
+}
+
+// newEpoch begins a new epoch and waits until the edge serves it.
+func (w *world) newEpoch(t *testing.T) {
+	t.Helper()
+	dry := program(t, w.dir, "epoch", "new", "--dry-run", "-c", w.file)
+	if !strings.Contains(dry, "SET epoch = 2, topic = 'millrace.shop.2', topic_id = the topic's ID, slot = NULL") || strings.Contains(dry, "pg_drop_replication_slot") {
+		t.Errorf("epoch new --dry-run: %s", dry)
+	}
+	if got := program(t, w.dir, "epoch", "new", "--yes", "-c", w.file); !strings.Contains(got, "epoch 2 is begun in topic millrace.shop.2") {
+		t.Errorf("epoch new: %s", got)
+	}
+	transfer := spawn(t, w.dir, nil, "transfer", "-c", w.file)
+	edge := spawn(t, w.dir, nil, "edge", "-c", w.file)
+	until(t, "the edge serves epoch 2", func() error {
+		text := program(t, w.dir, "status", "--json", "-c", w.file)
+		var all []place
+		if err := json.Unmarshal([]byte(text), &all); err != nil || len(all) != 1 || all[0].Edge == nil {
+			return fmt.Errorf("%v: %s", err, text)
+		}
+		if got := all[0].Edge.Epoch; got != 2 {
+			return fmt.Errorf("it serves epoch %d", got)
+		}
+		return nil
+	})
+	if got := program(t, w.dir, "verify", "--wait", "-c", w.file); !regexp.MustCompile(`here +public\.items +equal +1 +29 `).MatchString(got) {
+		t.Errorf("verify --wait in epoch 2: %s", got)
+	}
+	transfer.stop(syscall.SIGTERM)
+	edge.stop(syscall.SIGTERM)
+	if got := program(t, w.dir, "audit", "-c", w.file); !strings.Contains(got, "epoch 2: indexes 1 to") || !strings.HasSuffix(got, "equal\n") {
+		t.Errorf("audit of epoch 2: %s", got)
+	}
+}
+
 // road goes from init to uninstall. made is what init --dry-run says it would make
-// for the table. The source's catalogs are as they were at the end.
-func road(t *testing.T, w *world, made string) {
+// for the table; before uninstall comes more. The source's catalogs are as they were
+// at the end.
+func road(t *testing.T, w *world, made string, more func()) {
 	t.Helper()
 	before := w.db.String(catalogs)
 	run := func(args ...string) string { return program(t, w.dir, append(args, "-c", w.file)...) }
@@ -155,7 +202,8 @@ func road(t *testing.T, w *world, made string) {
 	if got := run("check"); !strings.Contains(got, "no problems") {
 		t.Errorf("check: %s", got)
 	}
-	if got := run("uninstall", "--yes"); !strings.Contains(got, "millrace.shop is left") {
+	more()
+	if got := run("uninstall", "--yes"); !strings.Contains(got, " is left, as is millrace.shop.status") {
 		t.Errorf("uninstall: %s", got)
 	}
 	if after := w.db.String(catalogs); after != before {
