@@ -105,7 +105,7 @@ func (c *Capture) Uninstall(ctx context.Context) error {
 		return err
 	}
 	defer capture.Close(conn)
-	return keylog.Uninstall(ctx, conn, c.cfg.Stream, c.log)
+	return keylog.Uninstall(ctx, conn, c.cfg.Stream, c.cfg.Logger)
 }
 
 // UninstallRoles drops the roles that Install made, where nobody else uses them; see
@@ -121,7 +121,7 @@ func (c *Capture) UninstallRoles(ctx context.Context) (left []string, err error)
 }
 
 func (c *Capture) logConfig() keylog.Config {
-	return keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.log, Roles: keylog.Roles(c.cfg.Roles), Login: c.cfg.Login}
+	return keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.cfg.Logger, Roles: keylog.Roles(c.cfg.Roles), Login: c.cfg.Login}
 }
 
 // Watch returns nil when ctx ends: nobody at the source waits for a stream that is
