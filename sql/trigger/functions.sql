@@ -57,4 +57,8 @@ BEGIN
 END
 $millrace$;
 REVOKE ALL ON FUNCTION {{.Name}}() FROM PUBLIC;
+{{- if eq $.Mode "row"}}
+-- Whoever adds a partition makes copies of the triggers on it.
+GRANT EXECUTE ON FUNCTION {{.Name}}() TO {{$.TableOwner}};
+{{- end}}
 {{- end}}

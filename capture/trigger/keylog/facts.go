@@ -19,6 +19,7 @@ type Querier interface {
 type facts struct {
 	table      Table
 	kind       string // pg_class.relkind
+	owner      string
 	partition  bool
 	inherits   bool // has parents or children
 	subscribed bool // a subscription writes it, or a partition of it
@@ -41,7 +42,7 @@ WITH RECURSIVE tree (oid) AS (
   UNION
     SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
 )
-SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relispartition,
+SELECT n.nspname::text, c.relname::text, c.relkind::text, pg_get_userbyid(c.relowner)::text, c.relispartition,
        EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent)),
        EXISTS (SELECT FROM pg_subscription_rel s JOIN tree ON tree.oid = s.srrelid),
        ARRAY(SELECT format('%I.%I', pn.nspname, p.relname)
@@ -80,7 +81,7 @@ ORDER BY k.number`
 func lookUp(ctx context.Context, q Querier, t *Table) (*facts, error) {
 	f := facts{table: Table{ID: t.ID, Key: t.Key}}
 	err := q.QueryRow(ctx, factsQuery, int64(t.ID)).
-		Scan(&f.table.Schema, &f.table.Name, &f.kind, &f.partition, &f.inherits, &f.subscribed, &f.partitions)
+		Scan(&f.table.Schema, &f.table.Name, &f.kind, &f.owner, &f.partition, &f.inherits, &f.subscribed, &f.partitions)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("%w: table %v (%d) is gone; mend: correct the configuration, then millrace init", ErrRefused, t, t.ID)
 	}

@@ -34,6 +34,7 @@ type logTexts struct {
 	ID          int
 	Stream      string // a constant
 	Table       string // quoted
+	TableOwner  string // quoted
 	Name        string // a constant: schema.table
 	TableID     uint32
 	Mode        Mode
@@ -149,7 +150,7 @@ func (l *logTexts) KeyChanged() string {
 func newLogTexts(id int, stream string, period int64, f *facts) *logTexts {
 	t := &f.table
 	l := &logTexts{
-		ID: id, Stream: literal(stream), Table: t.quoted(), Name: literal(t.String()), TableID: uint32(t.ID), Mode: f.mode(), Period: period,
+		ID: id, Stream: literal(stream), Table: t.quoted(), TableOwner: quote(f.owner), Name: literal(t.String()), TableID: uint32(t.ID), Mode: f.mode(), Period: period,
 		KeyNames: textArray(t.Key), Partitions: f.partitions,
 		Comment: literal("keys of changed rows of " + t.String() + " (" + strings.Join(t.Key, ", ") + "), stream " + stream),
 		Exists:  true, Partitioned: f.kind == "p",
