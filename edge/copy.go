@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,20 +89,10 @@ func (c *copier) open(dir string) error {
 	}
 	c.env = env
 	// Without syncs between: only the whole copy is of use, and it is synced.
-	if err := errFirstOf(env.SetMapSize(max(c.s.opts.MapSize, c.s.mapSize())), env.SetMaxDBs(c.s.opts.MaxDBs+ownDBs), env.Open(dir, lmdb.NoSync, 0o600)); err != nil {
+	if err := cmp.Or(env.SetMapSize(max(c.s.opts.MapSize, c.s.mapSize())), env.SetMaxDBs(c.s.opts.MaxDBs+ownDBs), env.Open(dir, lmdb.NoSync, 0o600)); err != nil {
 		return c.fail(err)
 	}
 	runtime.LockOSThread()
-	return nil
-}
-
-// errFirstOf returns the first error that is one.
-func errFirstOf(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
@@ -144,12 +135,17 @@ func (c *copier) databases() error {
 		dbis[name] = dbi
 		names = append(names, name)
 	}
+	var pages uint64
 	for _, name := range names {
 		stat, err := c.from.Stat(dbis[name])
 		if err != nil {
 			return c.fail(err)
 		}
 		c.at.Of += stat.Entries
+		pages += stat.BranchPages + stat.LeafPages + stat.OverflowPages
+	}
+	if err := c.room(pages); err != nil {
+		return err
 	}
 	c.progress(c.at)
 	for _, name := range names {
@@ -162,6 +158,16 @@ func (c *copier) databases() error {
 	}
 	c.progress(c.at)
 	return c.fail(c.env.Sync(true))
+}
+
+// room refuses a copy that the disk has no room for: the store would be the first
+// to miss it.
+func (c *copier) room(pages uint64) error {
+	need, free := pages*uint64(c.s.sizes.piece+pageHeader), c.s.diskFree()
+	if need+littleDisk/4 > free {
+		return fmt.Errorf("copy store: %w: the copy takes up to %d bytes, and %d are free; mend: free space on the disk of %s", ErrFull, need, free, c.s.dir)
+	}
+	return nil
 }
 
 func (c *copier) begin() (err error) {

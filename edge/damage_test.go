@@ -40,7 +40,7 @@ func damageSchema() *millrace.Schema { return testSchema(1, 1, "d", oidInt8, "no
 
 func fillForDamage(t testing.TB, dir string) {
 	t.Helper()
-	s := openStore(t, dir)
+	s := openStore(t, dir, func(o *Options) { o.Indexes = map[string][][]string{"public.big": {{"note"}}} })
 	f := newFeed(t, s)
 	tf := f.loaded(damageSchema())
 	var unit []*millrace.Entry
@@ -48,9 +48,23 @@ func fillForDamage(t testing.TB, dir string) {
 		unit = append(unit, tf.put(strconv.Itoa(2*id), damageValue(2*id)))
 	}
 	f.must(unit...)
+	// Another table's rows are in pieces, and it has an index.
+	tf = f.loaded(damageBigSchema())
+	unit = nil
+	for id := range damageBigRows {
+		unit = append(unit, tf.put(strconv.Itoa(id), damageBigValue(id)))
+	}
+	f.must(unit...)
 	f.w.Close()
 	closeStore(t, s)
 }
+
+// damageBigRows are the rows of the table that is kept in pieces.
+const damageBigRows = 24
+
+func damageBigSchema() *millrace.Schema { return testSchema(2, 2, "big", oidInt8, "note") }
+
+func damageBigValue(id int) string { return strconv.Itoa(id%5) + largeText(uint64(id), 3000+400*id) }
 
 // A byte that changes anywhere in the file is found by Check, and never makes
 // the store give a wrong row or pass one over. Where LMDB itself falls over the
@@ -233,10 +247,59 @@ func readForDamage(s *Store) error {
 		}
 		return nil
 	})
+	if err == nil {
+		err = s.View(context.Background(), func(v *View) error { return readBigForDamage(v, note) })
+	}
 	if err != nil {
 		return err
 	}
 	return damaged
+}
+
+// readBigForDamage reads the table that is in pieces: by key, in order, and by
+// its index.
+func readBigForDamage(v *View, note func(error) error) error {
+	table, err := v.Table("public.big")
+	if err != nil {
+		return err
+	}
+	var row Row
+	for id := range damageBigRows {
+		err := table.Get(encodeKey(fatalT{}, damageBigSchema(), strconv.Itoa(id)), &row)
+		if err == nil && rowString(&row) != fmt.Sprintf("%d=%s", id, damageBigValue(id)) {
+			return fmt.Errorf("large row %d is %.40q", id, rowString(&row))
+		}
+		if err := note(err); err != nil {
+			return fmt.Errorf("large row %d: %w", id, err)
+		}
+	}
+	seen := make(map[string]bool)
+	see := func(_ []byte, row *Row) error {
+		id, _ := strconv.Atoi(string(row.Columns[0].Text))
+		if got := rowString(row); got != fmt.Sprintf("%d=%s", id, damageBigValue(id)) || seen[got] {
+			return fmt.Errorf("scanned large row %.40q, which is wrong or comes twice", got)
+		}
+		seen[rowString(row)] = true
+		return nil
+	}
+	ix, err := table.Index("note")
+	if err != nil {
+		return err
+	}
+	for _, scan := range []func() error{
+		func() error { return table.Scan(nil, nil, 0, see) },
+		func() error { return ix.Scan(Range{}, 0, see) },
+	} {
+		clear(seen)
+		err := scan()
+		if err == nil && len(seen) != damageBigRows {
+			err = fmt.Errorf("scan gave %d large rows, want %d", len(seen), damageBigRows)
+		}
+		if err := note(err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A store whose file was cut off, or whose page was overwritten, says so.
