@@ -52,7 +52,7 @@ race: ## run every test under the race detector
 .PHONY: integration
 integration: ## run the end-to-end tests alone
 	@scripts/setup test
-	@scripts/test -p 1 -parallel 4 -timeout 25m ./tests/...
+	@scripts/test -p 1 -parallel 3 -timeout 25m ./tests/...
 
 .PHONY: matrix
 matrix: ## run capture's tests on each version of Postgres from 14 to 18 (VERSIONS='14 18')

@@ -72,7 +72,7 @@ func (r *epochRun) command(env string, args ...string) *harness.Process {
 		c.Env = []string{env}
 	}
 	p := harness.Start(r.t, c)
-	p.Wait(time.Minute)
+	p.Wait(progressLimit)
 	return p
 }
 
@@ -110,7 +110,7 @@ func (r *epochRun) stopsFor(word string) {
 
 func (r *epochRun) dropSlot() {
 	r.t.Helper()
-	harness.Until(r.t, time.Minute, "the slot is dropped", func(context.Context) error {
+	harness.Until(r.t, progressLimit, "the slot is dropped", func(context.Context) error {
 		got := r.s.DB.String(`SELECT count(pg_drop_replication_slot(slot_name)) FROM pg_replication_slots WHERE database = current_database() AND NOT active`)
 		if got != "1" {
 			return harness.NotYet("dropped %s", got)
@@ -155,7 +155,7 @@ func (r *epochRun) judge(journal *harness.Journal) {
 	if err := r.s.Settle(t.Context(), r.edge, r.size.settle); err != nil {
 		t.Fatal(err)
 	}
-	harness.Until(t, time.Minute, "the books of the last epoch are audited", func(context.Context) error {
+	harness.Until(t, progressLimit, "the books of the last epoch are audited", func(context.Context) error {
 		if got := r.books.Epoch.Load(); got != int64(r.epoch) { //nolint:gosec // far from the limit
 			return harness.NotYet("audited epoch %d", got)
 		}
@@ -262,11 +262,11 @@ func TestNewEpochOfLostTopic(t *testing.T) {
 	r.begin(true)
 	r.books.Strict.Store(true)
 	r.s.DeleteTopic()
-	if code := r.transfer.Wait(time.Minute); code != harness.ExitOperator {
+	if code := r.transfer.Wait(progressLimit); code != harness.ExitOperator {
 		t.Errorf("transfer ended with exit code %d without its topic, want %d", code, harness.ExitOperator)
 	}
 	r.stopsFor("no such topic")
-	harness.Until(t, time.Minute, "the edge's status names the mend", func(ctx context.Context) error {
+	harness.Until(t, progressLimit, "the edge's status names the mend", func(ctx context.Context) error {
 		status, err := r.edge.Status(ctx)
 		if err == nil && !strings.Contains(status.Fault, "millrace epoch new "+r.s.Stream) {
 			err = harness.NotYet("its fault is %q", status.Fault)
@@ -297,7 +297,7 @@ func TestNewEpochBesideZombie(t *testing.T) {
 	r.goneOver()
 	ends := r.ends(r.s.Topic)
 	old.Resume()
-	if code := old.Wait(time.Minute); code != harness.ExitFailure {
+	if code := old.Wait(progressLimit); code != harness.ExitFailure {
 		t.Errorf("a transfer of the old epoch ended with exit code %d, want %d: its supervisor starts it for the new one", code, harness.ExitFailure)
 	}
 	if now := r.ends(r.s.Topic); now == ends {
@@ -332,7 +332,7 @@ func TestNewEpochOfRestoredSource(t *testing.T) {
 	r.rest()
 
 	backup := server.Dir() + ".backup"
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*progressLimit)
 	defer cancel()
 	restart := func(doing ...string) {
 		t.Helper()
@@ -348,7 +348,7 @@ func TestNewEpochOfRestoredSource(t *testing.T) {
 	restart(`cp -a "$1" "$2"`)
 	r.loads(false)
 	lost := r.bench.Transactions.Load()
-	harness.Until(t, time.Minute, "transactions that will be lost are made", func(context.Context) error {
+	harness.Until(t, progressLimit, "transactions that will be lost are made", func(context.Context) error {
 		if now := r.bench.Transactions.Load(); now == lost {
 			return harness.NotYet("none yet")
 		}
@@ -404,7 +404,7 @@ func TestSwitchBeforeCopyIsCaught(t *testing.T) {
 			t.Error("the books were audited to their end")
 		}
 		t.Logf("switch_early is caught: %v", err)
-	case <-time.After(time.Minute):
+	case <-time.After(progressLimit):
 		t.Error("nobody has noticed that readers were led to a copy that was not complete")
 	}
 	r.stopLoad()

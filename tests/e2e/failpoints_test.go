@@ -26,7 +26,7 @@ type step struct {
 }
 
 // hitLimit is how long a process may take to come to a step under load.
-const hitLimit = time.Minute
+const hitLimit = 3 * time.Minute
 
 func failpoint(r *run, s step) string {
 	return fmt.Sprintf("MILLRACE_FAILPOINT=%s:%d", s.name, 1+r.rng.IntN(s.most))
@@ -135,14 +135,14 @@ func (r *run) zombieAt(s step) {
 	old.Resume()
 	r.faulted["zombie at "+s.name]++
 	if reigned {
-		if code := old.Wait(time.Minute); code != harness.ExitFenced {
+		if code := old.Wait(progressLimit); code != harness.ExitFenced {
 			r.t.Errorf("%s: a fenced transfer ended with exit code %d, want %d", arm, code, harness.ExitFenced)
 		}
 		return
 	}
 	// One that was stopped before its reign had begun is fenced from nothing: it
 	// waits for the hold, as any second one does.
-	harness.Until(r.t, time.Minute, "transfer waits for the hold, after it was stopped at "+arm, func(context.Context) error {
+	harness.Until(r.t, progressLimit, "transfer waits for the hold, after it was stopped at "+arm, func(context.Context) error {
 		if !strings.Contains(old.Stderr(), "waiting for the stream's hold") {
 			return harness.NotYet("its log does not say so")
 		}

@@ -19,7 +19,7 @@ const (
 	plantedLoad = 2 * time.Second
 	tornLoad    = time.Minute
 	// restLimit is how long the system may take to come to rest.
-	restLimit = time.Minute
+	restLimit = 3 * time.Minute
 )
 
 // TestPlantedBugsAreCaught runs the load over a program with one planted bug at

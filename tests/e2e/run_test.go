@@ -17,8 +17,9 @@ import (
 const (
 	// stopLimit is how long a process may take to end in order.
 	stopLimit = 30 * time.Second
-	// progressLimit is how long the edge may take to move on after a fault.
-	progressLimit = time.Minute
+	// progressLimit is how long the edge may take to move on after a fault, and
+	// anything else that comes of itself.
+	progressLimit = 3 * time.Minute
 	// serveLimit is how long an edge may take from its start to an answer,
 	// whatever it is cut off from; a loaded machine is slow.
 	serveLimit = 30 * time.Second
@@ -213,7 +214,7 @@ func (r *run) zombie() {
 	r.transfer = r.s.StartTransfer()
 	r.awaitProgress()
 	old.Resume()
-	if code := old.Wait(time.Minute); code != harness.ExitFenced {
+	if code := old.Wait(progressLimit); code != harness.ExitFenced {
 		r.t.Errorf("a fenced transfer ended with exit code %d, want %d", code, harness.ExitFenced)
 	}
 	r.faulted["zombie"]++
@@ -232,16 +233,20 @@ func (r *run) awaitProgress() {
 	})
 }
 
-// lastAudit waits until the reader of the store has audited the end.
+// lastAudit waits until the reader of the store has audited the end, and the slot
+// has been looked at.
 func (r *run) lastAudit() {
 	r.t.Helper()
 	end, err := r.edge.Status(r.t.Context())
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	harness.Until(r.t, time.Minute, "the books of the end are audited", func(context.Context) error {
+	harness.Until(r.t, progressLimit, "the books of the end are audited, and the slot is looked at", func(context.Context) error {
 		if got := r.books.Newest.Load(); got < int64(end.Index) { //nolint:gosec // far from the limit
 			return harness.NotYet("audited to %d, the end is %d", got, end.Index)
+		}
+		if r.s.Mode() == harness.CaptureWAL && r.watch.Looks.Load() == 0 {
+			return harness.NotYet("no look yet")
 		}
 		return nil
 	})
