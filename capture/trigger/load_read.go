@@ -105,7 +105,7 @@ func (l *loads) failed(ld *load, p *pass, err error) {
 		return
 	}
 	l.c.log.Warn("verification failed", "table", p.Table, "error", err)
-	p.Phase, p.Problem = capture.PassFailed, capture.Text(err.Error())
+	p.Phase, p.Problem = capture.PassFailed, err.Error()
 }
 
 // explain tells what no retry mends.

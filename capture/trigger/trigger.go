@@ -118,7 +118,8 @@ type Capture struct {
 	// holdLoads makes loads wait from the start until PauseLoads(false).
 	holdLoads bool
 	// chunks bounds what loads read at once.
-	chunks chunk.Limits
+	chunks      chunk.Limits
+	verifyWhole int
 	// inspect is called in the transaction of each window, after its rows.
 	inspect func(*window) error
 	planted planted
@@ -139,7 +140,7 @@ func New(cfg Config) (*Capture, error) {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
 	c := &Capture{
-		chunks: chunkLimits(), lockTimeout: lockTimeout, bodyLimit: bodyLimit, tendInterval: tendInterval, tickKeep: tickKeep, heldBody: heldBody,
+		chunks: chunkLimits(), verifyWhole: verifyWhole, lockTimeout: lockTimeout, bodyLimit: bodyLimit, tendInterval: tendInterval, tickKeep: tickKeep, heldBody: heldBody,
 		choices: table.Choices{Columns: cfg.Columns, Where: cfg.Where},
 	}
 	var err error

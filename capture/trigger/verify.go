@@ -17,6 +17,10 @@ import (
 // edges can compare it with what they have stored. A range is read like a chunk of a
 // load, in the snapshot of a window and behind its rows, so no key is left out.
 
+// verifyWhole bounds a table that cannot be read in ranges, in bytes of its keys and
+// 16 for each row: the stream stands still while it is read.
+const verifyWhole = 16 << 20
+
 // passes are the newest over each table. They are under the lock of loads.
 type passes struct {
 	newest map[millrace.TableID]*pass
@@ -147,7 +151,7 @@ func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit,
 	sum := &l.passes.sum
 	sum.Reset()
 	plan := millrace.NewVerifyPlan(r.schema)
-	next, err := verify.Read(ctx, w.conn, r.Reader, r.schema, p.low, func(key []byte, columns []millrace.Datum) error {
+	next, err := verify.Read(ctx, w.conn, r.Reader, r.schema, p.low, l.c.verifyWhole, func(key []byte, columns []millrace.Datum) error {
 		return sum.Add(plan, key, columns)
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package trigger
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +40,16 @@ func TestVerify(t *testing.T) {
 	}
 	if len(ids) != len(rows) || len(r.store.differing) > 0 {
 		t.Errorf("passes %v, differing: %q", ids, r.store.differing)
+	}
+	// Above a limit the source needs an index that sorts as we do.
+	r.c.verifyWhole = 2000 * (16 + 10)
+	db.Exec("insert into b values ('z', 0, 'one too many'); create index on b (x collate \"C\", y)")
+	if p := r.verified()[1]; p.Phase != capture.PassDone || p.Rows != 2001 {
+		t.Errorf("pass over a large table with an index: %+v", p)
+	}
+	db.Exec("drop index b_x_y_idx")
+	if p := r.verified()[1]; p.Phase != capture.PassFailed || !strings.Contains(p.Problem, `CREATE INDEX ON "public"."b" ("x" COLLATE "C", "y")`) {
+		t.Errorf("pass over a large table without an index: %+v", p)
 	}
 	id := r.table("a")
 	for name, spoil := range map[string]func(table map[string]storedRow, key string){

@@ -14,22 +14,18 @@ import (
 	"github.com/millrace-db/millrace/capture/table"
 )
 
-const (
-	// Rows is the most rows of a range.
-	Rows = 10_000
-	// Whole bounds a table that cannot be read in ranges: the bytes of its keys,
-	// and 16 for each row.
-	Whole = 64 << 20
-)
+// Rows is the most rows of a range.
+const Rows = 10_000
 
 // Read reads the range of a table that begins at the encoded key low (at the
 // first, if it is empty), of up to Rows rows, or the whole table where the source
 // does not sort its keys as they are encoded, or not without sorting all of them.
 // It calls add for each row with its encoded key and its columns, which are valid
 // during the call, and returns the key that the next range begins with, nil at the
-// end. It is called when r has begun or joined a transaction on the connection of
+// end. A table that is read whole may have so many bytes: of its keys, and 16 for
+// each row. It is called when r has begun or joined a transaction on the connection of
 // q; schema is r's.
-func Read(ctx context.Context, q table.Querier, r *chunk.Reader, schema *millrace.Schema, low []byte, add func(key []byte, columns []millrace.Datum) error) (next []byte, err error) {
+func Read(ctx context.Context, q table.Querier, r *chunk.Reader, schema *millrace.Schema, low []byte, whole int, add func(key []byte, columns []millrace.Datum) error) (next []byte, err error) {
 	codec, err := millrace.NewKeyCodec(schema)
 	if err != nil {
 		return nil, err
@@ -46,7 +42,7 @@ func Read(ctx context.Context, q table.Querier, r *chunk.Reader, schema *millrac
 	}
 	size := 0
 	return nil, r.All(ctx, func(key []byte, columns []millrace.Datum) error {
-		if size += len(key) + 16; size > Whole {
+		if size += len(key) + 16; size > whole {
 			return fmt.Errorf("it is too large to be verified whole, and the source does not sort its keys by their bytes; mend: CREATE INDEX ON %s (%s)",
 				table.Name{Schema: schema.Namespace, Name: schema.Name}.Quoted(), bytewiseIndex(schema, codec))
 		}

@@ -24,6 +24,9 @@ const (
 	// verifyWindow is how many bytes of keys may change while a range is read,
 	// before it is read anew.
 	verifyWindow = 1 << 20
+	// verifyWhole bounds a table that cannot be read in ranges, in bytes of what is
+	// held of it.
+	verifyWhole = 64 << 20
 	// verifyTries is how often a range is read before the pass is given up.
 	verifyTries = 20
 )

@@ -49,7 +49,7 @@ func (v *verifier) read(ctx context.Context, schema *millrace.Schema, low []byte
 	if err := v.hashes.reset(); err != nil {
 		return nil, err
 	}
-	return verify.Read(ctx, v.conn, v.reader, schema, low, func(key []byte, columns []millrace.Datum) error {
+	return verify.Read(ctx, v.conn, v.reader, schema, low, verifyWhole, func(key []byte, columns []millrace.Datum) error {
 		h, err := v.sum.Hash(plan, key, columns)
 		if err != nil {
 			return err
