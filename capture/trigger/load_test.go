@@ -22,6 +22,7 @@ import (
 // Tables are loaded and verified beside writers, by sources that are killed all the
 // time: the first copy ends at once, every range agrees, and at the end all is equal.
 func TestLoadsBesideWriters(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	db := pgtest.New(t)
@@ -29,9 +30,9 @@ func TestLoadsBesideWriters(t *testing.T) {
 		create table b (k text collate "en-x-icu", d numeric(8, 2), v text, primary key (k, d) deferrable initially deferred);
 		create table p (id int, v text, primary key (id)) partition by range (id);
 		create table p1 partition of p for values from (0) to (1000); create table p2 partition of p for values from (1000) to (100000);
-		insert into a select i, repeat('v', 300), i from generate_series(1, 3000) i;
-		insert into b select 'key ' || i, i / 4.0, repeat('w', 200) from generate_series(1, 600) i;
-		insert into p select i * 2, repeat('x', 100) from generate_series(1, 1000) i`)
+		insert into a select i, repeat('v', 300), i from generate_series(1, 1500) i;
+		insert into b select 'key ' || i, i / 4.0, repeat('w', 200) from generate_series(1, 400) i;
+		insert into p select i * 2, repeat('x', 100) from generate_series(1, 600) i`)
 	r := newLoadRig(t, db, func(c *Config) { c.Where = map[string]string{"public.a": "n % 10 <> 3"} }, "a", "b", "p")
 	ctx, stop := context.WithCancel(r.ctx())
 	var wg sync.WaitGroup
@@ -39,7 +40,7 @@ func TestLoadsBesideWriters(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				n, m := rnd.IntN(4000), rnd.IntN(600)
+				n, m := rnd.IntN(2000), rnd.IntN(400)
 				sql := []string{
 					fmt.Sprintf("insert into a values (%d, 'new', %d) on conflict (id) do update set v = 'again', n = a.n + 1", n, m),
 					fmt.Sprintf("delete from a where id between %d and %d", n, n+3),
@@ -114,6 +115,7 @@ func (r *loadRig) verified() []capture.PassStatus {
 
 // A source that is killed loses one chunk of a load, and says how far it has come.
 func TestLoadGoesOn(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('v', 500) from generate_series(1, 2000) i")
 	r := newLoadRig(t, db, nil, "a")
@@ -142,6 +144,7 @@ func TestLoadGoesOn(t *testing.T) {
 
 // What takes the heaps from under a load does not harm it.
 func TestLoadOfAlteredTables(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	const a, p = "insert into a (id, v) select i, repeat('v', 500) from generate_series(1, 500) i", "insert into p select i, repeat('v', 500) from generate_series(800, 1200) i"
 	for _, sql := range []string{
@@ -200,6 +203,7 @@ func TestLoadOfAlteredTables(t *testing.T) {
 // A load that is asked for takes the table's place whole, beside its changes; what
 // is asked for of a source that ends before anybody hears of it, the next one does.
 func TestRequestLoad(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text); create table b (id int primary key); insert into a select i, repeat('v', 200) from generate_series(1, 1000) i")
 	r := newLoadRig(t, db, nil, "a", "b")
@@ -265,6 +269,7 @@ func TestRequestLoad(t *testing.T) {
 
 // Tables take turns, and a load does not go faster than its rate.
 func TestLoadRate(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec(`create table a (id int primary key, v text); create table b (id int primary key, v text); create table c (id int primary key);
 		insert into a select i, repeat('x', 1000) from generate_series(1, 300) i; insert into b select * from a`)
@@ -292,6 +297,7 @@ func TestLoadRate(t *testing.T) {
 
 // Rows that are too large for memory go through a file, of which nothing stays.
 func TestLoadOfLargeRows(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text); alter table a alter v set storage external; insert into a select i, repeat('x', 1 << 20) from generate_series(1, 30) i")
 	dir := t.TempDir()
@@ -337,6 +343,7 @@ func TestLoadOfLargeRows(t *testing.T) {
 // A load waits while a physical standby replays late, and goes on when it has come
 // up.
 func TestLoadWaitsForReplica(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('x', 300) from generate_series(1, 600) i")
 	r := newLoadRig(t, db, func(c *Config) { c.LoadMaxLag, c.LoadRate = 100*time.Millisecond, 400 }, "a")

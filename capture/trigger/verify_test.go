@@ -14,6 +14,7 @@ import (
 // What the source has is stated for keys of every kind, and a row that is lost,
 // altered or too much in the store is found.
 func TestVerify(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec(`create table a (id int primary key, v text, w numeric(10, 2));
 		create table b (x text collate "en-x-icu", y int, v text, primary key (x, y));
@@ -75,6 +76,7 @@ func TestVerify(t *testing.T) {
 // All tables are verified in rotation, without being asked; but none while it is
 // being loaded, and what cannot be read fails its pass and nothing else.
 func TestVerifyInRotation(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1)")
 	r := newLoadRig(t, db, nil, "a", "b")
