@@ -59,7 +59,7 @@ func (s *Source) RequestLoad(ctx context.Context, table, reason string) error {
 		return err
 	}
 	defer capture.Close(conn)
-	err = ask(ctx, conn.PgConn(), fmt.Sprintf(`BEGIN; %s;
+	err = ask(ctx, conn.PgConn(), fmt.Sprintf(`BEGIN READ WRITE; %s;
 INSERT INTO millrace.wanted_load (stream, table_id, reason) VALUES (%s, %d, %s)
 ON CONFLICT (stream, table_id) DO UPDATE SET txid = excluded.txid, reason = excluded.reason, wanted_at = excluded.wanted_at;
 COMMIT`, settings(conn.PgConn()), literal(s.c.cfg.Stream), id, literal(reason)))

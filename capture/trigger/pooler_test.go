@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -43,6 +45,35 @@ func TestPooler(t *testing.T) {
 					t.Errorf("check: %v, %v", found, err)
 				}
 			})
+		}
+	}
+}
+
+// So do loads, also one that is asked for, and verification.
+func TestLoadsThroughPooler(t *testing.T) {
+	t.Parallel()
+	for _, prepared := range pgtest.BouncerPrepared(t) {
+		db := pgtest.New(t)
+		db.Exec(`create table a (id text collate "C", at timestamptz, f float8, v text, primary key (at, id));
+			insert into a select 'k' || i, '2024-02-03 04:05:06.789+00', 0.1 + i, repeat('v', 400) from generate_series(1, 500) i`)
+		pooled := pgtest.BouncerWith(t, db.Server, db.Name, pgtest.BouncerOptions{Prepared: prepared})
+		r := newLoadRig(t, db, func(c *Config) { c.URL = pooled }, "a")
+		for _, setting := range []string{"datestyle = 'German'", "timezone = 'Asia/Tokyo'", "extra_float_digits = -10", "search_path = 'nowhere'", "default_transaction_read_only = on", "idle_in_transaction_session_timeout = '2s'"} {
+			db.Exec("alter database " + db.Name + " set " + setting)
+		}
+		db.Pool.Reset()
+		r.open()
+		r.loaded()
+		if err := r.src.RequestLoad(r.ctx(), "public.a", ""); err != nil {
+			t.Fatal(err)
+		}
+		db.Exec("begin read write; update public.a set f = f / 3 where v > ''; commit")
+		for r.take().counts[millrace.KindLoadBegin] == 0 {
+		}
+		r.loaded()
+		r.same()
+		if p := r.verified(); len(p) != 1 || p[0].Phase != capture.PassDone || len(r.store.differing) > 0 {
+			t.Errorf("passes %+v, differing: %q", p, r.store.differing)
 		}
 	}
 }
