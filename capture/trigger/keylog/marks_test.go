@@ -25,7 +25,8 @@ func (r *rig) numbered(statements string) string {
 
 // Whatever keeps a change out of a log is seen for good, and init makes it whole.
 func TestTamperingIsSeen(t *testing.T) {
-	r := newRig(t, "")
+	r, reset := newRig(t, ""), true
+	next := map[string]int{"a": 1, "r": 1} // keys
 	for _, c := range []struct {
 		name, change string
 		want         []Kind
@@ -57,8 +58,11 @@ func TestTamperingIsSeen(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r.t = t
-			r.Exec("drop schema public cascade; create schema public; " + tampered)
-			r.capture("a", "r")
+			if reset {
+				r.Exec("drop schema public cascade; create schema public; " + tampered)
+				r.capture("a", "r")
+			}
+			reset = c.lost || slices.Contains([]string{"renamed trigger", "key column renamed", "becomes a partition", "a later partition's trigger disabled and enabled"}, c.name)
 			before := map[string]*Log{"a": r.log("a"), "r": r.log("r")}
 			_, err := r.Pool.Exec(r.ctx(), r.numbered(c.change), pgx.QueryExecModeSimpleProtocol)
 			if code(err) == "0A000" && c.want[0] == WrittenElsewhere {
@@ -99,8 +103,10 @@ func TestTamperingIsSeen(t *testing.T) {
 				t.Errorf("after init: table %s is to be loaded too", other)
 			}
 			r.empty()
-			r.Exec("insert into " + name + " values (7, 7)")
-			if keys, _ := r.logged(after); keys["7"] != "I" {
+			next[name]++
+			key := fmt.Sprint(next[name])
+			r.Exec("insert into " + name + " values (" + key + ", 7)")
+			if keys, _ := r.logged(after); keys[key] != "I" {
 				t.Errorf("after init: logged %v", keys)
 			}
 		})

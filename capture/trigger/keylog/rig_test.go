@@ -33,6 +33,9 @@ type rig struct {
 // newRig runs the statements in a fresh database and installs the tables.
 func newRig(t testing.TB, statements string, tables ...string) *rig {
 	t.Helper()
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel()
+	}
 	return rigOn(t, pgtest.New(t), statements, tables...)
 }
 
