@@ -107,11 +107,11 @@ func TestEnds(t *testing.T) {
 	}
 	r.exec("insert into a values (1, 'v')")
 	done := make(chan error, 1)
+	src := r.src
 	go func() {
-		_, err := r.src.Next(context.Background())
+		_, err := src.Next(context.Background())
 		done <- err
 	}()
-	src := r.src
 	r.close()
 	if err := <-done; !errors.Is(err, capture.ErrClosed) {
 		t.Errorf("next beside close: got %v", err)
