@@ -108,15 +108,19 @@ func (c *Capture) Uninstall(ctx context.Context) error {
 	return keylog.Uninstall(ctx, conn, c.cfg.Stream, c.cfg.Logger)
 }
 
-// UninstallRoles drops the roles that Install made, where nobody else uses them; see
-// keylog.UninstallRoles. It is for the end of the last stream, after the control
-// schema has gone. The roles that are left are returned.
+// UninstallRoles drops the event triggers and the roles that Install made, roles where
+// nobody else uses them; see keylog.UninstallRoles. It is for the end of the last
+// stream that captures by triggers, after Uninstall. The roles that are left are
+// returned.
 func (c *Capture) UninstallRoles(ctx context.Context) (left []string, err error) {
 	conn, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer capture.Close(conn)
+	if err := keylog.UninstallEventTriggers(ctx, conn); err != nil {
+		return nil, err
+	}
 	return keylog.UninstallRoles(ctx, conn, c.logConfig())
 }
 

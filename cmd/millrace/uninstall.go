@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -77,15 +78,11 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		if dropped {
 			what += ", control schema too"
 		}
-		if roles, ok := capture.(roled); ok && dropped {
-			left, err := roles.UninstallRoles(ctx)
-			if err != nil {
-				return err
-			}
-			if len(left) > 0 {
-				what += fmt.Sprintf("; roles %s are used elsewhere and left", strings.Join(left, ", "))
-			}
+		rest, err := a.dropRoles(ctx, conn, capture, dropped)
+		if err != nil {
+			return err
 		}
+		what += rest
 		left := s.Kafka.Topic
 		if registered.Topic != "" {
 			left = registered.Topic
@@ -93,6 +90,26 @@ func (a *app) uninstall(cmd *cobra.Command, c *config.Config, s *config.Stream) 
 		fmt.Fprintf(a.stdout, "stream %s: %s; topic %s is left, as is %s\n", s.Name, what, left, edgestatus.TopicOf(s.Kafka.Topic))
 		return nil
 	})
+}
+
+// dropRoles drops the roles of capture when the last stream goes that captures in
+// that way, and says which are left.
+func (a *app) dropRoles(ctx context.Context, conn *pgx.Conn, capture capturing, dropped bool) (string, error) {
+	roles, ok := capture.(roled)
+	if !ok {
+		return "", nil
+	}
+	if !dropped {
+		streams, err := control.ListStreams(ctx, conn)
+		if err != nil || slices.ContainsFunc(streams, func(s control.Stream) bool { return s.Capture == control.CaptureTrigger }) {
+			return "", err
+		}
+	}
+	left, err := roles.UninstallRoles(ctx)
+	if err != nil || len(left) == 0 {
+		return "", err
+	}
+	return fmt.Sprintf("; roles %s are used elsewhere and left", strings.Join(left, ", ")), nil
 }
 
 // dropSlot drops the replication slot of a stream that has one, as the role that

@@ -44,6 +44,10 @@ var (
 	// Postgres directly.
 	ErrPooler error = stopError("the connection goes through a pooler, where a session lock holds nothing; give source.url the address of Postgres itself (capture trigger does without)")
 
+	// ErrRights occurs when the role may not read or write the control schema.
+	// Mend: make it a member of the role that may.
+	ErrRights error = stopError("the role has no rights in millrace's control schema")
+
 	// ErrNewer occurs when a newer version of millrace has migrated the control
 	// schema. Mend: upgrade this process.
 	ErrNewer error = stopError("the control schema is newer than this version of millrace; upgrade it")
@@ -54,6 +58,7 @@ const (
 	codeInvalidSchema    = "3F000"
 	codeLockNotAvailable = "55P03"
 	codeForeignKey       = "23503"
+	codeNoRights         = "42501"
 )
 
 // cancelLimit is how long the cancelling of a statement is waited for.
@@ -83,6 +88,8 @@ func explain(doing string, err error) error {
 			return fmt.Errorf("%s: %w", doing, ErrNotInitialised)
 		case codeForeignKey:
 			return fmt.Errorf("%s: %w", doing, ErrNoStream)
+		case codeNoRights:
+			return fmt.Errorf("%s: %w: %s; mend: run millrace init as a role with CREATEROLE, which makes the role of source.url a member of source.roles.capture, or give source.url the role that ran init", doing, ErrRights, pg.Message)
 		case codeLockNotAvailable:
 			return fmt.Errorf("%s: another session has locked the control schema (see pg_locks); try again when it is done: %w", doing, err)
 		}

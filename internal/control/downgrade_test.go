@@ -184,6 +184,21 @@ func TestDowngradeByAnOwner(t *testing.T) {
 	if err := Migrate(ctx, owner); err != nil {
 		t.Fatal(err)
 	}
+	other, err := url.Parse(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Exec("create role stranger_of_" + role + " login")
+	t.Cleanup(func() { db.Exec("drop role stranger_of_" + role) })
+	other.User = url.User("stranger_of_" + role)
+	stranger, err := pgx.Connect(ctx, other.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = stranger.Close(context.Background()) })
+	if _, err := LoadStream(ctx, stranger, "bank"); !errors.Is(err, ErrRights) || !strings.Contains(err.Error(), "mend: ") {
+		t.Errorf("load as a role without rights: got %v, want ErrRights and its mend", err)
+	}
 	db.Exec(sql.EventTriggers)
 	if got := db.String(`select count(*) from pg_event_trigger`); got != "3" {
 		t.Fatalf("there are %s event triggers, want 3", got)
