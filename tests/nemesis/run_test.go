@@ -140,7 +140,9 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 		SourceURL: db.URL, Capture: string(g.mode), Variant: variant, Lease: time.Second, Sparse: true,
 	}}
 	if g.mode == byTrigger {
-		r.s.More = ", poll: {min: 1ms, max: 5ms}" // more windows in the same time
+		// More windows in the same time, and logs that change their segment now and
+		// then.
+		r.s.More = ", poll: {min: 1ms, max: 5ms}, audit: {retain: 1m}"
 	}
 	for _, sql := range statements {
 		db.Exec(sql)
