@@ -2,17 +2,14 @@ package benchmarks
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -45,7 +42,10 @@ type rig struct {
 	server *pgserver.Server
 	db     *pgtest.DB
 	dir    string
+	script string // "" for pgbench's own
 	turns  int
+	cost   cost
+	reader *exec.Cmd
 }
 
 // newRigs makes a database a way, on two servers that differ in wal_level alone:
@@ -72,49 +72,43 @@ func newRigs(b *testing.B, l written) []*rig {
 		if l.op == "" {
 			harness.NewPgbench(b, r.db, 10, l.clients)
 			r.capture(b, harness.PgbenchTables()...)
+		} else {
+			r.table(l)
+			r.capture(b, table)
 		}
+		if l.op != "" || way == wayHand {
+			r.script = r.write(b, l)
+		}
+		r.attach(b)
 		rigs = append(rigs, r)
 	}
 	return rigs
 }
 
-// turn measures a load once.
-func (r *rig) turn(b *testing.B, l written) cost {
+// turn measures a load once more.
+func (r *rig) turn(b *testing.B, l written) {
 	b.Helper()
-	r.turns++
-	script := ""
-	if l.op == "" {
-		r.db.Exec(`VACUUM`)
-	} else {
-		r.table(l)
-		r.capture(b, "public.bench")
-	}
-	if l.op != "" || r.way == wayHand {
-		script = r.script(b, l)
-	}
-	detach := r.attach(b)
 	cpu, from := harness.TreeCPUOf(r.server.PID()), r.db.String(`SELECT pg_current_wal_insert_lsn()`)
-	c := r.pgbench(b, l, script)
+	r.pgbench(b, l)
 	to := r.db.String(`SELECT pg_current_wal_insert_lsn()`)
-	detach(to)
-	n := float64(l.statements() * l.clients)
+	r.caughtUp(b, to)
 	bytes, err := strconv.ParseFloat(r.db.String(`SELECT pg_wal_lsn_diff($1::text::pg_lsn, $2::text::pg_lsn)`, to, from), 64)
 	if err != nil {
 		b.Fatal(err)
 	}
-	c.wal, c.cpu = bytes/n, (harness.TreeCPUOf(r.server.PID())-cpu)*1000/n
-	return c
+	r.cost.wal += bytes
+	r.cost.cpu += harness.TreeCPUOf(r.server.PID()) - cpu
+	r.turns++
 }
 
-// table makes the load's table anew, with the rows that it needs, on the disk.
+// table makes the load's table, with the rows that it needs.
 func (r *rig) table(l written) {
-	r.db.Exec(`DROP TABLE IF EXISTS bench; CREATE TABLE bench (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)`)
+	r.db.Exec(`CREATE TABLE bench (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)`)
 	if l.op != "INSERT" {
 		r.db.Exec(fmt.Sprintf(`INSERT INTO bench SELECT c * %d + i, 0, %s FROM generate_series(0, %d) c, generate_series(0, %d) i`,
 			ofClient, note(l.width), l.clients-1, l.slice()-1))
 	}
 	r.db.Exec(`VACUUM ANALYZE bench`)
-	r.db.Exec(`CHECKPOINT`)
 }
 
 // ofClient is how far apart the keys of clients are.
@@ -123,7 +117,7 @@ const ofClient = 1_000_000_000
 // slice is how many rows there are for each client.
 func (l written) slice() int {
 	if l.op == "DELETE" {
-		return l.statements() * l.rows
+		return turns() * l.statements() * l.rows
 	}
 	return max(l.rows, 10_000)
 }
@@ -139,9 +133,9 @@ func (r *rig) capture(b *testing.B, tables ...string) {
 	b.Helper()
 	switch r.way {
 	case wayWAL:
-		r.db.Exec(`DROP PUBLICATION IF EXISTS overhead; CREATE PUBLICATION overhead FOR TABLE ` + strings.Join(tables, ", "))
+		r.db.Exec(`CREATE PUBLICATION overhead FOR TABLE ` + strings.Join(tables, ", "))
 	case wayHand:
-		r.db.Exec(`DROP TABLE IF EXISTS hand; CREATE TABLE hand (txid bigint NOT NULL, changed_at timestamptz NOT NULL, action "char" NOT NULL, changed_by text NOT NULL, k1 bigint); CREATE INDEX ON hand (txid)`)
+		r.db.Exec(`CREATE TABLE hand (txid bigint NOT NULL, changed_at timestamptz NOT NULL, action "char" NOT NULL, changed_by text NOT NULL, k1 bigint); CREATE INDEX ON hand (txid)`)
 	case wayRow:
 		for _, name := range tables {
 			r.db.Exec(fmt.Sprintf(`INSERT INTO pg_subscription_rel SELECT oid, '%s'::regclass, 'r' FROM pg_subscription WHERE subname = 'overhead'`, name))
@@ -193,8 +187,8 @@ func keylogTable(b *testing.B, db *pgtest.DB, name string) keylog.Table {
 	return keylog.Table{ID: words.TableID(id), Schema: schema, Name: table, Key: []string{key}}
 }
 
-// script writes what each client runs, again and again, for pgbench.
-func (r *rig) script(b *testing.B, l written) string {
+// write writes what each client runs, again and again, for pgbench.
+func (r *rig) write(b *testing.B, l written) string {
 	b.Helper()
 	hand := func(action, keys string) string {
 		return fmt.Sprintf(`INSERT INTO hand SELECT txid_current(), transaction_timestamp(), '%s', session_user, %s;`, action, keys)
@@ -237,62 +231,59 @@ func (r *rig) script(b *testing.B, l written) string {
 	return path
 }
 
-// attach starts what reads the changes all along. What it returns ends that once
-// it has read up to a place in the write-ahead log.
-func (r *rig) attach(b *testing.B) func(to string) {
+// attach starts what reads the changes all along.
+func (r *rig) attach(b *testing.B) {
 	b.Helper()
 	if r.way != wayWAL {
-		return func(string) {}
+		return
 	}
 	path, err := r.server.Binaries().Program("pg_recvlogical")
 	if err != nil {
 		b.Fatal(err)
 	}
 	r.db.Exec(`SELECT pg_create_logical_replication_slot('overhead', 'pgoutput')`)
-	cmd := exec.CommandContext(b.Context(), path, "-d", r.db.URL, "--slot", "overhead", "--start", "-f", "/dev/null", "--fsync-interval=0", "--status-interval=1",
+	r.reader = exec.CommandContext(b.Context(), path, "-d", r.db.URL, "--slot", "overhead", "--start", "-f", "/dev/null", "--fsync-interval=0", "--status-interval=1",
 		"-o", "proto_version=2", "-o", "streaming=on", "-o", "publication_names=overhead")
-	var out bytes.Buffer
-	cmd.Stderr = &out
-	if err := cmd.Start(); err != nil {
+	if err := r.reader.Start(); err != nil {
 		b.Fatal(err)
 	}
-	pid := ""
 	harness.Until(b, stopLimit, "the slot is read", func(context.Context) error {
-		if pid = r.db.String(`SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'overhead'`); pid == "" {
+		if r.db.String(`SELECT active FROM pg_replication_slots WHERE slot_name = 'overhead'`) != "t" {
 			return harness.NotYet("nobody reads the slot")
 		}
 		return nil
 	})
-	return func(to string) {
-		// One thing more, or the reader would not hear how far the server is.
-		r.db.Exec(`SELECT pg_logical_emit_message(false, 'overhead', '')`)
-		harness.Until(b, writeLimit, "the slot is read to its end", func(context.Context) error {
-			if r.db.String(`SELECT sent_lsn >= $1::text::pg_lsn FROM pg_stat_replication WHERE pid = $2::int`, to, pid) != "t" {
-				return harness.NotYet("the slot is behind")
-			}
-			return nil
-		})
-		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-			b.Fatal(err)
+}
+
+// caughtUp waits until the reader, if there is one, has read up to a place in the
+// write-ahead log: what that costs belongs to the turn.
+func (r *rig) caughtUp(b *testing.B, to string) {
+	b.Helper()
+	if r.reader == nil {
+		return
+	}
+	// One thing more, or the reader would not hear how far the server is.
+	r.db.Exec(`SELECT pg_logical_emit_message(false, 'overhead', '')`)
+	harness.Until(b, writeLimit, "the slot is read to its end", func(context.Context) error {
+		if r.db.String(`SELECT bool_or(sent_lsn >= $1::text::pg_lsn) FROM pg_stat_replication`, to) != "t" {
+			return harness.NotYet("the slot is behind")
 		}
-		if err := cmd.Wait(); err != nil {
-			b.Fatalf("pg_recvlogical: %v: %s", err, out.String())
-		}
-		harness.Until(b, stopLimit, "the slot is free", func(context.Context) error {
-			if r.db.String(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1::int`, pid) != "0" {
-				return harness.NotYet("its server process runs")
-			}
-			return nil
-		})
-		r.db.Exec(`SELECT pg_drop_replication_slot('overhead')`)
+		return nil
+	})
+}
+
+// detach ends the reader.
+func (r *rig) detach() {
+	if r.reader != nil {
+		_ = r.reader.Process.Kill()
+		_ = r.reader.Wait() // killed, it says so
 	}
 }
 
 var throughputLine = regexp.MustCompile(`tps = ([0-9.]+)`)
 
-// pgbench runs a load: the script, or the program's own TPC-B-like one if that is
-// empty.
-func (r *rig) pgbench(b *testing.B, l written, script string) cost {
+// pgbench runs a load: the script, or the program's own TPC-B-like one.
+func (r *rig) pgbench(b *testing.B, l written) {
 	b.Helper()
 	path, err := r.server.Binaries().Program("pgbench")
 	if err != nil {
@@ -301,14 +292,18 @@ func (r *rig) pgbench(b *testing.B, l written, script string) cost {
 	ctx, cancel := context.WithTimeout(b.Context(), writeLimit)
 	defer cancel()
 	logs := filepath.Join(r.dir, fmt.Sprint("turn", r.turns))
+	at := r.turns * l.statements() * l.rows // behind the turn before
+	if l.op == "UPDATE" {
+		at %= l.slice()
+	}
 	args := []string{
 		"-n", "-M", "prepared", "-c", strconv.Itoa(l.clients), "-j", strconv.Itoa(min(2, l.clients)), "-t", strconv.Itoa(l.statements()),
-		"-D", "at=0", "-l", "--log-prefix=" + logs,
+		"-D", fmt.Sprint("at=", at), "-l", "--log-prefix=" + logs,
 	}
-	if script == "" {
+	if r.script == "" {
 		args = append(args, "-b", "tpcb-like")
 	} else {
-		args = append(args, "-D", "scale=10", "-f", script)
+		args = append(args, "-D", "scale=10", "-f", r.script)
 	}
 	cmd := exec.CommandContext(ctx, path, append(args, r.db.URL)...)
 	if !l.flushed {
@@ -322,21 +317,20 @@ func (r *rig) pgbench(b *testing.B, l written, script string) cost {
 	if match == nil {
 		b.Fatalf("pgbench told no throughput: %s", out)
 	}
-	var c cost
-	if c.perSecond, err = strconv.ParseFloat(string(match[1]), 64); err != nil {
+	perSecond, err := strconv.ParseFloat(string(match[1]), 64)
+	if err != nil {
 		b.Fatal(err)
 	}
 	times := pgbenchTimes(b, logs)
 	if len(times) != l.statements()*l.clients {
 		b.Fatalf("pgbench noted %d times, want %d: %s", len(times), l.statements()*l.clients, out)
 	}
-	slices.Sort(times)
 	var sum time.Duration
 	for _, t := range times {
 		sum += t
 	}
-	c.mean, c.p99 = milliseconds(sum)/float64(len(times)), milliseconds(quantile(times, 0.99))
-	return c
+	c := &r.cost
+	c.perSecond, c.mean, c.times = append(c.perSecond, perSecond), append(c.mean, milliseconds(sum)/float64(len(times))), append(c.times, times...)
 }
 
 // pgbenchTimes reads how long each transaction took, and removes the logs.

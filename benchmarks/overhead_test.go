@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // wide is the size of rows that mean something to the write-ahead log; narrow
@@ -42,20 +43,24 @@ func (w written) String() string {
 	return fmt.Sprintf("%s of %d rows of %d B, %s%s", w.op, w.rows, w.width, clients, commit)
 }
 
-// statements is how many each client runs.
+// statements is how many each client runs in a turn.
 func (w written) statements() int {
-	n := map[int]int{1: 3000, 100: 300, 10_000: 20}[w.rows]
+	n := map[int]int{1: 1000, 100: 100, 10_000: 5}[w.rows]
 	if w.op == "" {
-		n = 1500
+		n = 600
 	}
 	if w.clients > 1 {
 		n /= 4
 	}
 	if w.width == wide && w.rows > 1 {
-		n /= 3
+		n /= 2
 	}
 	return max(1, int(float64(n)**turnFlag))
 }
+
+// turns is how many each way has. Short and many, because a machine with other work
+// is another one a second later.
+func turns() int { return 5 * *roundsFlag }
 
 // writtenLoads are narrow rows and one client, or, of all, every combination.
 func writtenLoads(all bool) []written {
@@ -81,9 +86,10 @@ func writtenLoads(all bool) []written {
 // the same machine in turns without capture, with a logical slot that is read,
 // with triggers by statement and by row, and with the keys logged by hand.
 //
-// -rounds is how often each way has its turn, in changing order; -turn makes each
-// turn longer; -all adds 8 clients and rows of 2 KB. A ratio is that of two turns
-// of the same round.
+// Each way has five times -rounds turns, in changing order; -turn makes each longer;
+// -all adds 8 clients and rows of 2 KB. A ratio of times is that of two turns of one
+// round; those of the log, of processor time and of the 99th percentile are over all
+// turns.
 func BenchmarkOverhead(b *testing.B) {
 	for _, l := range writtenLoads(*allFlag) {
 		b.Run(strings.ReplaceAll(l.String(), " ", "_"), func(b *testing.B) {
@@ -94,18 +100,18 @@ func BenchmarkOverhead(b *testing.B) {
 	}
 }
 
-// cost is what a load took in one turn.
+// cost is what a load took in its turns.
 type cost struct {
-	perSecond float64 // statements, or transactions of TPC-B
-	mean, p99 float64 // milliseconds
-	wal       float64 // bytes a statement
-	cpu       float64 // of the server's processes for clients, milliseconds a statement
+	perSecond []float64       // statements, or transactions of TPC-B, by turn
+	mean      []float64       // milliseconds a statement, by turn
+	times     []time.Duration // of all statements
+	wal       float64         // bytes
+	cpu       float64         // of the server, seconds
 }
 
 func overhead(b *testing.B, l written) {
 	rigs := newRigs(b, l)
-	all := make([][]cost, len(rigs))
-	for turn := range *roundsFlag {
+	for turn := range turns() {
 		order := make([]int, len(rigs))
 		for i := range order {
 			order[i] = (i + turn) % len(rigs)
@@ -114,37 +120,44 @@ func overhead(b *testing.B, l written) {
 			slices.Reverse(order)
 		}
 		for _, i := range order {
-			all[i] = append(all[i], rigs[i].turn(b, l))
+			rigs[i].turn(b, l)
 		}
 	}
 	b.ReportMetric(0, "ns/op")
-	for i, r := range rigs {
+	base := &rigs[0].cost
+	for _, r := range rigs {
+		r.detach()
+		c := &r.cost
+		n := float64(len(c.times))
 		figure := map[string]any{
-			"what": "cost to writers", "load": l.String(), "way": r.way, "rounds": *roundsFlag, "statements": l.statements() * l.clients,
-		}
-		for _, m := range []struct {
-			name string
-			of   func(cost) float64
-		}{
-			{"time", func(c cost) float64 { return c.mean }},
-			{"p99", func(c cost) float64 { return c.p99 }},
-			{"wal", func(c cost) float64 { return c.wal }},
-			{"cpu", func(c cost) float64 { return c.cpu }},
-			{"throughput", func(c cost) float64 { return c.perSecond }},
-		} {
-			var values, ratios []float64
-			for turn := range all[i] {
-				values = append(values, m.of(all[i][turn]))
-				ratios = append(ratios, m.of(all[i][turn])/m.of(all[0][turn]))
-			}
-			figure[m.name] = median(values)
-			figure[m.name+"_ratio"] = []float64{round(slices.Min(ratios)), round(median(ratios)), round(slices.Max(ratios))}
-			if i > 0 && (m.name == "time" || m.name == "wal") {
-				b.ReportMetric(median(ratios), strings.ReplaceAll(r.way, " ", "-")+"-"+m.name+"-ratio")
-			}
+			"what": "cost to writers", "load": l.String(), "way": r.way, "turns": turns(), "statements": len(c.times),
+			"time_ms": median(c.mean), "time_ratio": ratios(c.mean, base.mean),
+			"per_second": median(c.perSecond), "per_second_ratio": ratios(c.perSecond, base.perSecond),
+			"p99_ms": c.p99(), "p99_ratio": round(c.p99() / base.p99()),
+			"wal_bytes": math.Round(c.wal / n), "wal_ratio": round(c.wal / base.wal),
+			"server_cpu_ms": c.cpu * 1000 / n, "server_cpu_ratio": round(c.cpu / base.cpu),
 		}
 		record(b, figure)
+		if c != base {
+			name := strings.ReplaceAll(r.way, " ", "-")
+			b.ReportMetric(ratios(c.mean, base.mean)[1], name+"-time-ratio")
+			b.ReportMetric(c.wal/base.wal, name+"-wal-ratio")
+		}
 	}
+}
+
+func (c *cost) p99() float64 {
+	slices.Sort(c.times)
+	return milliseconds(quantile(c.times, 0.99))
+}
+
+// ratios are least, median and greatest of those of two series, turn by turn.
+func ratios(of, to []float64) []float64 {
+	var all []float64
+	for i := range of {
+		all = append(all, of[i]/to[i])
+	}
+	return []float64{round(slices.Min(all)), round(median(all)), round(slices.Max(all))}
 }
 
 func round(x float64) float64 { return math.Round(x*1000) / 1000 }
