@@ -37,20 +37,11 @@ const (
 // It is not a copy of the pages, as LMDB makes one: that would carry damage
 // along, and begins with the lock of the writer, who may be in a long
 // transaction.
-func (s *Store) CopyTo(ctx context.Context, dir string, progress func(CopyProgress)) (err error) {
+func (s *Store) CopyTo(ctx context.Context, dir string, progress func(CopyProgress)) error {
 	if progress == nil {
 		progress = func(CopyProgress) {}
 	}
-	r := new(reader)
-	if err := s.readers.begin(r); err != nil {
-		return s.fail("copy store", err)
-	}
-	defer r.txn.Abort()
-	v := &View{s: s, r: r, txn: r.txn}
-	return v.run(func(v *View) error {
-		if err := s.readHead(v.txn, &v.head); err != nil {
-			return err
-		}
+	return s.Snapshot(ctx, func(v *View) error {
 		c := &copier{ctx: ctx, s: s, from: v.txn, progress: progress}
 		if err := c.open(dir); err != nil {
 			return errors.Join(err, c.close())

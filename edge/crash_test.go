@@ -178,7 +178,7 @@ func checkWriterRows(v *View) (unit uint64, err error) {
 	return unit, nil
 }
 
-var killsFlag = flag.Int("kills", 15, "how often the tests that kill a process do so")
+var killsFlag = flag.Int("kills", 10, "how often the tests that kill a process do so")
 
 // A writer that is killed at any moment leaves a store that is whole: at the end
 // of a unit, not before the last one it said was committed, and no more than one

@@ -19,6 +19,7 @@ var children = map[string]func() error{
 	"follow":  followChild,
 	"pid":     pidChild,
 	"full":    fullChild,
+	"grow":    growChild,
 	"compact": compactChild,
 	"nothing": func() error { return nil },
 }

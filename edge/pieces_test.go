@@ -8,10 +8,12 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bmatsuo/lmdb-go/lmdb"
 
@@ -235,6 +237,39 @@ func TestDamagedPieces(t *testing.T) {
 	}
 }
 
+// growChild has a store of the first format open until a large row of the newest
+// one is in it.
+func growChild() error {
+	s, err := Open(Options{Dir: os.Getenv("DIR"), ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	fmt.Println("open")
+	key := encodeKey(fatalT{}, testSchema(1, 1, "t", oidInt8, "note", "big"), "19")
+	for end := time.Now().Add(time.Minute); ; {
+		n := 0
+		err := s.View(context.Background(), func(v *View) error {
+			table, err := v.Table("public.t")
+			if err != nil {
+				return err
+			}
+			var row Row
+			err = table.Get(key, &row)
+			n = len(row.Columns[2].Text)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if n == 30_000 {
+			return s.Close()
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("row 19 still has %d bytes", n)
+		}
+	}
+}
+
 // A store that a version before the pieces wrote is read as it is, and becomes
 // one of the newest format when it is written.
 func TestOldFormat(t *testing.T) {
@@ -286,6 +321,12 @@ func TestOldFormat(t *testing.T) {
 	if err := errors.Join(ro.Check(context.Background()), ro.Close()); err != nil {
 		t.Error(err)
 	}
+	// Another process has it open from before on.
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childVariable+"=grow", "DIR="+dir)
+	var told lockedBuffer
+	cmd.Stderr = &told
+	startChild(t, cmd, "open")
 	s := openStore(t, dir)
 	read(s)
 	if err := s.Check(context.Background()); err != nil {
@@ -298,6 +339,9 @@ func TestOldFormat(t *testing.T) {
 	w.must(tf.put("19", "n", big["19"]), tf.put("18", "n", unchanged), tf.delete("17"))
 	delete(big, "17")
 	read(s)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the process that had it open: %v, %s", err, told.String())
+	}
 	w.w.Close()
 	closeStore(t, s)
 	s = openStore(t, dir)

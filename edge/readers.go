@@ -36,18 +36,51 @@ func (p *readerPool) init(s *Store) {
 	p.slots = make(chan struct{}, s.opts.MaxViews)
 }
 
-// acquire returns a reader whose transaction sees the newest commit.
-func (p *readerPool) acquire(ctx context.Context) (*reader, error) {
+// await takes a slot.
+func (p *readerPool) await(ctx context.Context) error {
 	select {
 	case p.slots <- struct{}{}:
 	default:
 		select {
 		case p.slots <- struct{}{}:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for one of %d views: %w", cap(p.slots), ctx.Err())
+			return fmt.Errorf("wait for one of %d views: %w", cap(p.slots), ctx.Err())
 		case <-p.s.closing:
-			return nil, ErrClosed
+			return ErrClosed
 		}
+	}
+	return nil
+}
+
+// apart returns a reader that is not of the pool: its age has no limit.
+func (p *readerPool) apart(ctx context.Context) (*reader, error) {
+	if err := p.await(ctx); err != nil {
+		return nil, err
+	}
+	r := new(reader)
+	err := error(ErrClosed)
+	select {
+	case <-p.s.closing:
+	default:
+		err = p.s.fail("begin snapshot", p.begin(r))
+	}
+	if err != nil {
+		<-p.slots
+		return nil, err
+	}
+	return r, nil
+}
+
+// end ends a reader that apart gave.
+func (p *readerPool) end(r *reader) {
+	r.txn.Abort()
+	<-p.slots
+}
+
+// acquire returns a reader whose transaction sees the newest commit.
+func (p *readerPool) acquire(ctx context.Context) (*reader, error) {
+	if err := p.await(ctx); err != nil {
+		return nil, err
 	}
 	r, err := p.take()
 	if err != nil {

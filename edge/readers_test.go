@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,6 +30,41 @@ func viewChild() error {
 		_, err := io.Copy(io.Discard, os.Stdin)
 		return err
 	})
+}
+
+// A snapshot has no age limit, and the store is closed only after it.
+func TestSnapshot(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note"))
+	f.must(tf.put("1", "a"), tf.put("2", "b"))
+	closed := make(chan error, 1)
+	err := s.Snapshot(t.Context(), func(v *View) error {
+		f.must(tf.put("3", "c"))
+		f.w.Close()
+		go func() { closed <- s.Close() }()
+		<-s.closing
+		s.readers.oldest(time.Now().Add(time.Hour))
+		table, err := v.Table("public.t")
+		if err != nil {
+			return err
+		}
+		n := 0
+		err = table.Scan(nil, nil, 0, func([]byte, *Row) error { n++; return nil })
+		if err == nil && n != 2 {
+			err = fmt.Errorf("%d rows, want 2", n)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+	if err := s.Snapshot(t.Context(), func(*View) error { return nil }); !errors.Is(err, ErrClosed) {
+		t.Errorf("Snapshot of a closed store: %v", err)
+	}
 }
 
 // A snapshot that another process holds for too long is told of.

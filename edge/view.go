@@ -48,6 +48,23 @@ func (s *Store) View(ctx context.Context, fn func(*View) error) error {
 	return v.run(fn)
 }
 
+// Snapshot is View for who reads everything, as an image or a copy does: the
+// snapshot is held for as long as fn takes, whatever MaxViewAge says, so the file
+// grows while the store is written meanwhile. It counts as one of MaxViews, and
+// Close waits for it.
+func (s *Store) Snapshot(ctx context.Context, fn func(*View) error) error {
+	r, err := s.readers.apart(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.readers.end(r)
+	v := &View{s: s, r: r, txn: r.txn}
+	if err := v.begin(); err != nil {
+		return err
+	}
+	return v.run(fn)
+}
+
 // run calls fn. A value whose length was damaged may reach behind the end of
 // the file; touching it is an error of this view, not the end of the process.
 func (v *View) run(fn func(*View) error) (err error) {
