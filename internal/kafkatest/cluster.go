@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	startLimit   = 3 * time.Minute // three JVMs on a busy machine of two cores
+	startLimit   = 5 * time.Minute // three JVMs on a busy machine of two cores
 	portAttempts = 3
 )
 
