@@ -34,7 +34,7 @@ const (
 	// ddlBig is stored out of line.
 	ddlBig = "(select string_agg(md5(i::text || j::text), '') from generate_series(1, 150) j)"
 	// ddlLimit is how long a step's load may take to reach the edge.
-	ddlLimit = 90 * time.Second
+	ddlLimit = 3 * time.Minute
 )
 
 // write changes rows until ctx ends, whatever the tables look like.

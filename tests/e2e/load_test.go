@@ -13,7 +13,7 @@ import (
 )
 
 // loadLimit bounds each wait.
-const loadLimit = 90 * time.Second
+const loadLimit = 3 * time.Minute
 
 // The commands of an operator against running processes: a table is verified,
 // loaded while it is written to, with transfer killed in the middle, and verified

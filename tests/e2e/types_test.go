@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	typesLimit = time.Minute
+	typesLimit = 3 * time.Minute
 	// streamed is where the ids of rows begin that come through the stream alone.
 	streamed = 1000
 )
