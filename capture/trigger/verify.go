@@ -10,6 +10,8 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/capture/verify"
 )
 
@@ -145,7 +147,8 @@ func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit,
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := r.Join(ctx); err != nil {
+	_, leaves, err := r.Join(ctx)
+	if err != nil {
 		return nil, err
 	}
 	sum := &l.passes.sum
@@ -156,6 +159,9 @@ func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if another, err := attached(ctx, w.conn, p.table, leaves); err != nil || another {
+		return nil, err // the next window begins a load
 	}
 	l.out.Reset()
 	entry := millrace.Entry{Kind: millrace.KindVerify, Table: p.table, Verify: &millrace.VerifyRange{
@@ -177,4 +183,18 @@ func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit,
 		l.passes.next = time.Now().Add(time.Duration(sum.Rows) * time.Second / time.Duration(rate))
 	}
 	return u, nil
+}
+
+// attached reports whether a table has other partitions by now than in a snapshot.
+// Whoever attaches one needs no lock against readers, and a query that is planned
+// behind that reads it, also what was in it before.
+func attached(ctx context.Context, q table.Querier, id millrace.TableID, leaves []chunk.Leaf) (bool, error) {
+	if len(leaves) == 1 && leaves[0].ID == id {
+		return false, nil
+	}
+	var now []uint32
+	if err := q.QueryRow(ctx, "SELECT ARRAY(SELECT relid::oid FROM pg_partition_tree($1::oid) WHERE isleaf ORDER BY 1)", uint32(id)).Scan(&now); err != nil {
+		return false, fmt.Errorf("look at the partitions: %w", err)
+	}
+	return !slices.EqualFunc(now, leaves, func(id uint32, l chunk.Leaf) bool { return id == uint32(l.ID) }), nil
 }
