@@ -142,6 +142,39 @@ func TestLoadGoesOn(t *testing.T) {
 	}
 }
 
+// One of the tables of the first copy leaves: the others do not wait for it.
+func TestFirstCopyOfATableThatLeaves(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec("create table a (id int primary key, v text); create table b (id int primary key, v text); insert into a values (1); insert into b select i, repeat('v', 500) from generate_series(1, 500) i")
+	r := newLoadRig(t, db, func(c *Config) { c.LoadWorkers = 1 }, "a", "b")
+	r.open()
+	for r.take().loads[r.table("b")] == 0 {
+	}
+	if l := r.src.Loads(); len(l) != 2 || !l[0].Waiting || l[0].Done || l[1].Waiting {
+		t.Errorf("loads: %+v", l)
+	}
+	cfg := r.c.cfg
+	cfg.Tables = []string{"public.a"}
+	r.configure(cfg)
+	if err := r.c.Install(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	r.c.holdLoads = false
+	r.open()
+	if a := r.take(); a.counts[millrace.KindDrop] != 1 || len(a.ends) != 1 {
+		t.Errorf("the first unit has %v", a.counts)
+	}
+	if l := r.src.Loads(); len(l) != 1 || l[0].Done {
+		t.Errorf("loads before that is published: %+v", l)
+	}
+	r.take()
+	if l := r.src.Loads(); len(l) != 1 || !l[0].Done {
+		t.Errorf("loads after the next window: %+v", l)
+	}
+	r.settle()
+}
+
 // What takes the heaps from under a load does not harm it.
 func TestLoadOfAlteredTables(t *testing.T) {
 	t.Parallel()

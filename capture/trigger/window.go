@@ -259,6 +259,7 @@ func (w *window) newsOf(t *captured) news {
 // join, of those that were altered, and of those that have to be loaded again.
 func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.TableID]*aspect) error {
 	s.out.Reset()
+	wanted := s.loads.asked(w, s.before)
 	for _, id := range s.leaving {
 		if err := s.out.Append(&millrace.Entry{Kind: millrace.KindDrop, Table: id}); err != nil {
 			return err
@@ -268,7 +269,6 @@ func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.Ta
 		}
 	}
 	initial := s.position.IsZero()
-	wanted := s.loads.asked(w, s.before)
 	for _, t := range s.tables {
 		a := aspects[t.id]
 		if err := s.intact(ctx, w.conn, t, a.log); err != nil {
