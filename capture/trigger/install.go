@@ -127,13 +127,3 @@ func (c *Capture) UninstallRoles(ctx context.Context) (left []string, err error)
 func (c *Capture) logConfig() keylog.Config {
 	return keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.cfg.Logger, Roles: keylog.Roles(c.cfg.Roles), Login: c.cfg.Login}
 }
-
-// Watch returns nil when ctx ends: nobody at the source waits for a stream that is
-// not captured. Its logs go on growing.
-func (c *Capture) Watch(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
-}
-
-// Warning says what an operator should know of the source, or nothing.
-func (c *Capture) Warning() string { return "" }

@@ -73,6 +73,7 @@ func (c *Capture) open(ctx context.Context, from *millrace.Checkpoint) (*Source,
 	}
 	s.ctx, s.end = context.WithCancelCause(context.Background())
 	keep = true
+	c.source.Store(s)
 	c.log.Info("capture goes on", "tick", s.position.Tick, "snapshot", s.position.Snapshot, "tables", len(s.tables), "loads", len(from.Catalog.Loads))
 	return s, nil
 }

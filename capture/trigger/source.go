@@ -97,6 +97,7 @@ func (s *Source) fail(err error) {
 	}
 	s.err = err
 	s.end(err)
+	s.c.source.CompareAndSwap(s, nil)
 	for _, u := range s.after {
 		_ = u.Body.Close() // nobody has seen it
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -112,9 +113,12 @@ type Capture struct {
 	log     *slog.Logger
 	metrics *metrics
 
+	source    atomic.Pointer[Source] // the one that is open
+	suspicion suspicion
+
 	// Set by New; tests shorten the times and change the sizes.
-	lockTimeout, bodyLimit, tendInterval, tickKeep time.Duration
-	heldBody                                       int
+	lockTimeout, bodyLimit, tendInterval, tickKeep, watchInterval time.Duration
+	heldBody                                                      int
 	// holdLoads makes loads wait from the start until PauseLoads(false).
 	holdLoads bool
 	// chunks bounds what loads read at once.
@@ -140,7 +144,7 @@ func New(cfg Config) (*Capture, error) {
 		return nil, bad("no tables; name at least one as schema.table")
 	}
 	c := &Capture{
-		chunks: chunkLimits(), verifyWhole: verifyWhole, lockTimeout: lockTimeout, bodyLimit: bodyLimit, tendInterval: tendInterval, tickKeep: tickKeep, heldBody: heldBody,
+		chunks: chunkLimits(), verifyWhole: verifyWhole, lockTimeout: lockTimeout, bodyLimit: bodyLimit, tendInterval: tendInterval, tickKeep: tickKeep, watchInterval: watchInterval, heldBody: heldBody,
 		choices: table.Choices{Columns: cfg.Columns, Where: cfg.Where},
 	}
 	var err error

@@ -3,6 +3,7 @@ package keylog
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -34,7 +35,17 @@ type Watch struct {
 	texts  texts
 	query  string
 	before map[int]*sample
+	// asked is when the rows of a log's table may be asked again. They are not
+	// asked all the time where statements fail all the time.
+	asked  map[int]time.Time
+	anewIn time.Duration // the shortest time between
 }
+
+const (
+	askAgain = 10 * time.Minute
+	// askShare is how many times longer than asking took the time between is.
+	askShare = 20
+)
 
 // sample is what was counted at a time.
 type sample struct {
@@ -63,6 +74,7 @@ func (s *sample) missing(before *sample, mode Mode) int64 {
 // Suspect is a table whose log may lack changes.
 type Suspect struct {
 	Table millrace.TableID
+	Name  string // schema.table
 	// Missing is how many at least, those of statements that failed included. 0
 	// where somebody has written to the log instead.
 	Missing int64
@@ -84,7 +96,7 @@ func NewWatch(stream string) (*Watch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Watch{looker: looker, texts: t, query: query, before: make(map[int]*sample)}, nil
+	return &Watch{looker: looker, texts: t, query: query, before: make(map[int]*sample), asked: make(map[int]time.Time), anewIn: askAgain}, nil
 }
 
 // Look compares with the look before. Once a minute is often enough; without a
@@ -122,20 +134,22 @@ func (w *Watch) look(ctx context.Context, q Querier) ([]Suspect, error) {
 			continue
 		}
 		if s.altered > b.altered {
-			suspects = append(suspects, Suspect{Table: l.Table.ID, Text: fmt.Sprintf(
+			suspects = append(suspects, Suspect{Table: l.Table.ID, Name: l.Table.String(), Text: fmt.Sprintf(
 				"table %v: somebody has updated or deleted %d rows of its log (millrace.log_%d_*); it is verified next", &l.Table, s.altered-b.altered, l.ID)})
 		}
 		missing := s.missing(b, l.Mode)
 		switch {
 		case missing == 0:
-		case b.pending == 0:
+		case b.pending == 0 || time.Now().Before(w.asked[l.ID]):
 			// A backend may have reported one of the two a moment ago and be about
-			// to report the other.
+			// to report the other. What is asked later covers the time until then.
 			again := *b
 			again.pending = missing
 			now[l.ID] = &again
 		default:
+			begin := time.Now()
 			found, err := w.suspect(ctx, q, l, b, s, min(missing, b.pending))
+			w.asked[l.ID] = time.Now().Add(max(w.anewIn, askShare*time.Since(begin)))
 			if err != nil {
 				return nil, err
 			}
@@ -147,7 +161,7 @@ func (w *Watch) look(ctx context.Context, q Querier) ([]Suspect, error) {
 
 // suspect asks the rows.
 func (w *Watch) suspect(ctx context.Context, q Querier, l *Log, before, now *sample, missing int64) (Suspect, error) {
-	found := Suspect{Table: l.Table.ID, Missing: missing, Text: fmt.Sprintf(
+	found := Suspect{Table: l.Table.ID, Name: l.Table.String(), Missing: missing, Text: fmt.Sprintf(
 		"table %v: %d rows or more were written that are not in its log, by statements that failed or by a writer that fires no triggers; it is verified next", &l.Table, missing)}
 	if len(l.Problems) > 0 || before.segments != now.segments {
 		return found, nil // keys that were logged need not be there any more

@@ -38,6 +38,7 @@ func TestWatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.anewIn = 0
 	// looks takes the two looks that a suspicion needs.
 	looks := func() ([]Suspect, error) {
 		t.Helper()
@@ -67,6 +68,15 @@ func TestWatch(t *testing.T) {
 	}
 	if s, err := looks(); err != nil || len(s) > 0 {
 		t.Errorf("the same again: %v, %v", s, err)
+	}
+	statistics("insert into a values (8, 'k', 8), (3, 'k', 9)")
+	w.asked[r.log("a").ID] = time.Now().Add(time.Hour)
+	if s, err := looks(); err != nil || len(s) > 0 {
+		t.Errorf("soon after rows were asked: %v, %v", s, err)
+	}
+	clear(w.asked)
+	if s, err := w.Look(r.ctx(), r.conn); err != nil || len(s) != 1 || s[0].Missing != 2 {
+		t.Errorf("later: %v, %v", s, err)
 	}
 
 	l := r.log("a")
