@@ -54,8 +54,8 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		},
 		byTrigger: {
 			{plant: "row_log", without: bare},
-			{plant: "xip_ignored", without: bare},
-			{plant: "xmin_bound", without: bare},
+			{plant: "xip_ignored", first: 1, without: bare},
+			{plant: "xmin_bound", first: 1, without: bare},
 			{plant: "no_tick", made: crashes},
 			{plant: "early_snapshot", made: rewrites},
 		},
