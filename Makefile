@@ -86,7 +86,7 @@ overhead: ## measure what capture costs writers, with 1 and 8 clients, rows of 1
 .PHONY: soak
 soak: ## do 200 random walks in each mode, hold a transaction open for ten minutes, then repeat the end-to-end tests for FOR=1h
 	@$(MAKE) --no-print-directory nemesis
-	@go test -run '^$$' -bench HeldOpen -timeout 60m ./benchmarks -held 600 -capture wal
+	@go test -run '^$$' -bench HeldOpen -timeout 60m ./benchmarks -held 600 -capture trigger
 	@scripts/soak $(or $(FOR),1h)
 
 .PHONY: lint
