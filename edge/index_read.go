@@ -167,14 +167,55 @@ type Range struct {
 	From, To []byte
 	// After is the key of an entry, as Scan gave it, to go on behind.
 	After []byte
+	// Descending gives the entries from the last one of the range to the first.
+	Descending bool
 }
 
-func (r *Range) start() []byte {
-	start := r.From
-	if bytes.Compare(r.Prefix, start) > 0 {
-		start = r.Prefix
+// low returns what no key of the range is before.
+func (r *Range) low() []byte {
+	if bytes.Compare(r.Prefix, r.From) > 0 {
+		return r.Prefix
 	}
-	return scanStart(start, r.After)
+	return r.From
+}
+
+// end returns a store key that no entry of the range stands at or behind; nil
+// where there is none. The keys of a head that bounds cut through are within.
+func (r *Range) end() []byte {
+	end := successor(r.Prefix[:min(len(r.Prefix), storedHead)])
+	to := r.To
+	if len(to) > storedHead {
+		to = successor(to[:storedHead])
+	}
+	if len(to) > 0 && (end == nil || bytes.Compare(to, end) < 0) {
+		end = to
+	}
+	if after := storeKey(nil, r.After); len(after) > 0 && (end == nil || bytes.Compare(after, end) < 0) {
+		end = after
+	}
+	return end
+}
+
+// successor returns the first key behind all that begin with prefix, or nil.
+func successor(prefix []byte) []byte {
+	for n := len(prefix); n > 0; n-- {
+		if prefix[n-1] < 0xFF {
+			next := bytes.Clone(prefix[:n])
+			next[n-1]++
+			return next
+		}
+	}
+	return nil
+}
+
+// passed reports whether no entry from stored on, in the direction of the scan,
+// can be in the range.
+func (r *Range) passed(stored []byte) bool {
+	if !r.Descending {
+		return passed(stored, r.Prefix) && bytes.Compare(stored, r.Prefix) > 0 || behind(stored, r.To)
+	}
+	low := r.low()
+	return bytes.Compare(stored, low[:min(len(low), storedHead)]) < 0
 }
 
 // holds reports whether a key is in the range.
@@ -185,7 +226,7 @@ func (r *Range) holds(key []byte) bool {
 var errNoEntry = errors.New("the row's entry is missing")
 
 // Scan calls fn with the rows of a range, in the order of the index and, where
-// that is equal, of their keys, until limit rows have been given (no limit if it
+// that is equal, of their keys, or in the reverse of both, until limit rows have been given (no limit if it
 // is 0 or less) or fn returns an error, which Scan returns. key is that of the
 // entry; key and row are valid until fn returns. A row that is damaged, or does
 // not go with its entry, is an ErrCorrupt.
@@ -200,12 +241,11 @@ func (ix *Index) Scan(r Range, limit int, fn func(key []byte, row *Row) error) e
 	bad := func(err error) error {
 		return &CorruptError{Dir: v.s.dir, Table: t.Name(), Text: fmt.Sprintf("index %s: %v", x.name(), err)}
 	}
-	start := r.start()
 	after := storeKey(nil, r.After)
 	var w walk
 	var row Row
-	more, err := v.seek(&w, ix.ix.name, x.seed, start)
-	for n := 0; err == nil && more && (limit <= 0 || n < limit); more, err = w.next() {
+	more, step, err := ix.begin(&w, &r)
+	for n := 0; err == nil && more && (limit <= 0 || n < limit); more, err = step() {
 		if err := v.usable(); err != nil {
 			return err
 		}
@@ -214,7 +254,7 @@ func (ix *Index) Scan(r Range, limit int, fn func(key []byte, row *Row) error) e
 		if err != nil {
 			return bad(fmt.Errorf("entry %x: %w", stored, err))
 		}
-		if passed(stored, r.Prefix) || behind(stored, r.To) {
+		if r.passed(stored) {
 			return nil
 		}
 		if len(after) > 0 && bytes.Equal(stored, after) {
@@ -236,6 +276,24 @@ func (ix *Index) Scan(r Range, limit int, fn func(key []byte, row *Row) error) e
 		return bad(err)
 	}
 	return nil
+}
+
+// begin goes to the first entry to look at, and returns how to go on.
+func (ix *Index) begin(w *walk, r *Range) (more bool, step func() (bool, error), err error) {
+	v, name, seed := ix.t.v, ix.ix.name, ix.ix.index.seed
+	if !r.Descending {
+		more, err = v.seek(w, name, seed, scanStart(r.low(), r.After))
+		return more, w.next, err
+	}
+	if end := r.end(); end != nil {
+		_, err = v.seek(w, name, seed, end)
+	} else {
+		err = v.seekEnd(w, name)
+	}
+	if err == nil {
+		more, err = w.previous()
+	}
+	return more, w.previous, err
 }
 
 // row reads the row of an entry, which stands under the store key rowKey, and makes the entry's key from it, which must be

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -105,6 +106,22 @@ func TestIndex(t *testing.T) {
 		}, "note")
 	}
 	check()
+	down := func(r func(*millrace.IndexCodec) (Range, error)) func(*millrace.IndexCodec) (Range, error) {
+		return func(k *millrace.IndexCodec) (bounds Range, err error) {
+			if r != nil {
+				bounds, err = r(k)
+			}
+			bounds.Descending = true
+			return bounds, err
+		}
+	}
+	wantInIndex(t, s, "3 4 1 -5 6 2", 0, down(nil), "note")
+	wantInIndex(t, s, "4 1 -5", 0, down(prefixed("b")), "note")
+	wantInIndex(t, s, "4 1", 2, down(prefixed("b")), "note")
+	wantInIndex(t, s, "4 1 -5 6", 0, down(between("ab", "c")), "note")
+	wantInIndex(t, s, "6 2", 0, down(between("", "b")), "note")
+	wantInIndex(t, s, "3", 0, down(prefixed("NULL")), "note")
+	wantInIndex(t, s, "", 0, down(prefixed("c")), "note")
 	// Page by page, from the key of the last row on.
 	var pages []string
 	var after []byte
@@ -145,6 +162,30 @@ func TestIndex(t *testing.T) {
 	if _, err := inIndex(s, 0, nil, "big"); !errors.Is(err, ErrNoIndex) {
 		t.Errorf("index that is not declared: %v", err)
 	}
+}
+
+// pagesOfIndex reads the index over note page by page.
+func pagesOfIndex(s *Store, r Range, size int) (ids []string, err error) {
+	for n := size; n == size && err == nil; {
+		n = 0
+		err = s.View(context.Background(), func(v *View) error {
+			table, err := v.Table("public.t")
+			if err != nil {
+				return err
+			}
+			ix, err := table.Index("note")
+			if err != nil {
+				return err
+			}
+			return ix.Scan(r, size, func(key []byte, row *Row) error {
+				n++
+				r.After = bytes.Clone(key)
+				ids = append(ids, string(row.Columns[0].Text))
+				return nil
+			})
+		})
+	}
+	return ids, err
 }
 
 // An index that is declared on a table with rows is built beside changes, and
@@ -226,6 +267,16 @@ func TestIndexBuildsBesideChanges(t *testing.T) {
 				t.Errorf("index gives row %s for %.10q", id, note)
 			}
 		}
+	}
+	// Both ways, and page by page in either, give the same.
+	up, err := pagesOfIndex(s, Range{}, 7)
+	if err != nil || len(up) != len(want) {
+		t.Fatalf("pages give %d rows, %v, want %d", len(up), err, len(want))
+	}
+	back, err := pagesOfIndex(s, Range{Descending: true}, 7)
+	slices.Reverse(back)
+	if err != nil || !slices.Equal(up, back) {
+		t.Errorf("pages the other way give %d rows, %v, not those of the one way", len(back), err)
 	}
 	if err := s.DeclareIndexes(nil); err != nil {
 		t.Fatal(err)

@@ -328,6 +328,16 @@ func (v *View) seek(w *walk, database string, seed uint32, stored []byte) (bool,
 	return found, nil
 }
 
+// seekEnd begins a walk behind the last item of a database.
+func (v *View) seekEnd(w *walk, database string) error {
+	record, err := v.treeNamed(database)
+	if err != nil {
+		return err
+	}
+	*w = v.s.newWalk(record)
+	return w.seekEnd()
+}
+
 var errDisorder = errors.New("the rows next to it are out of order")
 
 // Scan calls fn with the rows whose encoded key begins with prefix, in the order

@@ -179,6 +179,24 @@ func (w *walk) seek(key []byte) (bool, error) {
 	return w.settle()
 }
 
+// seekEnd goes behind the last item.
+func (w *walk) seekEnd() error {
+	if w.depth == 0 {
+		return nil
+	}
+	if err := w.enter(0, w.root, nil, nil); err != nil {
+		return err
+	}
+	for at := range w.depth - 1 {
+		w.path[at].i = w.path[at].n - 1
+		if err := w.down(at); err != nil {
+			return err
+		}
+	}
+	w.path[w.depth-1].i = w.path[w.depth-1].n
+	return nil
+}
+
 // search returns the first place from from on whose key is behind key, or with
 // equal false not before it.
 func (w *walk) search(s *step, from int, key []byte, equal bool) int {
