@@ -5,6 +5,7 @@ package applier
 import (
 	"context"
 	"os"
+	"time"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
@@ -14,9 +15,13 @@ import (
 // checker finds it. The environment variable MILLRACE_PLANT says which:
 //
 //	stale_accepted    a batch of a publisher that does not reign is taken for one of it
-//	torn_unit         half of a unit is committed by itself
+//	torn_unit         half of a unit is committed by itself, and the rest a moment later
 //	checkpoint_first  a checkpoint is committed before its rows, and these get lost
 type planted struct{}
+
+// tornFor is how long half of a unit can be seen. Readers look now and then, and where
+// a sync costs nothing the rest would follow at once.
+const tornFor = 20 * time.Millisecond
 
 func plant(name string) bool { return os.Getenv("MILLRACE_PLANT") == name }
 
@@ -43,6 +48,7 @@ func (planted) applying(w *writer, next *work, index millrace.Index) error {
 	if err := w.w.Commit(at); err != nil {
 		return err
 	}
+	time.Sleep(tornFor)
 	w.held = 0
 	return w.w.Begin()
 }
