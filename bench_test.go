@@ -294,3 +294,23 @@ func TestHotPathDoesNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkKeyringCheck is what a signature costs a reader, a batch.
+func BenchmarkKeyringCheck(b *testing.B) {
+	payload, h := benchPayload(b), benchHeader()
+	key := testKey(1)
+	r, err := DecodeRecord(mustRecord(b, &h, payload, key), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ring, err := NewKeyring([]TrustedKey{{Key: key.Public().(ed25519.PublicKey), From: Place{1, 1}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := ring.Check(r, r.First); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -2,7 +2,6 @@ package applier
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -61,10 +60,9 @@ type Config struct {
 	// store holds or, if it is new, what the first record of the topic says.
 	Stream millrace.StreamID
 	Epoch  millrace.Epoch
-	// Key, if set, must have signed every record from the one at index KeyFrom
-	// on.
-	Key     ed25519.PublicKey
-	KeyFrom millrace.Index
+	// Trusted are the keys that must have signed the records; nil asks for no
+	// signatures.
+	Trusted *millrace.Keyring
 	// Stall is how long the rest of a unit may take before the transaction is
 	// given up and reading begins again at the checkpoint. It doubles, up to 64
 	// times, while nothing else is applied. Default 10 s.
@@ -101,9 +99,6 @@ func (c *Config) complete() error {
 	setDefault(&c.FlushBytes, 8<<20)
 	if c.Stall < 0 || c.RetryMin < 0 || c.RetryMax < c.RetryMin || c.QueueBytes < 0 || c.CommitBytes < 0 || c.FlushBytes < 0 {
 		return errors.New("make applier: times and sizes must not be negative, nor the longest retry shorter than the shortest")
-	}
-	if len(c.Key) != 0 && len(c.Key) != ed25519.PublicKeySize {
-		return fmt.Errorf("make applier: pinned key has %d bytes, want %d", len(c.Key), ed25519.PublicKeySize)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

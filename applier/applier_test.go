@@ -481,6 +481,10 @@ func TestPinnedKey(t *testing.T) {
 	p.key = nil
 	p.unit(p.put(1, "unsigned"))
 	s := openStore(t, t.TempDir())
-	run(t, s, topic, func(c *Config) { c.Key, c.KeyFrom = pub, from }).ended(millrace.ErrSignature)
+	ring, err := millrace.NewKeyring([]millrace.TrustedKey{{Key: pub, From: millrace.Place{Epoch: 1, Index: from}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, s, topic, func(c *Config) { c.Trusted = ring }).ended(millrace.ErrSignature)
 	wantContent(t, s, "1=signed")
 }

@@ -90,10 +90,8 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 	if err := f.begin(r); err != nil {
 		return nil, fmt.Errorf("record at offset %v: %w", offset, err)
 	}
-	if len(f.config.Key) > 0 && f.fold.Next() >= f.config.KeyFrom {
-		if err := r.VerifySignature(f.config.Key); err != nil {
-			return nil, fmt.Errorf("record at offset %v: %w; mend: find out who writes to the topic", offset, err)
-		}
+	if err := f.config.Trusted.Check(r, f.fold.Next()); err != nil {
+		return nil, fmt.Errorf("record at offset %v: %w; mend: find out who writes to the topic; if the publisher has a new key, name it in signing.trusted here", offset, err)
 	}
 	f.planted.folding(f, r)
 	outcome, err := f.fold.Step(r)

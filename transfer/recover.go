@@ -35,7 +35,8 @@ type witness struct {
 
 // history is a topic folded to some place.
 type history struct {
-	fold *millrace.Fold
+	fold    *millrace.Fold
+	trusted *millrace.Keyring
 	// complete is the offset of the record that ended the newest complete unit,
 	// state that of the newest accepted state record; NoOffset if there is none.
 	complete, state millrace.Offset
@@ -45,6 +46,9 @@ type history struct {
 func (h *history) step(m *topic.Message, buf []byte) (*millrace.Record, millrace.Outcome, error) {
 	record, err := millrace.DecodeRecord(m.Value, buf)
 	if err != nil {
+		return nil, 0, fmt.Errorf("record at offset %v: %w", m.Offset, err)
+	}
+	if err := h.trusted.Check(record, h.fold.Next()); err != nil {
 		return nil, 0, fmt.Errorf("record at offset %v: %w", m.Offset, err)
 	}
 	outcome, err := h.fold.Step(record)
@@ -121,7 +125,7 @@ func (t *Transfer) recover(ctx context.Context, log Log, ledger Ledger) (_ *hist
 			reader.Close()
 		}
 	}()
-	h := &history{fold: millrace.NewFold(t.config.Stream.ID, t.config.Stream.Epoch), complete: millrace.NoOffset, state: millrace.NoOffset}
+	h := &history{fold: millrace.NewFold(t.config.Stream.ID, t.config.Stream.Epoch), trusted: t.config.Trusted, complete: millrace.NoOffset, state: millrace.NoOffset}
 	if row != nil && row.StateOffset != millrace.NoOffset {
 		if h, err = t.fromState(ctx, reader, row); err != nil {
 			return nil, nil, err
@@ -211,13 +215,16 @@ func (t *Transfer) fromState(ctx context.Context, reader *topic.Reader, row *con
 	if record.Stream != t.config.Stream.ID || record.Epoch != t.config.Stream.Epoch {
 		return nil, bad(fmt.Errorf("%w: stream %v epoch %v", millrace.ErrForeign, record.Stream, record.Epoch))
 	}
+	if err := t.config.Trusted.Check(record, record.First); err != nil {
+		return nil, bad(err)
+	}
 	fold, err := millrace.FoldFromState(record)
 	if err != nil {
 		return nil, bad(err)
 	}
 	// The newest unit at that place ended before the state record; the record
 	// itself is as good a mark.
-	return &history{fold: fold, complete: m.Offset, state: m.Offset}, nil
+	return &history{fold: fold, trusted: t.config.Trusted, complete: m.Offset, state: m.Offset}, nil
 }
 
 // meet holds the fold's place against the witnesses. A fold that begins behind a

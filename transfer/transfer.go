@@ -129,8 +129,10 @@ type Config struct {
 	// FirstPause and LongestPause bound the time between two attempts.
 	// Defaults: 100 ms and 10 s.
 	FirstPause, LongestPause time.Duration
-	// Key signs the records, if it is set.
-	Key ed25519.PrivateKey
+	// Key signs the records, if it is set. Trusted are the keys that must have signed
+	// what is in the topic; nil asks for no signatures.
+	Key     ed25519.PrivateKey
+	Trusted *millrace.Keyring
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -282,9 +283,6 @@ func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.Ta
 		} else if err := s.follow(ctx, w, t, a, wanted[t.id]); err != nil {
 			return err
 		}
-		if err := t.lookAtHeaps(ctx, w.conn, &a.marks); err != nil {
-			return err
-		}
 		t.shape, t.marks = a.shape, &a.marks
 	}
 	return nil
@@ -341,12 +339,13 @@ func (s *Source) join(ctx context.Context, w *window, t *captured, initial bool)
 // follow compares a table with what it was in the window before.
 func (s *Source) follow(ctx context.Context, w *window, t *captured, a *aspect, asked string) error {
 	reason := a.marks.differs(t.marks, w.newsOf(t).truncated > 0)
-	if reason == rewritten || reason == partitioned {
-		excused, err := s.excused(ctx, w, t, a, reason)
+	if reason == rewritten && a.marks.excusable(t.marks) {
+		// VACUUM FULL and CLUSTER are not noted, and keep the rows.
+		events, err := keylog.Events(ctx, w.conn, t.id, s.before.String())
 		if err != nil {
 			return err
 		}
-		if excused {
+		if !slices.ContainsFunc(events, func(e keylog.Event) bool { return e.Rewritten }) {
 			reason = ""
 		}
 	}

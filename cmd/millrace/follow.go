@@ -46,6 +46,8 @@ type follower struct {
 	metrics prometheus.Registerer
 	// id is the stream that the configuration names, or zero.
 	id millrace.StreamID
+	// trusted are the keys that its records have to be signed with.
+	trusted *millrace.Keyring
 	// reporter tells whoever asks for the edges of the stream.
 	reporter *edgestatus.Reporter
 	// epoch is the one whose topic is followed for readers; 0 until it is known.
@@ -69,6 +71,9 @@ func newFollower(c *config.Config, s *config.Stream, viewAge time.Duration, log 
 		f.id, _ = millrace.ParseStreamID(s.ID) // the configuration has checked it
 	}
 	var err error
+	if f.trusted, err = trusted(s); err != nil {
+		return nil, err
+	}
 	f.home, err = edge.OpenHome(edge.Options{
 		Dir: storeDir(c, s), Stream: f.id, MapSize: int64(c.Edge.MapSize), MaxViewAge: viewAge, Logger: log, Registerer: metrics,
 		Indexes: c.Edge.Indexes[s.Name],
@@ -192,7 +197,7 @@ func (f *follower) apply(ctx context.Context, store *edge.Store, epoch millrace.
 		log = log.With("epoch", uint64(epoch))
 	}
 	a, err := applier.New(applier.Config{
-		Store: store, Stream: f.id, Epoch: epoch, Logger: log, Registerer: metrics,
+		Store: store, Stream: f.id, Epoch: epoch, Trusted: f.trusted, Logger: log, Registerer: metrics,
 		OpenSource: func(ctx context.Context, after millrace.Offset) (applier.Source, error) {
 			return f.openSource(ctx, store, epoch, after)
 		},

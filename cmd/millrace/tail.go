@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -157,6 +158,9 @@ type tailLine struct {
 	LSN   string `json:"lsn,omitempty"`
 	Tick  uint64 `json:"tick,omitempty"`
 	Chain string `json:"chain,omitempty"`
+	// SignedBy is the ID of the key that the record of a unit's end, of a term or of a
+	// state is signed with; whether that key is trusted is not looked at.
+	SignedBy string `json:"signed_by,omitempty"`
 	// Provisional stands on the entries of a unit that had not ended.
 	Provisional bool `json:"provisional,omitempty"`
 
@@ -261,7 +265,7 @@ func (p *tailPrinter) record(s *config.Stream, r *millrace.Record, m topic.Messa
 	if err != nil {
 		return err
 	}
-	line := tailLine{Kind: outcome.String(), Term: r.Term, Publisher: r.Publisher.String(), Offset: m.Offset}
+	line := tailLine{Kind: outcome.String(), SignedBy: signedBy(r), Term: r.Term, Publisher: r.Publisher.String(), Offset: m.Offset}
 	switch outcome {
 	case millrace.Accepted:
 		return p.batch(r, m.Offset)
@@ -285,6 +289,14 @@ func (p *tailPrinter) record(s *config.Stream, r *millrace.Record, m topic.Messa
 		return nil
 	}
 	return p.print(&line)
+}
+
+// signedBy is the ID of the key that a record is signed with, if it is.
+func signedBy(r *millrace.Record) string {
+	if len(r.Signature) == 0 {
+		return ""
+	}
+	return hex.EncodeToString(r.KeyID[:])
 }
 
 // batch prints the entries of an accepted batch.
@@ -321,6 +333,9 @@ func (p *tailPrinter) batch(r *millrace.Record, offset millrace.Offset) error {
 		}
 		if e.Last && i == p.fold.Index() {
 			line.Chain = p.fold.Chain().String()
+		}
+		if e.Last {
+			line.SignedBy = signedBy(r)
 		}
 		if err := p.print(&line); err != nil {
 			return err

@@ -107,6 +107,10 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 		return nil, err
 	}
 	p.captures, p.topics = append(p.captures, capture), append(p.topics, registered.Topic)
+	key, ring, err := signing(s)
+	if err != nil {
+		return nil, err
+	}
 	asked := new(commands)
 	t, err := transfer.New(transfer.Config{
 		Stream: registered, SourceURL: s.Source.URL.Reveal(),
@@ -115,7 +119,8 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 			return asked.open(ctx, capture, after)
 		},
 		Warning: capture.Warning,
-		Lease:   duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
+		Key:     key, Trusted: ring,
+		Lease: duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
 		Logger: p.log, Registerer: p.registry,
 	})
 	if err != nil {

@@ -22,11 +22,7 @@ func (a *Audit) endTick(ctx context.Context) error {
 		return err
 	}
 	if tick == nil {
-		oldest, err := a.config.Oldest(ctx)
-		if err != nil {
-			return err
-		}
-		if oldest == 0 || a.tick < oldest {
+		if a.config.Oldest == 0 || a.tick < a.config.Oldest {
 			a.report.Gone++
 			return nil
 		}

@@ -33,10 +33,11 @@ type Config struct {
 
 // Stream is one stream: a totally ordered log in one topic.
 type Stream struct {
-	Name   string `key:"name" unit:"a letter, then at most 39 of a-z 0-9 _" doc:"Name of the stream. It becomes part of the names of publication, slot and directories."`
-	ID     string `key:"id" unit:"32 hexadecimal digits" doc:"Identity of the stream, as millrace init prints it. Where it is set, a topic or an edge's data of another stream is refused even by a new edge, and init goes on with the stream where its registry was lost."`
-	Source Source `key:"source" doc:"The Postgres database that changes are captured from. An edge needs nothing of it."`
-	Kafka  Kafka  `key:"kafka" doc:"The topic that carries the stream."`
+	Name    string  `key:"name" unit:"a letter, then at most 39 of a-z 0-9 _" doc:"Name of the stream. It becomes part of the names of publication, slot and directories."`
+	ID      string  `key:"id" unit:"32 hexadecimal digits" doc:"Identity of the stream, as millrace init prints it. Where it is set, a topic or an edge's data of another stream is refused even by a new edge, and init goes on with the stream where its registry was lost."`
+	Source  Source  `key:"source" doc:"The Postgres database that changes are captured from. An edge needs nothing of it."`
+	Signing Signing `key:"signing" doc:"Who may publish the stream: signatures of its records. Without any, whoever may write to the topic can publish."`
+	Kafka   Kafka   `key:"kafka" doc:"The topic that carries the stream."`
 }
 
 // Source is where changes come from.
@@ -122,6 +123,12 @@ type WAL struct {
 	Warn    int    `key:"warn" unit:"percent" default:"25" doc:"A warning is given when less than this share is left of the source's max_slot_wal_keep_size, or of limit. 0 to 99; 0 for none."`
 	Limit   Size   `key:"limit" unit:"bytes" default:"0" doc:"How much WAL the slot may hold before on_limit applies. 0 for no limit; otherwise at least 64MiB, and more than the source writes while transfer is restarted or a large transaction is open."`
 	OnLimit string `key:"on_limit" unit:"alarm, drop" default:"alarm" doc:"What happens at limit: alarm says so in log, metrics and status and goes on; drop drops the slot, so that the source's disk is saved, and stops the stream, which then needs a new epoch."`
+}
+
+// Signing says whose records a stream has.
+type Signing struct {
+	KeyFile string   `key:"key_file" unit:"path" doc:"File with the private key that transfer signs records with, as millrace keys new makes it. Only its owner may read it. Not set: records are not signed."`
+	Trusted []string `key:"trusted" unit:"KEY@INDEX" doc:"Public keys of publishers, each with the first index that it signs, as in ed25519:…@1, or EPOCH/INDEX after a new epoch; KEY@FROM-TO where a key was replaced. With any, transfer and edges refuse records from the first of these places on that none of them has signed. Not set: signatures are not looked at."`
 }
 
 // Kafka is where a stream is kept.

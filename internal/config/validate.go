@@ -128,6 +128,7 @@ func (k *checker) stream(path string, s *Stream) {
 	k.verify(path+".source.verify", &s.Source.Verify)
 	k.wal(path+".source.wal", &s.Source.WAL)
 	k.trigger(path+".source", &s.Source)
+	k.signing(path+".signing", &s.Signing)
 	for _, broker := range s.Kafka.Brokers {
 		if err := hostPort(broker); err != nil {
 			k.bad(path+".kafka.brokers", "%v", err)
@@ -138,6 +139,21 @@ func (k *checker) stream(path string, s *Stream) {
 	}
 	if s.Kafka.Replicas < 1 || s.Kafka.Replicas > 100 {
 		k.bad(path+".kafka.replicas", "%d: want 1 to 100", s.Kafka.Replicas)
+	}
+}
+
+func (k *checker) signing(path string, s *Signing) {
+	var keys []millrace.TrustedKey
+	for _, text := range s.Trusted {
+		key, err := millrace.ParseTrustedKey(text)
+		if err != nil {
+			k.bad(path+".trusted", "%v", err)
+			continue
+		}
+		keys = append(keys, key)
+	}
+	if _, err := millrace.NewKeyring(keys); err != nil {
+		k.bad(path+".trusted", "%v", err)
 	}
 }
 
