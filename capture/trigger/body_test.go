@@ -19,6 +19,7 @@ import (
 // A window with much in it streams: its transaction is open until its last row has
 // been read, and its last entry is given out only when the tick is written.
 func TestStreamedBody(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text); create table b (id int primary key, v text)")
 	r := newRig(t, db, nil, "a", "b")
@@ -69,6 +70,7 @@ func TestStreamedBody(t *testing.T) {
 // Nobody holds a window's transaction open for ever, because VACUUM and ALTER TABLE
 // wait for it.
 func TestStalledBody(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, nil, "a")
@@ -96,11 +98,12 @@ func TestStalledBody(t *testing.T) {
 
 // A context that ends in a pause ends nothing else; Close ends a Next that waits.
 func TestEnds(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
-	r := newRig(t, db, nil, "a")
+	r := newRig(t, db, func(c *Config) { c.PollMin, c.PollMax = 2*time.Second, 2*time.Second }, "a")
 	r.begin()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := r.src.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
@@ -124,6 +127,7 @@ func TestEnds(t *testing.T) {
 // Somebody who holds a table against everybody puts the window off, and nobody waits
 // for it longer than a moment.
 func TestBusy(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	registry := prometheus.NewRegistry()
@@ -177,6 +181,7 @@ func counted(t testing.TB, registry *prometheus.Registry, name string) float64 {
 
 // What is confirmed and old goes, and the stream goes on over it.
 func TestTended(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, nil, "a")

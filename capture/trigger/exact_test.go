@@ -27,6 +27,7 @@ var scenes = []struct {
 }
 
 func TestScenes(t *testing.T) {
+	t.Parallel()
 	for _, s := range scenes {
 		if s.plant != "id_cursor" { // it is another's scene
 			t.Run(s.name, func(t *testing.T) { s.play(t) })

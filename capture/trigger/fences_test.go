@@ -18,6 +18,7 @@ import (
 )
 
 func TestFence(t *testing.T) {
+	t.Parallel()
 	p := millrace.Position{Mode: millrace.ModeTrigger, SystemID: 7, Tick: 5, Snapshot: "10:20:12"}
 	f := facts{System: 7, Database: 3, Snapshot: snapshot(t, "20:30:"), Tick: "10:20:12", TickDatabase: 3}
 	for _, c := range []struct {
@@ -73,6 +74,7 @@ func (r *rig) finds(part string) {
 // A logical dump has the ticks, and is refused where it was restored: in another
 // cluster, and beside the database in its own.
 func TestRestoredDump(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, nil, "a")
@@ -144,6 +146,7 @@ func program(server *pgserver.Server, name string) (string, error) {
 // A standby is refused, and so is one that was promoted before it had what was
 // published; one that had it goes on, wherever the stream was.
 func TestPromotedStandby(t *testing.T) {
+	t.Parallel()
 	primary := pgtest.Cluster(t, pgtest.Options{})
 	db := pgtest.On(t, primary)
 	db.Exec("create table a (id int primary key, v text)")
@@ -200,6 +203,7 @@ func TestPromotedStandby(t *testing.T) {
 // A source that goes on from an earlier state behind a pooler, with no connection
 // lost, is seen by the next window.
 func TestWindowIsFenced(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, nil, "a")
@@ -211,6 +215,7 @@ func TestWindowIsFenced(t *testing.T) {
 // Another process that publishes the stream has its ticks; neither takes one of the
 // other's for its own.
 func TestTwoSources(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, nil, "a")

@@ -11,6 +11,7 @@ import (
 
 // Rows of partitions come and go without being logged; the partitions tell.
 func TestPartitions(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec(`create table p (id int primary key, v text) partition by range (id);
 		create table p1 partition of p for values from (0) to (10); create table p2 partition of p for values from (10) to (20) partition by range (id);
@@ -36,6 +37,7 @@ func TestPartitions(t *testing.T) {
 // A table that was rewritten is loaded again, unless it is known that its rows are
 // still the same.
 func TestRewritten(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, nil, "a")
@@ -63,6 +65,7 @@ func TestRewritten(t *testing.T) {
 // Tables join and leave with the configuration, and a table that was dropped and made
 // again is another.
 func TestJoinAndLeave(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text); create table b (id int primary key, v text); create table c (id int primary key, v text)")
 	r := newRig(t, db, nil, "a", "b")
@@ -120,6 +123,7 @@ func TestJoinAndLeave(t *testing.T) {
 
 // Columns and rows are chosen; another choice loads the table again.
 func TestChoice(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text, n int, secret text)")
 	r := newRig(t, db, func(c *Config) {
@@ -160,6 +164,7 @@ func TestChoice(t *testing.T) {
 // A trigger that does not fire for a time stops the stream, also if it fires again by
 // now, and init mends that with a load.
 func TestTampered(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, nil, "a")

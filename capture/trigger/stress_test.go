@@ -47,6 +47,7 @@ create trigger aa_nested after insert or update on a for each row execute functi
 // and wants each window to make the edge what the tables are in the window's own
 // snapshot.
 func TestStress(t *testing.T) {
+	t.Parallel()
 	seed := *stressSeed
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())

@@ -35,6 +35,7 @@ func (r *rig) play(steps ...step) {
 
 // A window has each changed key once, whatever was done to it.
 func TestWindow(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec(`create table a (id int primary key, v text, d int generated always as (id * 2) stored);
 		create table "We ird" ("Key ""1" text, b date, v numeric, primary key (b, "Key ""1"))`)
@@ -72,6 +73,7 @@ func TestWindow(t *testing.T) {
 // Altered tables are described anew, and loaded where rows that are stored have become
 // others without being changed.
 func TestAltered(t *testing.T) {
+	t.Parallel()
 	db := pgtest.New(t)
 	db.Exec(`create type mood as enum ('sad', 'ok');
 		create table a (id int primary key, v varchar(10), m mood, n int, o int, g int generated always as (n + 1) stored)`)
