@@ -105,7 +105,7 @@ func (r *rig) turn(b *testing.B, l written) {
 func (r *rig) table(l written) {
 	r.db.Exec(`CREATE TABLE bench (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)`)
 	if l.op != "INSERT" {
-		r.db.Exec(fmt.Sprintf(`INSERT INTO bench SELECT c * %d + i, 0, %s FROM generate_series(0, %d) c, generate_series(0, %d) i`,
+		r.db.Exec(fmt.Sprintf(`INSERT INTO bench SELECT c::bigint * %d + i, 0, %s FROM generate_series(0, %d) c, generate_series(0, %d) i`,
 			ofClient, note(l.width), l.clients-1, l.slice()-1))
 	}
 	r.db.Exec(`VACUUM ANALYZE bench`)
