@@ -58,7 +58,7 @@ func (p *readerPool) apart(ctx context.Context) (*reader, error) {
 		return nil, err
 	}
 	r := new(reader)
-	err := error(ErrClosed)
+	err := ErrClosed
 	select {
 	case <-p.s.closing:
 	default:

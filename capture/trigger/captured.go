@@ -81,6 +81,9 @@ type captured struct {
 	// newest window.
 	shape string
 	marks *marks
+	// heaps are the files of its partitions in the newest window of this Source, by
+	// their OIDs; nil where that is not known.
+	heaps map[string]string
 
 	// Reused from row to row.
 	row            []millrace.Datum

@@ -100,7 +100,9 @@ func (r *loadRig) verified() []capture.PassStatus {
 	if err := r.src.Verify(nil); err != nil {
 		r.t.Fatal(err)
 	}
+	late := r.bounded("passes end")
 	for {
+		late()
 		all := r.src.Passes()
 		ended := true
 		for _, p := range all {

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/capture/trigger/keylog"
 )
 
 func snapshot(t testing.TB, text string) chunk.Snapshot {
@@ -135,9 +136,30 @@ func TestMarks(t *testing.T) {
 	if got := m.differs(nil, true); got == "" {
 		t.Error("nothing is known of it, and it is not loaded")
 	}
-	if !m.excusable(&m) || m.excusable(with(func(m *marks) { m.Noting = "o" })) || with(func(m *marks) { m.Noting = "" }).excusable(with(func(m *marks) { m.Noting = "" })) ||
-		with(func(m *marks) { m.Plain = false }).excusable(&m) {
-		t.Error("what excuses a rewrite")
+	other, rewrite, create, alter := with(func(m *marks) { m.Noting = "o" }), keylog.Event{Tag: "ALTER TABLE", Rewritten: true}, keylog.Event{Tag: "CREATE TABLE"}, keylog.Event{Tag: "ALTER TABLE"}
+	parts := with(func(m *marks) { m.Plain = false })
+	for _, c := range []struct {
+		now, before *marks
+		reason      string
+		kept        bool
+		events      []keylog.Event
+		want        bool
+	}{
+		{&m, &m, rewritten, true, nil, true},
+		{&m, &m, rewritten, true, []keylog.Event{alter}, true},
+		{&m, &m, rewritten, true, []keylog.Event{rewrite}, false},
+		{&m, other, rewritten, true, nil, false},
+		{&m, nil, rewritten, true, nil, false},
+		{parts, parts, rewritten, true, nil, false},
+		{parts, parts, partitioned, true, []keylog.Event{create}, true},
+		{parts, parts, partitioned, true, []keylog.Event{create, alter}, false},
+		{parts, parts, partitioned, true, nil, false},
+		{parts, parts, partitioned, false, []keylog.Event{create}, false},
+		{parts, parts, "another", true, []keylog.Event{create}, false},
+	} {
+		if got := c.now.excused(c.before, c.reason, c.kept, c.events); got != c.want {
+			t.Errorf("%+v after %+v, %s, kept %v, %+v: got %v", c.now, c.before, c.reason, c.kept, c.events, got)
+		}
 	}
 }
 

@@ -49,6 +49,17 @@ func (r *loadRig) open() {
 	r.src = src
 }
 
+// bounded ends a test that takes units for too long.
+func (r *loadRig) bounded(what string) func() {
+	deadline := time.Now().Add(limit)
+	return func() {
+		r.t.Helper()
+		if time.Now().After(deadline) {
+			r.t.Fatalf("%s: not within %v; loads %+v, passes %+v", what, limit, r.src.Loads(), r.src.Passes())
+		}
+	}
+}
+
 // take applies one unit and confirms it.
 func (r *loadRig) take() *stored {
 	r.t.Helper()
@@ -67,9 +78,11 @@ func (r *loadRig) take() *stored {
 // loaded takes units until no load is under way, and returns their number.
 func (r *loadRig) loaded() (n int) {
 	r.t.Helper()
+	late := r.bounded("loads end")
 	for first := true; first || len(r.store.at.Catalog.Loads) > 0; n++ {
 		first = false
 		r.take()
+		late()
 	}
 	return n
 }
@@ -86,7 +99,9 @@ func (r *loadRig) settle() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	late := r.bounded("all is seen, and loads end")
 	for {
+		late()
 		if at, err := chunk.ParseSnapshot(r.store.at.Position.Snapshot); err == nil && at.Xmin >= now.Xmax && len(r.store.at.Catalog.Loads) == 0 {
 			break
 		}

@@ -64,7 +64,7 @@ func TestWatch(t *testing.T) {
 		db.Exec("begin; update pg_class set relhastriggers = false where oid = 'a'::regclass; insert into a select max(id) + 10, max(v) + 10 from a; update pg_class set relhastriggers = true where oid = 'a'::regclass; commit")
 		select {
 		case err := <-ended:
-			r.stops(err, keylog.ErrUnlogged)
+			_ = r.stops(err, keylog.ErrUnlogged)
 			return
 		case <-time.After(100 * time.Millisecond):
 		}

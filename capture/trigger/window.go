@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -283,6 +282,9 @@ func (s *Source) prelude(ctx context.Context, w *window, aspects map[millrace.Ta
 		} else if err := s.follow(ctx, w, t, a, wanted[t.id]); err != nil {
 			return err
 		}
+		if err := t.lookAtHeaps(ctx, w.conn, &a.marks); err != nil {
+			return err
+		}
 		t.shape, t.marks = a.shape, &a.marks
 	}
 	return nil
@@ -339,13 +341,12 @@ func (s *Source) join(ctx context.Context, w *window, t *captured, initial bool)
 // follow compares a table with what it was in the window before.
 func (s *Source) follow(ctx context.Context, w *window, t *captured, a *aspect, asked string) error {
 	reason := a.marks.differs(t.marks, w.newsOf(t).truncated > 0)
-	if reason == rewritten && a.marks.excusable(t.marks) {
-		// VACUUM FULL and CLUSTER are not noted, and keep the rows.
-		events, err := keylog.Events(ctx, w.conn, t.id, s.before.String())
+	if reason == rewritten || reason == partitioned {
+		excused, err := s.excused(ctx, w, t, a, reason)
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(events, func(e keylog.Event) bool { return e.Rewritten }) {
+		if excused {
 			reason = ""
 		}
 	}

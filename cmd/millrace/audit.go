@@ -136,8 +136,8 @@ func (j *auditor) run(ctx context.Context, since time.Duration) (*audit.Report, 
 		cfg.Ticks = func(ctx context.Context, after uint64) ([]control.Tick, error) {
 			return control.TicksAfter(ctx, j.conn, j.stream.Name, j.stream.Epoch, after, auditPage)
 		}
-		if cfg.Oldest, err = control.OldestTick(ctx, j.conn, j.stream.Name, j.stream.Epoch); err != nil {
-			return nil, err
+		cfg.Oldest = func(ctx context.Context) (uint64, error) {
+			return control.OldestTick(ctx, j.conn, j.stream.Name, j.stream.Epoch)
 		}
 	}
 	judge := audit.New(cfg, j.fold.Index(), j.fold.Position().Token())

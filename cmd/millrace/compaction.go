@@ -167,7 +167,7 @@ func (r *epochReign) compacted() (over bool, err error) {
 	defer cancel()
 	if err := t.store.WaitIndex(ctx, r.home.Place().Index); err != nil {
 		if r.ctx.Err() != nil {
-			return true, nil //nolint:nilerr // told to end
+			return true, nil // told to end
 		}
 		// Readers' applier goes on, and the copy after it.
 		r.awaitCatchUp()

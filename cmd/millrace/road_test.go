@@ -82,8 +82,11 @@ func (w *world) newEpoch(t *testing.T) {
 	until(t, "the edge serves epoch 2", func() error {
 		text := program(t, w.dir, "status", "--json", "-c", w.file)
 		var all []place
-		if err := json.Unmarshal([]byte(text), &all); err != nil || len(all) != 1 || all[0].Edge == nil {
-			return fmt.Errorf("%v: %s", err, text)
+		if err := json.Unmarshal([]byte(text), &all); err != nil {
+			return err
+		}
+		if len(all) != 1 || all[0].Edge == nil {
+			return fmt.Errorf("it says nothing: %s", text)
 		}
 		if got := all[0].Edge.Epoch; got != 2 {
 			return fmt.Errorf("it serves epoch %d", got)

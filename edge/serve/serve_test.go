@@ -455,7 +455,7 @@ func TestCompactRoute(t *testing.T) {
 	s := newServer(t, store, func(config *serve.Config) { config.Compactor = c })
 	ask := func(method, kind string) (int, string) {
 		t.Helper()
-		r := httptest.NewRequest(method, streamURL+"/compact", strings.NewReader("{}"))
+		r := httptest.NewRequestWithContext(t.Context(), method, streamURL+"/compact", strings.NewReader("{}"))
 		r.Header.Set("Content-Type", kind)
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, r)

@@ -48,8 +48,9 @@ type Config struct {
 	// Ticks returns the next ticks after a number, in their order, and none at the
 	// end. nil where capture has none.
 	Ticks func(ctx context.Context, after uint64) ([]control.Tick, error)
-	// Oldest is the lowest number that the source keeps, 0 for none.
-	Oldest uint64
+	// Oldest returns the lowest number that the source keeps by now, 0 for none. It is
+	// asked when a tick is missing: it may have been cleared away meanwhile.
+	Oldest func(ctx context.Context) (uint64, error)
 }
 
 // Table is what was found of a table.

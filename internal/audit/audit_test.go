@@ -101,7 +101,7 @@ func (w *world) audit(t *testing.T) *Report {
 			}
 			return nil, nil
 		},
-		Oldest: w.oldest,
+		Oldest: func(context.Context) (uint64, error) { return w.oldest, nil },
 	}, w.index, w.tick)
 	for _, u := range w.units {
 		if err := a.Unit(t.Context(), u); err != nil {

@@ -22,7 +22,11 @@ func (a *Audit) endTick(ctx context.Context) error {
 		return err
 	}
 	if tick == nil {
-		if a.config.Oldest == 0 || a.tick < a.config.Oldest {
+		oldest, err := a.config.Oldest(ctx)
+		if err != nil {
+			return err
+		}
+		if oldest == 0 || a.tick < oldest {
 			a.report.Gone++
 			return nil
 		}

@@ -98,7 +98,7 @@ func TestRotateEmptiesNothingUnpublished(t *testing.T) {
 		}
 	}()
 	seen := make(map[string]bool)
-	before, published := start, start
+	before := start
 	var size int
 	for begin := time.Now(); time.Since(begin) < 7*time.Second; {
 		keys, snapshot, err := r.window(r.ctx(), r.conn, l, before)
@@ -112,7 +112,8 @@ func TestRotateEmptiesNothingUnpublished(t *testing.T) {
 			seen[key] = true
 		}
 		// What is published lags behind what was read.
-		before, published = snapshot, before
+		published := before
+		before = snapshot
 		select {
 		case confirmed <- published:
 		default:
