@@ -40,7 +40,7 @@ func newTaker(b *testing.B, db *pgtest.DB, mode string, heartbeat time.Duration,
 	b.Helper()
 	t := &taker{b: b, at: words.Checkpoint{Epoch: 1}}
 	name := mode + "_" + db.Name[:min(len(db.Name), 20)]
-	install := func(context.Context) error { return nil }
+	var install func(context.Context) error
 	if mode == "trigger" {
 		c, err := trigger.New(trigger.Config{URL: db.URL, Stream: name, Tables: tables, Heartbeat: heartbeat, SpoolDir: testdir.For(b)})
 		if err != nil {

@@ -10,7 +10,8 @@ FROM (SELECT {{range .Log.Keys}}((NULL::{{index $.Log.Segments 0}}).{{.Log}})[1]
 -- there are more than {{.Run}}, in runs of so many.
 --
 -- The text is static, and each INSERT scans one set of rows once: its plan, which a
--- session makes at the first call and keeps, is as good for a million rows as for one.
+-- session makes at the first call and keeps, is as good for a million rows as for one;
+-- but one that was made for millions would be compiled again at each call (jit).
 -- Nobody needs rights on schema millrace for it (SECURITY DEFINER), and nothing that
 -- the caller set changes what a name means (search_path).
 --
@@ -21,7 +22,7 @@ FROM (SELECT {{range .Log.Keys}}((NULL::{{index $.Log.Segments 0}}).{{.Log}})[1]
 {{- range .Functions}}
 
 CREATE OR REPLACE FUNCTION {{.Name}}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{{if .Rows}} SET jit = off{{end}}
 AS $millrace$
 #variable_conflict use_column
 DECLARE

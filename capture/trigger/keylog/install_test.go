@@ -172,3 +172,15 @@ func TestInstallByAnOwner(t *testing.T) {
 		t.Errorf("install on another's table: %v", err)
 	}
 }
+
+// A session that has changed millions of rows in one statement keeps the plan that
+// was made for them, and would compile it at each of its statements after that.
+func TestFunctionsAreNotCompiled(t *testing.T) {
+	r := newRig(t, "create table a (id int primary key)", "a")
+	for _, kind := range []string{"i", "u", "d"} {
+		got := r.String("select proconfig::text from pg_proc where oid = $1::text::regprocedure", fmt.Sprintf("millrace.%s()", functionName(r.log("a").ID, kind)))
+		if !strings.Contains(got, "jit=off") {
+			t.Errorf("function %s: settings %s, want jit=off", kind, got)
+		}
+	}
+}
