@@ -76,7 +76,7 @@ fuzz: ## run each fuzz target for FUZZTIME=10s
 .PHONY: bench
 bench: ## run the benchmarks (BENCH=pattern), the one beside pg_recvlogical included
 	@scripts/setup test
-	@go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 60m ./...
+	@go test -run '^$$' -bench '$(BENCH)' -benchmem -timeout 2h ./...
 
 .PHONY: overhead
 overhead: ## measure what capture costs writers, with 1 and 8 clients, rows of 100 B and 2 KB: an hour or more (ARGS='-rounds 5')
