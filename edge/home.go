@@ -30,6 +30,7 @@ const homeLockName = "home.lock"
 //	<dir>/epoch-2/…                         the store of a later epoch
 //	<dir>/epoch-2-1/…                       a compacted copy that took its place, or
 //	                                        is being made
+//	<dir>/restoring/…                       a store that is being restored
 //	<dir>/CURRENT                           names the one that readers use, if it is
 //	                                        not the first
 //	<dir>/home.lock                         one process keeps the home
@@ -99,6 +100,10 @@ func (h *Home) open() (err error) {
 		if err := removeStore(h.opts, left); err != nil {
 			h.opts.Logger.Warn("a store that is no longer read cannot be removed", "dir", filepath.Join(dir, left), "error", err)
 		}
+	}
+	// A store that was being restored is begun anew.
+	if err := removeDir(filepath.Join(dir, restoringName)); err != nil {
+		h.opts.Logger.Warn("a store that was being restored is left", "error", err)
 	}
 	return nil
 }
