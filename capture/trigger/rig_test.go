@@ -2,11 +2,13 @@ package trigger
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -325,6 +327,7 @@ func (e *edge) entry(entry *millrace.Entry) error {
 		e.drop(s.Table)
 		cat.LastVersion = s.Version
 		cat.Schemas = append(cat.Schemas, s)
+		slices.SortFunc(cat.Schemas, func(a, b *millrace.Schema) int { return cmp.Compare(a.Table, b.Table) })
 		if rows == nil {
 			e.tables[s.Table] = make(map[string]string)
 		}
