@@ -340,11 +340,27 @@ func (r *run) zombie() error {
 	})
 	r.transfer = r.s.StartTransfer(r.env...)
 	err := r.settle(false)
+	before := len(old.Stderr())
 	old.Resume()
 	if err != nil {
 		return fmt.Errorf("behind a stopped transfer: %w", err)
 	}
-	if code := old.Wait(time.Minute); code != harness.ExitFenced {
+	// It is fenced, or has seen before that it has lost the hold, and waits for its
+	// turn.
+	waits := false
+	err = harness.Wait(r.t.Context(), time.Minute, func(context.Context) error {
+		if waits = strings.Contains(old.Stderr()[before:], "waiting for the stream's hold"); waits || !old.Running() {
+			return nil
+		}
+		return harness.NotYet("it goes on: %s", lastLine(old.Stderr()))
+	})
+	if err != nil {
+		return fmt.Errorf("a transfer that was stopped until another publishes: %w", err)
+	}
+	if waits {
+		r.counts["zombie waits for its turn"]++
+		old.Kill()
+	} else if code := old.ExitCode(); code != harness.ExitFenced {
 		return fmt.Errorf("a fenced transfer ended with exit code %d, want %d: %s", code, harness.ExitFenced, lastLine(old.Stderr()))
 	}
 	return nil
