@@ -193,6 +193,7 @@ func road(t *testing.T, w *world, made string, more func()) {
 			return nil
 		})
 	}
+	edge = w.image(t, edge)
 	refusal(t, w.dir, nil, exitFailure, []string{w.admin, "transfer.admin"}, "transfer", "-c", w.file)
 	refusal(t, w.dir, nil, exitUsage, []string{"--yes"}, "uninstall", "-c", w.file)
 	refusal(t, w.dir, nil, exitOperator, []string{"stop millrace transfer"}, "uninstall", "--yes", "-c", w.file)

@@ -155,7 +155,14 @@ type Edge struct {
 	Indexes Indexes  `key:"indexes" unit:"columns" doc:"Secondary indexes of the local stores: by stream and table, the columns of each, as in {dns: {public.dns_records: [[zone_id, name], [name]]}}. They are built beside the changes when the edge starts, take part of map_size, and are dropped when they are no longer named. A column that a table does not have, or whose type cannot be in a key, leaves that index out; the status says why."`
 	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end. A topic that is lost is waited for either way, until a new epoch takes its place."`
 	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
+	Images  Images   `key:"images" doc:"Images of the local stores (millrace image)."`
 	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
+}
+
+// Images is where images of the stores are, and how many.
+type Images struct {
+	Dir  string `key:"dir" unit:"path" default:"./data/images" doc:"Directory of images, one directory a stream within it. On a local file system; an image takes about what its rows take compressed."`
+	Keep int    `key:"keep" unit:"images" default:"2" doc:"How many images of a stream are kept: millrace image create removes the oldest ones beyond it. 0 keeps all; at most 1000."`
 }
 
 // Indexes are the columns of secondary indexes, by stream and qualified table.

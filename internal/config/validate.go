@@ -246,6 +246,12 @@ func (k *checker) edge() {
 	k.indexes("edge.indexes", e.Indexes)
 	k.oneOf("edge.on_stop", e.OnStop, OnStopExit, OnStopServe)
 	k.between("edge.report", e.Report, time.Second, time.Hour)
+	if e.Images.Dir == "" {
+		k.bad("edge.images.dir", "is empty; name a directory")
+	}
+	if e.Images.Keep < 0 || e.Images.Keep > 1000 {
+		k.bad("edge.images.keep", "%d: want 0 to keep all, up to 1000", e.Images.Keep)
+	}
 	k.loopback("edge.http.listen", e.HTTP.Listen)
 	if len(e.HTTP.Unix) > maxSocketPath {
 		k.bad("edge.http.unix", "a path of %d bytes; a unix socket's has at most %d", len(e.HTTP.Unix), maxSocketPath)
