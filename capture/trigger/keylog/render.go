@@ -132,9 +132,10 @@ func (l *logTexts) Unnested() string { return UnnestKeys(len(l.Keys)) }
 // Run is how many keys a row of the log has at most.
 func (l *logTexts) Run() int { return run }
 
-// ArrayOfEach makes an array of each key of one row.
+// ArrayOfEach makes an array of each key of one row. A key column of the table may be
+// called k1 too.
 func (l *logTexts) ArrayOfEach() string {
-	return l.join(func(k *keyText) string { return "ARRAY[" + k.Log + "]" }, ", ")
+	return l.join(func(k *keyText) string { return "ARRAY[key." + k.Log + "]" }, ", ")
 }
 
 // ArrayOfAll makes an array of each key of all rows.

@@ -78,6 +78,32 @@ func TestWritersNeedNoRights(t *testing.T) {
 	}
 }
 
+// No name of a key column fails writers, or is taken for one of the functions' own.
+func TestKeyColumnsOfAnyName(t *testing.T) {
+	const columns = `k2 int, k1 int, "key" int, changed int, renamed int, r int, n int, written int, "new" int, "old" int, few int, run int, millrace_rows int, "session_user" int, "a%b'c""d{{x}}\e" int`
+	var names []string
+	for _, c := range strings.Split(columns, ", ") {
+		names = append(names, strings.TrimSuffix(c, " int"))
+	}
+	key := "(" + strings.Join(names, ", ") + ")"
+	r := newRig(t, "create table a ("+columns+", primary key "+key+"); create table p (like a including all) partition by hash (k1); create table p1 partition of p for values with (modulus 1, remainder 0)", "a")
+	r.cfg.Tables = append(r.cfg.Tables, r.table("p"))
+	for i := range r.cfg.Tables {
+		r.cfg.Tables[i].Key = nil
+		for _, n := range names {
+			r.cfg.Tables[i].Key = append(r.cfg.Tables[i].Key, strings.ReplaceAll(strings.Trim(n, `"`), `""`, `"`))
+		}
+	}
+	r.install()
+	for _, table := range []string{"a", "p"} {
+		mustExec(t, r.conn, "insert into "+table+" values (2, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); update "+table+" set k1 = -1; delete from "+table)
+		got, _ := r.logged(r.log(table))
+		if want := "map[2|-1|3|4|5|6|7|8|9|10|11|12|13|14|15:DU 2|1|3|4|5|6|7|8|9|10|11|12|13|14|15:DI]"; fmt.Sprint(got) != want {
+			t.Errorf("table %s: logged %v, want %s", table, got, want)
+		}
+	}
+}
+
 // A key column that is renamed does not fail writers. (It stops the stream.)
 func TestWritersGoOnWithoutTheKeyColumn(t *testing.T) {
 	r := newRig(t, `create table a (id int, at date, v int, primary key (id, at)); insert into a values (1, '2024-01-01', 1), (2, '2024-01-01', 1);
