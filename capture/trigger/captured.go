@@ -55,16 +55,22 @@ func (l *keyLog) read(columns string, u *unseen, where string) string {
 	return strings.Join(parts, " UNION ALL ")
 }
 
+// known is the condition that a key, one a row, is known. Writers that find no column
+// of the name that is logged, because it was renamed, log NULL for it.
+func (l *keyLog) known() string { return strings.Join(l.keys(), " IS NOT NULL AND ") + " IS NOT NULL" }
+
 // count writes a query that counts what transactions have logged: by action, the
-// distinct keys, and what is none of the known actions.
+// distinct keys, what is none of the known actions, and the distinct keys that are not
+// known.
 func (l *keyLog) count(u *unseen) string {
-	keys := "(SELECT count(*) FROM (SELECT DISTINCT " + strings.Join(l.keys(), ", ") + " FROM (" + l.read(l.unnested(), u, "action <> 'T'") + ") l) k) AS keys"
+	keys := "(SELECT count(*) FILTER (WHERE " + l.known() + ") AS keys, count(*) FILTER (WHERE NOT (" + l.known() + ")) AS unknown" +
+		" FROM (SELECT DISTINCT " + strings.Join(l.keys(), ", ") + " FROM (" + l.read(l.unnested(), u, "action <> 'T'") + ") l) k) k"
 	var known []string
 	for _, action := range []string{"I", "U", "D", "T"} {
 		known = append(known, "coalesce(sum(n) FILTER (WHERE action = '"+action+"'), 0)")
 	}
-	return "SELECT " + strings.Join(known, ", ") + " AS truncated, " + keys +
-		", coalesce(sum(n) FILTER (WHERE action NOT IN ('I', 'U', 'D', 'T')), 0) FROM (" + l.read("action, n", u, "") + ") l"
+	return "SELECT l.*, k.* FROM (SELECT " + strings.Join(known, ", ") + " AS truncated" +
+		", coalesce(sum(n) FILTER (WHERE action NOT IN ('I', 'U', 'D', 'T')), 0) FROM (" + l.read("action, n", u, "") + ") l) l CROSS JOIN " + keys
 }
 
 // captured is a table of the stream. It belongs to the Source.
@@ -135,9 +141,9 @@ func (t *captured) rowsQuery(u *unseen, p planted) string {
 		from = "(SELECT " + strings.Join(names, ", ") + " FROM " + from + " WHERE (" + t.choice.Where + "))"
 	}
 	keys := strings.Join(t.log.keys(), ", ")
-	logged, there := "SELECT DISTINCT "+keys+" FROM ("+t.log.read(t.log.unnested(), u, "action <> 'T'")+") l", "t."+table.Quote(t.log.key[0])+" IS NOT NULL"
+	logged, there := "SELECT DISTINCT "+keys+" FROM ("+t.log.read(t.log.unnested(), u, "action <> 'T'")+") l WHERE "+t.log.known(), "t."+table.Quote(t.log.key[0])+" IS NOT NULL"
 	if p.rows() {
-		logged = "SELECT " + keys + ", (array_agg(action ORDER BY changed_at DESC, ctid DESC))[1] AS action FROM (" + t.log.read(t.log.unnested()+", action, changed_at, ctid", u, "action <> 'T'") + ") l GROUP BY " + keys
+		logged = "SELECT " + keys + ", (array_agg(action ORDER BY changed_at DESC, ctid DESC))[1] AS action FROM (" + t.log.read(t.log.unnested()+", action, changed_at, ctid", u, "action <> 'T'") + ") l WHERE " + t.log.known() + " GROUP BY " + keys
 		there += " AND k.action <> 'D'"
 	}
 	return "SELECT " + there + ", " + strings.Join(columns, ", ") +

@@ -47,6 +47,7 @@ type news struct {
 	t                                     *captured
 	inserted, updated, deleted, truncated uint64
 	keys                                  uint64 // distinct ones
+	unknown                               uint64 // distinct ones that are not known whole
 	read                                  uint64
 	// scan tells that the table is read from end to end.
 	scan bool
@@ -221,14 +222,14 @@ func (w *window) count(ctx context.Context) error {
 	var parts []string
 	for i, t := range w.s.tables {
 		if t.schema != nil {
-			parts = append(parts, fmt.Sprintf("SELECT %d AS place, n.* FROM (%s) n WHERE n.keys + n.truncated > 0", i, t.log.count(&w.unseen)))
+			parts = append(parts, fmt.Sprintf("SELECT %d AS place, n.* FROM (%s) n WHERE n.keys + n.unknown + n.truncated > 0", i, t.log.count(&w.unseen)))
 		}
 	}
 	if len(parts) == 0 {
 		return nil
 	}
 	return ask(ctx, w.conn.PgConn(), strings.Join(parts, " UNION ALL ")+" ORDER BY place", func(row [][]byte) error {
-		var n [7]uint64
+		var n [8]uint64
 		for i := range n {
 			var err error
 			if n[i], err = strconv.ParseUint(string(row[i]), 10, 64); err != nil {
@@ -236,10 +237,10 @@ func (w *window) count(ctx context.Context) error {
 			}
 		}
 		t := w.s.tables[n[0]]
-		if n[6] > 0 {
-			return fmt.Errorf("%w: the log of %v has %d rows of no known action; mend: millrace init, and load the table", keylog.ErrTriggers, t.name, n[6])
+		if n[5] > 0 {
+			return fmt.Errorf("%w: the log of %v has %d rows of no known action; mend: millrace init, and load the table", keylog.ErrTriggers, t.name, n[5])
 		}
-		w.news = append(w.news, news{t: t, inserted: n[1], updated: n[2], deleted: n[3], truncated: n[4], keys: n[5]})
+		w.news = append(w.news, news{t: t, inserted: n[1], updated: n[2], deleted: n[3], truncated: n[4], keys: n[6], unknown: n[7]})
 		return nil
 	})
 }
@@ -369,6 +370,9 @@ func (s *Source) follow(ctx context.Context, w *window, t *captured, a *aspect, 
 		if a.log.Reason != "" {
 			reason += ": " + a.log.Reason
 		}
+	}
+	if reason == "" && w.newsOf(t).unknown > 0 {
+		reason = "a column of its key had another name for a time, and keys were not logged" // it has its name again, or the stream had stopped
 	}
 	if reason == "" {
 		reason = asked
