@@ -41,8 +41,12 @@ func TestKey(t *testing.T) {
 		"nullable":               {"d", []Index{nullable}, nil, "no primary key", "no primary key"},
 		"logged":                 {"d", []Index{index("a", 12, 2), primary}, []string{"b"}, "id", "b"},
 		"logged, and gone":       {"d", []Index{primary}, []string{"b"}, "id", "id"},
-		"logged in another order": {"d", []Index{index("a", 12, 3, 2), index("b", 13, 2, 3)}, []string{"b", "c"},
-			"no primary key", "b, c"},
+		"logged in another order": {
+			"d",
+			[]Index{index("a", 12, 3, 2), index("b", 13, 2, 3)},
+			[]string{"b", "c"},
+			"no primary key", "b, c",
+		},
 	} {
 		info := &Info{
 			Name: Name{"public", "t"}, Kind: "r", Persistence: "p", Identity: c.identity, Indexes: c.indexes, Logged: c.logged,
@@ -58,7 +62,7 @@ func TestKey(t *testing.T) {
 			numbers, problem, mend := info.Key(mode)
 			got := strings.Join(info.names(numbers), ", ")
 			if problem != "" {
-				if got = problem; mend == "" || !strings.Contains(problem, want) {
+				if mend == "" || !strings.Contains(problem, want) {
 					t.Errorf("%s, %v: got %q, mend %q, want %s", name, mode, problem, mend, want)
 				}
 			} else if got != want {

@@ -105,7 +105,7 @@ func TestRestoredDump(t *testing.T) {
 	// Other data in its place, restored over it.
 	r.close()
 	db.Exec("truncate millrace.tick")
-	r.openFails(capture.ErrRewound)
+	_ = r.openFails(capture.ErrRewound)
 	r.finds("it does not have tick")
 }
 
@@ -170,7 +170,7 @@ func TestPromotedStandby(t *testing.T) {
 	replayed("the standby has the tick")
 	r.close()
 	r.at(standby.URL(db.Name))
-	r.openFails(capture.ErrStandby)
+	_ = r.openFails(capture.ErrStandby)
 
 	had := r.edge.at
 	r.at(db.URL)
@@ -190,7 +190,7 @@ func TestPromotedStandby(t *testing.T) {
 	}
 	r.at(standby.URL(db.Name))
 	r.edge.at = lost
-	r.openFails(capture.ErrRewound)
+	_ = r.openFails(capture.ErrRewound)
 	r.edge.at = had
 	r.db = there
 	r.restart()
@@ -209,7 +209,7 @@ func TestWindowIsFenced(t *testing.T) {
 	r := newRig(t, db, nil, "a")
 	r.begin()
 	db.Exec("delete from millrace.tick; insert into a values (1, 'v')")
-	r.fails(capture.ErrRewound)
+	_ = r.fails(capture.ErrRewound)
 }
 
 // Another process that publishes the stream has its ticks; neither takes one of the

@@ -99,7 +99,7 @@ func TestJoinAndLeave(t *testing.T) {
 	if err := r.fails(capture.ErrTables); !strings.Contains(err.Error(), "public.c") {
 		t.Errorf("got %v", err)
 	}
-	r.openFails(keylog.ErrNotInstalled)
+	_ = r.openFails(keylog.ErrNotInstalled)
 	if err := r.c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestJoinAndLeave(t *testing.T) {
 	db.Exec("alter table c rename to d")
 	r.exec("insert into d values (2, 'v')")
 	r.close()
-	r.openFails(capture.ErrTables)
+	_ = r.openFails(capture.ErrTables)
 	cfg.Tables[1] = "public.d"
 	r.configure(cfg)
 	r.restart()
@@ -176,7 +176,7 @@ func TestTampered(t *testing.T) {
 	if err := r.fails(keylog.ErrTriggers); !strings.Contains(err.Error(), "ALTER TABLE by postgres") {
 		t.Errorf("who did it is not told: %v", err)
 	}
-	r.openFails(keylog.ErrTriggers)
+	_ = r.openFails(keylog.ErrTriggers)
 	if err := r.c.Install(r.ctx()); err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestTampered(t *testing.T) {
 	}
 	db.Exec("insert into a values (4, 'nobody logs it')")
 	r.due()
-	r.fails(keylog.ErrNotInstalled)
+	_ = r.fails(keylog.ErrNotInstalled)
 }
 
 // While a key column has another name, writers log NULL for it. When it has its own

@@ -22,8 +22,10 @@ func TestPooler(t *testing.T) {
 				r := newRig(t, db, func(c *Config) { c.URL = pooled + "&default_query_exec_mode=" + mode }, "a")
 				r.c.heldBody = 16 << 10
 				// What the role and the database set does not reach the rows.
-				for _, setting := range []string{"datestyle = 'German'", "timezone = 'Asia/Tokyo'", "extra_float_digits = -10", "bytea_output = 'escape'", "intervalstyle = 'iso_8601'", "search_path = 'nowhere'",
-					"default_transaction_read_only = on", "synchronous_commit = off", "idle_in_transaction_session_timeout = '2s'"} {
+				for _, setting := range []string{
+					"datestyle = 'German'", "timezone = 'Asia/Tokyo'", "extra_float_digits = -10", "bytea_output = 'escape'", "intervalstyle = 'iso_8601'", "search_path = 'nowhere'",
+					"default_transaction_read_only = on", "synchronous_commit = off", "idle_in_transaction_session_timeout = '2s'",
+				} {
 					db.Exec("alter database " + db.Name + " set " + setting)
 				}
 				db.Pool.Reset()

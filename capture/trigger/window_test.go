@@ -97,5 +97,5 @@ func TestAltered(t *testing.T) {
 	)
 	// The key goes.
 	db.Exec("alter table other.b drop constraint a_pkey; insert into other.b values (11, 'b')")
-	r.fails(capture.ErrTable)
+	_ = r.fails(capture.ErrTable)
 }
