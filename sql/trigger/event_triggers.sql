@@ -25,14 +25,14 @@ BEGIN
     IF tg_event = 'table_rewrite' THEN
         -- Another default or type of a column: 2 and 4. The others keep the values.
         INSERT INTO millrace.ddl_event (txid, who, application, tag, command, table_id, object, rewritten)
-        SELECT txid_current(), session_user, current_setting('application_name'), tg_tag, left(current_query(), 1000), t.id,
+        SELECT txid_current(), session_user, current_setting('application_name'), tg_tag, left(coalesce(current_query(), ''), 1000), t.id,
                pg_event_trigger_table_rewrite_oid()::regclass::text, pg_event_trigger_table_rewrite_reason() & 6 <> 0
         FROM millrace.note_ddl_of(pg_event_trigger_table_rewrite_oid()) t (id);
         RETURN;
     END IF;
     IF tg_event = 'sql_drop' THEN
         INSERT INTO millrace.ddl_event (txid, who, application, tag, command, table_id, object, rewritten)
-        SELECT txid_current(), session_user, current_setting('application_name'), tg_tag, left(current_query(), 1000), l.table_id, o.object_identity, false
+        SELECT txid_current(), session_user, current_setting('application_name'), tg_tag, left(coalesce(current_query(), ''), 1000), l.table_id, o.object_identity, false
         FROM pg_event_trigger_dropped_objects() o
         JOIN millrace.key_log l ON
             o.classid = 'pg_class'::regclass AND o.objid = l.table_id
@@ -41,7 +41,7 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO millrace.ddl_event (txid, who, application, tag, command, table_id, object, rewritten)
-    SELECT txid_current(), session_user, current_setting('application_name'), tg_tag, left(current_query(), 1000), o.table_id, o.object, false
+    SELECT txid_current(), session_user, current_setting('application_name'), tg_tag, left(coalesce(current_query(), ''), 1000), o.table_id, o.object, false
     FROM pg_event_trigger_ddl_commands() c
     CROSS JOIN LATERAL (
         SELECT t.id, c.object_identity FROM millrace.note_ddl_of(c.objid) t (id) WHERE c.classid = 'pg_class'::regclass

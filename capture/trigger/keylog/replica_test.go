@@ -54,6 +54,19 @@ func TestSubscription(t *testing.T) {
 		t.Errorf("after a truncate: logged %v, truncated %v", keys, truncated)
 	}
 
+	// DDL in a background process, where no statement is current, is noted too.
+	if ok, err := InstallEventTriggers(r.ctx(), r.conn, r.cfg); err != nil || !ok {
+		t.Fatalf("event triggers: %v, %v", ok, err)
+	}
+	r.Exec(`create function ddl() returns trigger language plpgsql as $$ begin alter table public.b alter v type text using v || 'y'; return null; end $$;
+		create trigger ddl after insert on a for each row execute function ddl(); alter table a enable always trigger ddl`)
+	before := r.String("select pg_current_snapshot()")
+	from.Exec("insert into a values (6, 'ddl')")
+	caughtUp("select count(*) = 1 from a where v = 'ddl'")
+	if events, err := Events(r.ctx(), r.conn, r.log("b").Table.ID, before); err != nil || len(events) == 0 || !events[0].Rewritten {
+		t.Errorf("of a rewrite in a background process: %+v, %v", events, err)
+	}
+
 	// A prepared transaction's keys come with its end, and hold its segment till then.
 	r.empty()
 	r.Exec("begin; update b set v = 'y' where id = 1; insert into b values (3, 'y'); prepare transaction 'p1'")
