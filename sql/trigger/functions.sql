@@ -58,8 +58,9 @@ BEGIN
 END
 $millrace$;
 REVOKE ALL ON FUNCTION {{.Name}}() FROM PUBLIC;
-{{- if eq $.Mode "row"}}
--- Whoever adds a partition makes copies of the triggers on it.
+{{- if and (eq $.Mode "row") (ne .Action "T")}}
+-- Whoever adds a partition makes copies of the triggers on it, but of that for
+-- TRUNCATE: nobody else is to say that there was one.
 GRANT EXECUTE ON FUNCTION {{.Name}}() TO {{$.TableOwner}};
 {{- end}}
 {{- end}}
