@@ -68,6 +68,13 @@ func Fit(ctx context.Context, conn Querier, mode millrace.Mode, t *Info, all []*
 	if !tableSelect {
 		problems = append(problems, capture.Refuse(capture.ErrTable, subject, "the role may not read it", "GRANT SELECT ON "+t.Name.Quoted()+" TO the role of the source URL"))
 	}
+	if t.Kind == "p" {
+		unread, err := unreadLeaves(ctx, conn, t)
+		if err != nil {
+			return nil, err
+		}
+		problems = append(problems, unread...)
+	}
 	if t.RowSecurity {
 		problems = append(problems, capture.Warn(subject, "it has row security, which does not exist at the edge: whoever reads there sees all rows", "make sure that is wanted; the role needs BYPASSRLS for the first copy"))
 	}
@@ -95,6 +102,37 @@ func unlogged(mode millrace.Mode) string {
 		return "it is unlogged, so a crash of the server empties it without a trace"
 	}
 	return "it is unlogged, so its changes are not in the WAL"
+}
+
+// unreadLeaves finds partitions that the role may not read: loads read each by
+// itself, for which rights on the table do not count. Changes are read without, so it
+// is a warning: partitions come while the stream runs.
+func unreadLeaves(ctx context.Context, conn Querier, t *Info) ([]capture.Problem, error) {
+	rows, err := conn.Query(ctx, `
+WITH RECURSIVE tree (oid) AS (
+    SELECT $1::bigint::oid
+  UNION
+    SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+)
+SELECT n.nspname::text, c.relname::text, has_schema_privilege(n.oid, 'USAGE')
+FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
+ORDER BY 1, 2`, int64(t.ID))
+	if err != nil {
+		return nil, fmt.Errorf("look up privileges on the partitions of %v: %w", t.Name, err)
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (p capture.Problem, err error) {
+		var name Name
+		var usage bool
+		if err := row.Scan(&name.Schema, &name.Name, &usage); err != nil {
+			return p, err
+		}
+		mend := "GRANT SELECT ON " + name.Quoted() + " TO the role of the source URL"
+		if !usage {
+			mend = "GRANT USAGE ON SCHEMA " + Quote(name.Schema) + " and SELECT ON " + name.Quoted() + " TO the role of the source URL"
+		}
+		return capture.Warn("partition "+name.String()+" of "+t.Name.String(), "the role may not read it, and the next load of the table stops there", mend), nil
+	})
 }
 
 // fitLeaves looks at the partitions. The WAL holds the key that each leaf's own

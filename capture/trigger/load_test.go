@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -173,6 +174,46 @@ func TestFirstCopyOfATableThatLeaves(t *testing.T) {
 	r.take()
 	if l := r.src.Loads(); len(l) != 1 || !l[0].Done {
 		t.Errorf("loads after the next window: %+v", l)
+	}
+	r.settle()
+}
+
+// The capture role reads the partitions too, wherever they are; check tells of one that
+// came later and that it may not read, and init mends that.
+func TestLoadOfPartitionsByTheCaptureRole(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	role := "reader_" + db.Name
+	db.Exec(`create role "` + role + `" login; create schema elsewhere; create table p (id int primary key, v text) partition by range (id);
+		create table p1 partition of p for values from (0) to (10); create table elsewhere.p2 partition of p for values from (10) to (20); insert into p select g, 'v' from generate_series(0, 19) g`)
+	t.Cleanup(func() { db.Exec(`drop owned by "` + role + `"; drop role "` + role + `"`) })
+	r := newLoadRig(t, db, func(c *Config) { c.Login = role }, "p")
+	u, err := url.Parse(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(role)
+	r.at(u.String())
+	r.c.holdLoads = false
+	r.open()
+	r.settle()
+	r.close()
+	db.Exec("create table p3 partition of p for values from (20) to (30); insert into p values (20, 'v')")
+	if found, err := r.c.Check(r.ctx()); err != nil || len(found) != 1 || found[0].Subject != "partition public.p3 of public.p" {
+		t.Errorf("check: %+v, %v", found, err)
+	}
+	r.at(db.URL) // as the owner
+	if err := r.c.Install(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	r.at(u.String())
+	r.c.holdLoads = false
+	if found, err := r.c.Check(r.ctx()); err != nil || len(found) > 0 {
+		t.Errorf("check after init: %+v, %v", found, err)
+	}
+	r.open()
+	if err := r.src.RequestLoad(r.ctx(), "public.p", "again"); err != nil {
+		t.Fatal(err)
 	}
 	r.settle()
 }

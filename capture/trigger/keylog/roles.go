@@ -6,6 +6,8 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
 )
 
 // Roles are names of roles that may not log in; see sql/trigger/roles.sql.
@@ -84,11 +86,39 @@ SELECT (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_u
 	}
 	for i := range cfg.Tables {
 		t := &cfg.Tables[i]
-		if missing, err = cfg.grantTable(ctx, conn, t, missing); err != nil {
+		heaps, err := heapsOf(ctx, conn, t)
+		for n := 0; n < len(heaps) && err == nil; n++ {
+			missing, err = cfg.grantTable(ctx, conn, &heaps[n], missing)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("let the roles read table %v: %w", t, err)
 		}
 	}
 	return missing, nil
+}
+
+// heapsOf returns a table and its partitions that hold rows, which loads read by
+// themselves.
+func heapsOf(ctx context.Context, q Querier, t *Table) ([]Table, error) {
+	rows, err := q.Query(ctx, `
+WITH RECURSIVE tree (oid) AS (
+    SELECT $1::bigint::oid
+  UNION
+    SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+)
+SELECT c.oid::bigint, n.nspname::text, c.relname::text
+FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = $1::bigint::oid OR c.relkind = 'r'
+ORDER BY c.oid <> $1::bigint::oid, 2, 3`, int64(t.ID))
+	if err != nil {
+		return nil, fmt.Errorf("look up partitions: %w", err)
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (h Table, err error) {
+		var id int64
+		err = row.Scan(&id, &h.Schema, &h.Name)
+		h.ID = millrace.TableID(id) //nolint:gosec // it is an OID
+		return h, err
+	})
 }
 
 // grantTable lets the roles read a table. It adds to missing what the role of the
@@ -114,7 +144,7 @@ FROM unnest($3::text[]::name[]) role`, t.Schema, int64(t.ID), []string{roles.Cap
 	// A grant by somebody who may not give it can be a warning only.
 	after, err := has()
 	for i, text := range grants {
-		if err == nil && !after[i] {
+		if err == nil && !after[i] && !slices.Contains(missing, text) {
 			missing = append(missing, text)
 		}
 	}

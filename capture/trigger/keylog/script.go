@@ -3,6 +3,7 @@ package keylog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -53,10 +54,21 @@ FROM pg_roles WHERE rolname = current_user`, i.cfg.Roles.Owner).Scan(&migrated, 
 		if err := write("grants.sql"); err != nil {
 			return err
 		}
+		var grants []string
 		for n := range i.cfg.Tables {
-			b.WriteString(strings.Join(i.cfg.tableGrants(&i.cfg.Tables[n]), ""))
+			heaps, err := heapsOf(ctx, q, &i.cfg.Tables[n])
+			if err != nil {
+				return err
+			}
+			for h := range heaps {
+				for _, grant := range i.cfg.tableGrants(&heaps[h]) {
+					if !slices.Contains(grants, grant) {
+						grants = append(grants, grant)
+					}
+				}
+			}
 		}
-		b.WriteString("\n")
+		b.WriteString(strings.Join(grants, "") + "\n")
 	}
 	var logs []Log
 	number := 1
