@@ -2,7 +2,9 @@
 {{- if .Exists}}
 -- Locks: ACCESS EXCLUSIVE on {{.Table}}{{if .Partitioned}} and all its partitions{{end}}, from here to the end of the
 -- transaction, which takes some milliseconds: readers and writers wait. It is asked
--- for with a time-out, and again later if somebody holds it up.
+-- for with a time-out, and again later if somebody holds it up. (DROP TRIGGER would lock
+-- partitions before the table, against the order of writers, who would deadlock with it.)
+LOCK TABLE {{.Table}} IN ACCESS EXCLUSIVE MODE;
 {{- range .Triggers}}
 DROP TRIGGER IF EXISTS {{.}} ON {{$.Table}};
 {{- end}}

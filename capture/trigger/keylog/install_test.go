@@ -184,3 +184,27 @@ func TestFunctionsAreNotCompiled(t *testing.T) {
 		}
 	}
 }
+
+// What takes triggers away waits for writers of a partitioned table in the order in
+// which they lock: while it waits for the table it has no partition, which the writer's
+// statement needs next.
+func TestUninstallDoesNotDeadlockWriters(t *testing.T) {
+	r := newRig(t, "create table p (id int primary key) partition by range (id); create table p1 partition of p default", "p")
+	mustExec(t, r.conn, "begin; lock table only p in row exclusive mode") // as a statement does when it is parsed
+	other := r.connect(r.URL)
+	done := make(chan error, 1)
+	go func() { done <- Uninstall(r.ctx(), other, "s", nil) }()
+	waits := "from pg_locks l where l.relation = 'p'::regclass and l.mode = 'AccessExclusiveLock' and not l.granted"
+	for deadline := time.Now().Add(limit); r.String("select count(*) "+waits) == "0"; r.String("select pg_sleep(0.01)") {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing waits for the table")
+		}
+	}
+	if got := r.String("select count(*) from pg_locks where relation = 'p1'::regclass and mode = 'AccessExclusiveLock' and granted"); got != "0" {
+		t.Error("it has the partition and waits for the table")
+	}
+	mustExec(t, r.conn, "insert into p values (1); commit")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
