@@ -121,6 +121,9 @@ func (t *captured) reshape(ctx context.Context, conn table.Querier) (shapeStep, 
 	if info == nil {
 		return step, goneError(t)
 	}
+	if info.Kind == "r" && info.Persistence != "p" {
+		return step, fmt.Errorf("%w: %v has become unlogged, so a crash of the server empties it without a trace; mend: ALTER TABLE %s SET LOGGED", capture.ErrTable, t.name, t.name.Quoted())
+	}
 	s, err := info.Schema(millrace.ModeTrigger)
 	if err != nil {
 		return step, err

@@ -95,6 +95,15 @@ func TestAltered(t *testing.T) {
 		step{"alter table a rename to b; insert into b values (9, 'b')", "put:1 schema:1", ""},
 		step{"create schema other; alter table b set schema other; insert into other.b values (10, 'b')", "put:1 schema:1", ""},
 	)
+	// What a crash would take without a word is not captured.
+	db.Exec("alter table other.b set unlogged; insert into other.b values (12, 'b')")
+	r.fails(capture.ErrTable)
+	db.Exec("alter table other.b set logged")
+	c := r.c.cfg
+	c.Tables, c.Registerer = []string{"other.b"}, nil
+	r.close()
+	r.configure(c)
+	r.restart()
 	// The key goes.
 	db.Exec("alter table other.b drop constraint a_pkey; insert into other.b values (11, 'b')")
 	_ = r.fails(capture.ErrTable)
