@@ -3,6 +3,7 @@ package trigger
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -131,7 +132,11 @@ func TestBusy(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key, v text)")
 	registry := prometheus.NewRegistry()
-	r := newRig(t, db, func(c *Config) { c.Registerer, c.Heartbeat = registry, 50*time.Millisecond }, "a")
+	told := make(chan string, 100)
+	r := newRig(t, db, func(c *Config) {
+		c.Registerer, c.Heartbeat = registry, 50*time.Millisecond
+		c.Logger = slog.New(slog.NewTextHandler(lines(told), nil))
+	}, "a")
 	r.c.lockTimeout = 20 * time.Millisecond
 	r.begin()
 	r.next() // a heartbeat
@@ -150,6 +155,14 @@ func TestBusy(t *testing.T) {
 	until(t, "the window is put off", func() bool {
 		return counted(t, registry, "millrace_capture_lock_waits_total") >= 3
 	})
+	until(t, "the log tells that the stream stands still", func() bool {
+		select {
+		case line := <-told:
+			return strings.Contains(line, "stands still") && strings.Contains(line, "lock timeout")
+		default:
+			return false
+		}
+	})
 	holder.exec("insert into a values (1, 'v'); commit")
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -158,6 +171,17 @@ func TestBusy(t *testing.T) {
 	if windows, tick := counted(t, registry, "millrace_capture_windows_total"), counted(t, registry, "millrace_capture_tick"); windows < 3 || tick != float64(r.edge.at.Position.Tick) {
 		t.Errorf("%v windows, tick %v", windows, tick)
 	}
+}
+
+// lines takes what is written to it, as long as there is room.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	select {
+	case l <- string(b):
+	default:
+	}
+	return len(b), nil
 }
 
 func counted(t testing.TB, registry *prometheus.Registry, name string) float64 {

@@ -15,6 +15,10 @@ import (
 	"github.com/millrace-db/millrace/capture/chunk"
 )
 
+// lockedLong is after how many times its lockTimeout a window that waits for locks is
+// told of.
+const lockedLong = 25
+
 // Source gives the units of a stream, from a Position on. It works only while Next
 // or a unit's Body is called: there is no goroutine of its own and no queue. Next
 // and Bodies are used by one goroutine; the other methods may be called beside it.
@@ -106,6 +110,7 @@ func (s *Source) fail(err error) {
 }
 
 func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
+	var locked time.Time // since when, zero for not
 	for waits := 0; ; {
 		if len(s.after) > 0 {
 			u := s.after[0]
@@ -131,7 +136,12 @@ func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
 		u, err := s.window(ctx)
 		if errors.Is(err, errBusy) {
 			s.c.metrics.busy.Inc()
-			waits++
+			if waits++; waits == 1 {
+				locked = time.Now()
+			} else if !locked.IsZero() && time.Since(locked) > lockedLong*s.c.lockTimeout {
+				locked = time.Time{} // is told once
+				s.c.log.Warn("the stream stands still: somebody keeps a captured table or its log locked (see pg_locks)", "error", err)
+			}
 			if err := s.pause(ctx, min(time.Duration(waits)*s.c.lockTimeout/4, s.c.lockTimeout)); err != nil {
 				return nil, err
 			}
