@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/image"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
 )
@@ -82,12 +85,15 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 		where.Listen = ""
 	}
 	readers := make(map[string]serve.Reader, len(k.streams))
+	images := make(map[string]http.Handler, len(k.streams))
 	for _, one := range k.streams {
 		readers[one.config.Name] = one.home
+		images[one.config.Name] = image.Handler(filepath.Join(k.c.Edge.Images.Dir, one.config.Name))
 	}
 	var err error
 	k.server, err = serve.New(serve.Config{
 		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Compactor: k,
+		Images:   func(stream string) http.Handler { return images[stream] },
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})
 	if err != nil {

@@ -29,7 +29,7 @@ two files: a new edge that begins with one reads from the topic only what came a
 edge.images.dir, in a directory a stream.`,
 		Args: noArgs,
 	}
-	cmd.AddCommand(a.imageCreateCommand(), a.imageListCommand(), a.imageVerifyCommand(), a.imageRestoreCommand())
+	cmd.AddCommand(a.imageCreateCommand(), a.imageFetchCommand(), a.imageListCommand(), a.imageVerifyCommand(), a.imageRestoreCommand())
 	return cmd
 }
 
@@ -82,6 +82,25 @@ removed, the oldest first.`,
 		Example: "  millrace image create --stream bank",
 		Args:    noArgs,
 	}, func(ctx context.Context, i *imaging, _ []string) error { return i.create(ctx) })
+}
+
+func (a *app) imageFetchCommand() *cobra.Command {
+	return a.imageSub(&cobra.Command{
+		Use:   "fetch URL",
+		Short: "Download an image from another edge, or from anywhere that serves its files",
+		Long: `Download an image from another edge, or from anywhere that serves its files, with http or https. URL is that of
+a stream's images at an edge, of which the newest is taken, or that of one image, whose last part is its name.
+Interrupted, it goes on where it was when it is run again. Every frame's hash is compared; who wrote the image is
+not proven, so take it only from where you trust it.`,
+		Example: "  millrace image fetch https://edge-7.internal/v1/streams/bank/images\n" +
+			"  millrace image fetch https://bucket.example/backups/image-1-4711",
+		Args: minArgs(1, "a URL"),
+	}, func(ctx context.Context, i *imaging, args []string) error {
+		if len(args) > 1 {
+			return usage("millrace image fetch takes one URL, got %s more; see millrace image fetch --help", quote(args[1]))
+		}
+		return i.fetch(ctx, args[0])
+	})
 }
 
 func (a *app) imageListCommand() *cobra.Command {
@@ -137,8 +156,8 @@ type shownImage struct {
 	Bytes      int64            `json:"bytes"`
 	// Problem says why the image cannot be used.
 	Problem string `json:"problem,omitempty"`
-	// Existed and Removed are told by image create, Verified by verify, Store by
-	// restore.
+	// Existed is told by image create and fetch, Removed by create, Verified by
+	// verify, Store by restore.
 	Existed  bool   `json:"existed,omitempty"`
 	Removed  int    `json:"removed,omitempty"`
 	Verified bool   `json:"verified,omitempty"`
@@ -243,6 +262,25 @@ func (i *imaging) create(ctx context.Context) error {
 	s.Existed, s.Removed = c.Existed, c.Removed
 	if c.Existed {
 		return i.say(s, "there is an image of stream %s at index %v: %s", s.Stream, s.Index, s.Path)
+	}
+	return i.say(s, "image of stream %s at index %v: %d rows in %s, %s", s.Stream, s.Index, s.Rows, mebibytes(s.Bytes), s.Path)
+}
+
+func (i *imaging) fetch(ctx context.Context, from string) error {
+	source := image.Source{URL: from}
+	if i.stream.ID != "" {
+		source.Stream, _ = millrace.ParseStreamID(i.stream.ID) // the configuration has checked it
+	}
+	show, end := i.progress("downloading")
+	source.Progress = show
+	c, err := image.Fetch(ctx, i.dir, source)
+	end()
+	if err != nil {
+		return err
+	}
+	s := i.show(c.Path, c.Manifest)
+	if s.Existed = c.Existed; c.Existed {
+		return i.say(s, "there is that image of stream %s at index %v: %s", s.Stream, s.Index, s.Path)
 	}
 	return i.say(s, "image of stream %s at index %v: %d rows in %s, %s", s.Stream, s.Index, s.Rows, mebibytes(s.Bytes), s.Path)
 }

@@ -26,6 +26,15 @@ func (w *world) image(t *testing.T, edge *process) *process {
 	if made.Rows != 29 || made.Frames != 1 || made.Offset == nil || len(made.Tables) != 1 || made.Tables[0].Table != "public.items" || made.Existed {
 		t.Errorf("image create: %+v", made)
 	}
+	// Another host downloads it from this edge.
+	there := w.write(t, "there.yaml", w.config(w.db.URL, "  images: {dir: fetched}\n"))
+	fetch := []string{"image", "fetch", "http://" + w.edge + "/v1/streams/shop/images", "-c", there}
+	if got := program(t, w.dir, fetch...); !strings.Contains(got, filepath.Join("fetched", "shop", made.Name)) {
+		t.Errorf("image fetch: %s", got)
+	}
+	if got := program(t, w.dir, fetch...); !strings.Contains(got, "there is that image") {
+		t.Errorf("image fetch again: %s", got)
+	}
 	w.db.Exec(`UPDATE items SET note = 'after the image' WHERE id = 5`)
 	until(t, "the change is at the edge", func() error {
 		if got := run("get", "public.items", "s2,5"); !strings.Contains(got, "after the image") {
@@ -58,7 +67,7 @@ func (w *world) image(t *testing.T, edge *process) *process {
 	if err := os.RemoveAll(filepath.Join(w.dir, "edge")); err != nil {
 		t.Fatal(err)
 	}
-	if got := run("image", "restore", filepath.Join(w.dir, made.Path)); !strings.Contains(got, "29 rows") {
+	if got := program(t, w.dir, "image", "restore", "-c", there); !strings.Contains(got, "29 rows") {
 		t.Errorf("image restore: %s", got)
 	}
 	edge = spawn(t, w.dir, nil, "edge", "-c", w.file)

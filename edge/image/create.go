@@ -2,6 +2,7 @@ package image
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -35,6 +36,10 @@ type Options struct {
 	Header []byte
 	// Progress is called now and then; it may be nil.
 	Progress func(Progress)
+
+	// frame is the size that frames have at most before compression; 0 takes
+	// frameSize.
+	frame int
 }
 
 // Created is what Create has done.
@@ -95,7 +100,7 @@ func createOf(ctx context.Context, v *edge.View, o *Options) (*Created, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{ctx: ctx, v: v, progress: o.Progress}
+	w := &writer{ctx: ctx, v: v, progress: o.Progress, most: cmp.Or(o.frame, frameSize)}
 	w.manifest = Manifest{Contents: *contents, Created: time.Now().UTC().Truncate(time.Microsecond), Header: o.Header}
 	path := filepath.Join(o.Dir, w.manifest.Name())
 	if _, err := os.Stat(path); err == nil {
@@ -125,6 +130,7 @@ type writer struct {
 	ctx      context.Context //nolint:containedctx // of the one call that it belongs to
 	v        *edge.View
 	progress func(Progress)
+	most     int
 	at       Progress
 
 	manifest Manifest
@@ -181,7 +187,7 @@ func (w *writer) rows() error {
 			if size > MaxFrame {
 				return fmt.Errorf("a row of table %v takes %d bytes, at most %d are possible in an image", set.Table, size, MaxFrame)
 			}
-			if len(w.raw)+size > frameSize {
+			if len(w.raw)+size > w.most {
 				if err := w.flush(); err != nil {
 					return err
 				}

@@ -12,6 +12,7 @@
 //	<dir>/image-<epoch>-<index>/manifest   what the image is, and the hashes
 //	<dir>/image-<epoch>-<index>/rows       the frames, one behind the other
 //	<dir>/image-….part/                    one that is being written, or was left
+//	<dir>/image-….load/                    one that is being downloaded, or was left
 //	<dir>/images.lock                      one process writes or removes images
 //
 // The hashes say that the rows are those that the manifest was written for. Who

@@ -70,13 +70,21 @@ func newUnpacker() (*unpacker, error) {
 
 func (u *unpacker) close() { u.decoder.Close() }
 
-// unpack checks a frame's hash and returns its rows, valid until the next call.
-func (u *unpacker) unpack(f *Frame, stored []byte) ([]byte, error) {
+// checkSum compares a frame as it is stored with its hash.
+func (f *Frame) checkSum(stored []byte) error {
 	if len(stored) != f.Stored {
-		return nil, malformed("a frame has %d bytes, the manifest says %d", len(stored), f.Stored)
+		return malformed("a frame has %d bytes, the manifest says %d", len(stored), f.Stored)
 	}
 	if sum := sha256.Sum256(stored); sum != f.Sum {
-		return nil, malformed("the hash of a frame is %x, the manifest says %x", sum, f.Sum)
+		return malformed("the hash of a frame is %x, the manifest says %x", sum, f.Sum)
+	}
+	return nil
+}
+
+// unpack checks a frame's hash and returns its rows, valid until the next call.
+func (u *unpacker) unpack(f *Frame, stored []byte) ([]byte, error) {
+	if err := f.checkSum(stored); err != nil {
+		return nil, err
 	}
 	if cap(u.raw) < f.Raw {
 		u.raw = make([]byte, 0, max(f.Raw, min(frameSize, 2*f.Raw)))

@@ -21,6 +21,7 @@ const childVariable = "MILLRACE_IMAGE_TEST_CHILD"
 var children = map[string]func() error{
 	"create":  createChild,
 	"restore": restoreChild,
+	"fetch":   fetchChild,
 }
 
 func TestMain(m *testing.M) {

@@ -22,10 +22,11 @@ const (
 	routeHealth
 	routeMetrics
 	routeCompact
+	routeImages
 	numRoutes
 )
 
-var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact"}
+var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact", "images"}
 
 // metrics are looked up once, because a lookup by label costs as much as a read
 // of a row.

@@ -33,6 +33,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.end(q, http.StatusOK)
 		return
 	}
+	if h := s.imagesOf(path); h != nil {
+		q.route = routeImages
+		h.ServeHTTP(w, r)
+		s.end(q, http.StatusOK)
+		return
+	}
 	status := http.StatusOK
 	if err := q.dispatch(path); err != nil {
 		status = q.fail(err)
@@ -40,6 +46,24 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.send(status)
 	}
 	s.end(q, status)
+}
+
+// imagesOf returns what answers requests for a stream's images, nil for other
+// paths.
+func (s *Server) imagesOf(path string) http.Handler {
+	rest, ok := strings.CutPrefix(path, streamsPath+"/")
+	if !ok || s.config.Images == nil {
+		return nil
+	}
+	name, rest, _ := strings.Cut(rest, "/")
+	if rest != "images" && !strings.HasPrefix(rest, "images/") {
+		return nil
+	}
+	stream, err := unescape(name)
+	if err != nil || s.streams[stream] == nil {
+		return nil // dispatch says so
+	}
+	return http.StripPrefix(streamsPath+"/"+stream+"/images", s.config.Images(stream))
 }
 
 func (s *Server) begin(w http.ResponseWriter, r *http.Request) *request {

@@ -13,6 +13,7 @@
 //	GET  /v1/streams/{stream}/tables/{table}/rows/{key}     one row
 //	GET  /v1/streams/{stream}/tables/{table}/rows           rows in key order: prefix, limit, cursor
 //	POST /v1/streams/{stream}/rows:get                      several rows in one snapshot
+//	GET  /v1/streams/{stream}/images/…                      images of its store, as files
 //	GET  /livez /readyz /metrics
 //
 // Every answer about a stream carries X-Millrace-Epoch and X-Millrace-Index, the
@@ -75,6 +76,9 @@ type Config struct {
 	Next func(stream string) (millrace.Epoch, edge.Place)
 	// Compactor compacts stores when it is asked to; nil for never.
 	Compactor Compactor
+	// Images answers requests for the images of a stream, with the path behind
+	// …/images; nil for none.
+	Images func(stream string) http.Handler
 	// Gatherer gives what /metrics shows; nil for nothing.
 	Gatherer prometheus.Gatherer
 	// Registerer takes the server's own metrics; nil drops them.

@@ -482,3 +482,31 @@ func TestCompactRoute(t *testing.T) {
 		t.Errorf("server that does not compact: got %d %s", code, body)
 	}
 }
+
+// Requests for a stream's images go to what has them, with the path behind.
+func TestImagesRoute(t *testing.T) {
+	store, _ := newStore(t)
+	s := newServer(t, store, func(config *serve.Config) {
+		config.Images = func(stream string) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = fmt.Fprint(w, stream, " ", r.URL.Path) })
+		}
+	})
+	ask := func(path string) string {
+		t.Helper()
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, nil))
+		return w.Body.String()
+	}
+	for path, want := range map[string]string{
+		streamURL + "/images": "bank ", streamURL + "/images/": "bank /", streamURL + "/images/a/rows": "bank /a/rows",
+		"/v1/streams/other/images": "no_stream", streamURL + "/imagesof": "no_route",
+	} {
+		if got := ask(path); got != want && !(strings.HasPrefix(want, "no_") && strings.Contains(got, want)) {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+	s = newServer(t, store)
+	if got := ask(streamURL + "/images"); !strings.Contains(got, "no_route") {
+		t.Errorf("a server without images: %s", got)
+	}
+}

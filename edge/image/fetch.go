@@ -1,0 +1,389 @@
+package image
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/failpoint"
+)
+
+const (
+	loadSuffix = ".load"
+	// maxListing is the largest size of a Listing.
+	maxListing = 1 << 20
+	// silence is how long a download waits for the next frame before it takes the
+	// connection for dead.
+	silence = 2 * time.Minute
+	// tries is how often a download is begun anew without having come further.
+	tries = 6
+	// reserve is what a download leaves free on the disk.
+	reserve = 64 << 20
+)
+
+// Source is where images are fetched from.
+type Source struct {
+	// URL is that of the images of a stream at an edge, with http or https
+	// (http://host/v1/streams/bank/images), or of one image anywhere, whose last
+	// part is its name (https://host/path/image-1-4711): files manifest and rows
+	// below it are all that is asked for.
+	URL string
+	// Stream is the stream that the image must be of; zero for any.
+	Stream millrace.StreamID
+	// Client asks; nil for one of its own.
+	Client *http.Client
+	// Progress is called now and then; it may be nil.
+	Progress func(Progress)
+	// Pause is how long the first pause after a failure is, which the next ones
+	// double. Default 1 second.
+	Pause time.Duration
+}
+
+// Fetch downloads an image into a directory of images: that of the URL or, of
+// several, the newest. It appears there when it is whole, every frame's hash
+// compared; that its rows are what a store may hold is seen when it is verified or
+// restored. What was downloaded of it before an interruption, or the death of the
+// process, is not downloaded again. Of an image that is there, nothing is fetched.
+func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
+	at, err := url.Parse(from.URL)
+	if err != nil || at.Scheme != "http" && at.Scheme != "https" || at.Host == "" {
+		return nil, fmt.Errorf("fetch image from %q: it is not a URL with http or https", from.URL)
+	}
+	if from.Progress == nil {
+		from.Progress = func(Progress) {}
+	}
+	if from.Pause == 0 {
+		from.Pause = time.Second
+	}
+	if from.Client == nil {
+		transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableCompression: true, ResponseHeaderTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second}
+		from.Client = &http.Client{Transport: transport}
+		defer transport.CloseIdleConnections()
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("fetch image: %w", err)
+	}
+	f := &fetcher{Source: &from, at: at, dir: dir}
+	c, err := f.retry(ctx)
+	if err = errors.Join(err, lock.Close()); err != nil {
+		return nil, fmt.Errorf("fetch image from %s: %w", at.Redacted(), err)
+	}
+	return c, nil
+}
+
+// fetcher downloads one image.
+type fetcher struct {
+	*Source
+	at  *url.URL
+	dir string
+	// came is how many bytes of rows have come in all.
+	came int64
+	// listed tells that the image was chosen from a list: where it is gone, the
+	// list has another one by now.
+	listed bool
+}
+
+// finalError ends a download: another try would come to the same.
+type finalError struct{ err error }
+
+func (e *finalError) Error() string { return e.err.Error() }
+func (e *finalError) Unwrap() error { return e.err }
+
+func final(err error) error { return &finalError{err} }
+
+// retry tries until an image is there, or tries have failed without coming further.
+func (f *fetcher) retry(ctx context.Context) (*Created, error) {
+	if err := sweep(f.dir); err != nil {
+		return nil, err
+	}
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval = f.Pause
+	for failed := 1; ; failed++ {
+		before := f.came
+		c, err := f.once(ctx)
+		if err == nil {
+			return c, nil
+		}
+		if f.came > before {
+			failed = 1
+			pause.Reset()
+		}
+		var end *finalError
+		if errors.As(err, &end) || ctx.Err() != nil || failed == tries {
+			return nil, err
+		}
+		timer := time.NewTimer(pause.NextBackOff())
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, errors.Join(err, ctx.Err())
+		case <-timer.C:
+		}
+	}
+}
+
+// once finds out which image is to be had and downloads what is missing of it.
+func (f *fetcher) once(ctx context.Context) (*Created, error) {
+	at, name, err := f.choose(ctx)
+	if err != nil {
+		return nil, err
+	}
+	whole := filepath.Join(f.dir, name)
+	if i, err := Open(whole); err == nil {
+		return &Created{Path: whole, Manifest: i.Manifest(), Existed: true}, i.Close()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, final(fmt.Errorf("there is one of the same name, and it is not whole; mend: remove it: %w", err))
+	}
+	text, err := f.ask(ctx, at.JoinPath(manifestName), MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	m, err := DecodeManifest(text)
+	if err != nil {
+		return nil, final(err)
+	}
+	if m.Name() != name {
+		return nil, final(malformed("%s holds image %s", at.Redacted(), m.Name()))
+	}
+	if id := m.Checkpoint.Stream; !f.Stream.IsZero() && id != f.Stream {
+		return nil, final(fmt.Errorf("it is of stream %v, wanted is %v; mend: name the images of that stream", id, f.Stream))
+	}
+	part := whole + loadSuffix
+	have, err := f.prepare(ctx, part, text, m)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.rows(ctx, at.JoinPath(rowsName), filepath.Join(part, rowsName), m, have); err != nil {
+		return nil, err
+	}
+	failpoint.Hit("image_fetched")
+	if err := errors.Join(syncDir(part), os.Rename(part, whole), syncDir(f.dir)); err != nil {
+		return nil, final(err)
+	}
+	return &Created{Path: whole, Manifest: m}, nil
+}
+
+// choose returns the URL and the name of the image to download: of those that are
+// to be had the newest, unless an older one has come in part.
+func (f *fetcher) choose(ctx context.Context) (at *url.URL, name string, err error) {
+	if last := path.Base(f.at.Path); isImageName(last) {
+		return f.at, last, f.giveUp(last)
+	}
+	f.listed = false
+	text, err := f.ask(ctx, f.at, maxListing)
+	if err != nil {
+		return nil, "", err
+	}
+	f.listed = true
+	var l Listing
+	if err := json.Unmarshal(text, &l); err != nil {
+		return nil, "", final(fmt.Errorf("the answer is not a list of images: %w", err))
+	}
+	for _, listed := range l.Images {
+		if !isImageName(listed.Name) {
+			return nil, "", final(fmt.Errorf("the list of images has one with the name %.40q", listed.Name))
+		}
+		if _, err := os.Stat(filepath.Join(f.dir, listed.Name+loadSuffix)); name == "" || err == nil {
+			name = listed.Name
+		}
+	}
+	if name == "" {
+		return nil, "", final(errors.New("there is no image; mend: run millrace image create there"))
+	}
+	return f.at.JoinPath(name), name, f.giveUp(name)
+}
+
+func isImageName(name string) bool {
+	_, _, ok := parseName(name)
+	return ok
+}
+
+// giveUp removes what has come of images other than one.
+func (f *fetcher) giveUp(name string) error {
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return final(err)
+	}
+	for _, e := range entries {
+		if other, ok := strings.CutSuffix(e.Name(), loadSuffix); ok && other != name && isImageName(other) {
+			if err := os.RemoveAll(filepath.Join(f.dir, e.Name())); err != nil {
+				return final(err)
+			}
+		}
+	}
+	return nil
+}
+
+// ask reads a whole answer that is not longer than most.
+func (f *fetcher) ask(ctx context.Context, at *url.URL, most int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	r, err := f.get(ctx, at, 0)
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(r.Body, most+1))
+	if err = errors.Join(err, r.Body.Close()); err != nil {
+		return nil, err
+	}
+	if int64(len(text)) > most {
+		return nil, final(malformed("the answer of %s has more than %d bytes", at.Redacted(), most))
+	}
+	return text, nil
+}
+
+// get asks for a file from an offset on.
+func (f *fetcher) get(ctx context.Context, at *url.URL, offset int64) (*http.Response, error) {
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return nil, final(err)
+	}
+	want := http.StatusOK
+	if offset > 0 {
+		want = http.StatusPartialContent
+		q.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	r, err := f.Client.Do(q)
+	if err != nil {
+		return nil, err
+	}
+	var begins int64
+	if r.StatusCode == http.StatusPartialContent {
+		if _, err := fmt.Sscanf(r.Header.Get("Content-Range"), "bytes %d-", &begins); err != nil {
+			begins = -1
+		}
+	}
+	if r.StatusCode == want && begins == offset {
+		return r, nil
+	}
+	text, _ := io.ReadAll(io.LimitReader(r.Body, 300)) // for a person
+	err = errors.Join(fmt.Errorf("%s answers %s: %.300q", at.Redacted(), r.Status, text), r.Body.Close())
+	if f.listed && r.StatusCode == http.StatusNotFound || r.StatusCode >= 500 || r.StatusCode == http.StatusTooManyRequests || r.StatusCode == http.StatusRequestTimeout {
+		return nil, err
+	}
+	return nil, final(err)
+}
+
+// prepare makes the directory of an image that comes, or takes up one that has
+// come in part, and returns how many of its frames are there and right.
+func (f *fetcher) prepare(ctx context.Context, part string, text []byte, m *Manifest) (have int, err error) {
+	if old, err := readManifest(filepath.Join(part, manifestName)); err != nil || string(old) != string(text) {
+		if err := os.RemoveAll(part); err != nil {
+			return 0, final(err)
+		}
+		if err := os.Mkdir(part, 0o700); err != nil {
+			return 0, final(err)
+		}
+		if err := writeSynced(filepath.Join(part, manifestName), text); err != nil {
+			return 0, final(err)
+		}
+	}
+	rows, err := os.OpenFile(filepath.Join(part, rowsName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return 0, final(err)
+	}
+	var right int64
+	b := bufio.NewReaderSize(rows, 1<<20)
+	var stored []byte
+	for have < len(m.Frames) && ctx.Err() == nil {
+		fr := &m.Frames[have]
+		if stored, err = readFrame(b, fr, stored); err != nil {
+			break // from here on it comes again
+		}
+		right += int64(fr.Stored)
+		have++
+	}
+	err = errors.Join(ctx.Err(), rows.Truncate(right), rows.Close())
+	if err != nil {
+		return 0, final(err)
+	}
+	var disk syscall.Statfs_t
+	if err := syscall.Statfs(f.dir, &disk); err == nil {
+		if free, need := disk.Bavail*uint64(disk.Bsize), uint64(m.Stored()-right); need+reserve > free {
+			return 0, final(fmt.Errorf("%d bytes are to come, and %d are free; mend: free space on the disk of %s", need, free, f.dir))
+		}
+	}
+	return have, nil
+}
+
+// readFrame reads a frame as it is stored, and compares its hash.
+func readFrame(r io.Reader, f *Frame, buf []byte) ([]byte, error) {
+	if cap(buf) < f.Stored {
+		buf = make([]byte, f.Stored)
+	}
+	buf = buf[:f.Stored]
+	if _, err := io.ReadFull(r, buf); err != nil {
+		return buf, err
+	}
+	return buf, f.checkSum(buf)
+}
+
+// rows downloads the frames from one on.
+func (f *fetcher) rows(ctx context.Context, at *url.URL, path string, m *Manifest, have int) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return final(err)
+	}
+	err = f.frames(ctx, at, file, m, have)
+	if err == nil {
+		err = file.Sync()
+	}
+	return errors.Join(err, file.Close())
+}
+
+func (f *fetcher) frames(ctx context.Context, at *url.URL, file *os.File, m *Manifest, have int) error {
+	p := Progress{Of: m.Rows()}
+	var offset int64
+	for i := range m.Frames[:have] {
+		p.Rows += m.Frames[i].Rows
+		offset += int64(m.Frames[i].Stored)
+	}
+	f.Progress(p)
+	if have == len(m.Frames) {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	alive := time.AfterFunc(silence, cancel)
+	defer alive.Stop()
+	r, err := f.get(ctx, at, offset)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Body.Close() }() // what was read of it was compared
+	body := bufio.NewReaderSize(r.Body, 1<<20)
+	var stored []byte
+	for i := have; i < len(m.Frames); i++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if stored, err = readFrame(body, &m.Frames[i], stored); err != nil {
+			return fmt.Errorf("frame %d of %s: %w", i, at.Redacted(), err)
+		}
+		if _, err := file.Write(stored); err != nil {
+			return final(err)
+		}
+		alive.Reset(silence)
+		failpoint.Hit("image_frame_fetched")
+		f.came += int64(len(stored))
+		p.Rows += m.Frames[i].Rows
+		f.Progress(p)
+	}
+	return nil
+}

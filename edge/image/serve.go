@@ -1,0 +1,123 @@
+package image
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Listing is the answer to a request for the images that there are, the newest
+// first.
+type Listing struct {
+	Images []Listed `json:"images"`
+}
+
+// Listed is an image in a Listing.
+type Listed struct {
+	Name  string `json:"name"`
+	Epoch uint64 `json:"epoch"`
+	Index uint64 `json:"index"`
+}
+
+const (
+	// writeLimit is how long a client may take for what one write gives it.
+	writeLimit = time.Minute
+	// maxSending is how many files are sent at once; further requests are told to
+	// come again.
+	maxSending = 4
+)
+
+// Handler serves the images in a directory: at its root a Listing, below that
+// image-<epoch>-<index>/manifest and …/rows, also in ranges. It is safe for
+// concurrent use. Whoever can reach it can read all rows.
+func Handler(dir string) http.Handler {
+	return &handler{dir: dir, sending: make(chan struct{}, maxSending)}
+}
+
+type handler struct {
+	dir     string
+	sending chan struct{}
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		refuse(w, http.StatusMethodNotAllowed, "wrong_method", "the method is "+r.Method, "use GET")
+		return
+	}
+	name, file, ok := strings.Cut(strings.Trim(r.URL.Path, "/"), "/")
+	if name == "" {
+		h.list(w)
+		return
+	}
+	if _, _, valid := parseName(name); !ok || !valid || file != manifestName && file != rowsName {
+		refuse(w, http.StatusNotFound, "no_route", "there is nothing at "+r.URL.Path, "ask for the list, or for IMAGE/manifest and IMAGE/rows")
+		return
+	}
+	select {
+	case h.sending <- struct{}{}:
+		defer func() { <-h.sending }()
+	default:
+		w.Header().Set("Retry-After", "5")
+		refuse(w, http.StatusServiceUnavailable, "busy", "as many files are being sent as are sent at once", "try again")
+		return
+	}
+	f, err := os.Open(filepath.Join(h.dir, name, file))
+	if err != nil {
+		refuse(w, http.StatusNotFound, "no_image", "there is no image "+name, "ask for the list")
+		return
+	}
+	defer func() { _ = f.Close() }() // only read from
+	info, err := f.Stat()
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, "failed", err.Error(), "look at the edge's disk")
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	http.ServeContent(&patient{ResponseWriter: w, control: http.NewResponseController(w)}, r, "", info.ModTime(), f)
+}
+
+func (h *handler) list(w http.ResponseWriter) {
+	entries, err := List(h.dir)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, "failed", err.Error(), "look at the edge's disk")
+		return
+	}
+	l := Listing{Images: make([]Listed, len(entries))}
+	for i, e := range entries {
+		l.Images[i] = Listed{Name: imageName(e.Epoch, e.Index), Epoch: uint64(e.Epoch), Index: uint64(e.Index)}
+	}
+	answer(w, http.StatusOK, l)
+}
+
+func refuse(w http.ResponseWriter, status int, code, message, mend string) {
+	type fault struct {
+		Code    string `json:"code"`
+		Message string `json:"message"`
+		Mend    string `json:"mend"`
+	}
+	answer(w, status, map[string]fault{"error": {code, message, mend}})
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // a client that went away wants no more of it
+}
+
+// patient gives each write its own time, where the server bounds that of the whole
+// answer: files are large, and a client that takes nothing is still let go.
+type patient struct {
+	http.ResponseWriter
+	control *http.ResponseController
+}
+
+func (p *patient) Write(b []byte) (int, error) {
+	// A writer that knows no deadlines, as in a test, needs none.
+	_ = p.control.SetWriteDeadline(time.Now().Add(writeLimit))
+	return p.ResponseWriter.Write(b)
+}
