@@ -156,7 +156,7 @@ type shownImage struct {
 	Bytes      int64            `json:"bytes"`
 	// Problem says why the image cannot be used.
 	Problem string `json:"problem,omitempty"`
-	// Existed is told by image create and fetch, Removed by create, Verified by
+	// Existed and Removed are told by image create and fetch, Verified by
 	// verify, Store by restore.
 	Existed  bool   `json:"existed,omitempty"`
 	Removed  int    `json:"removed,omitempty"`
@@ -267,7 +267,7 @@ func (i *imaging) create(ctx context.Context) error {
 }
 
 func (i *imaging) fetch(ctx context.Context, from string) error {
-	source := image.Source{URL: from}
+	source := image.Source{URL: from, Keep: i.c.Edge.Images.Keep}
 	if i.stream.ID != "" {
 		source.Stream, _ = millrace.ParseStreamID(i.stream.ID) // the configuration has checked it
 	}
@@ -279,7 +279,7 @@ func (i *imaging) fetch(ctx context.Context, from string) error {
 		return err
 	}
 	s := i.show(c.Path, c.Manifest)
-	if s.Existed = c.Existed; c.Existed {
+	if s.Existed, s.Removed = c.Existed, c.Removed; c.Existed {
 		return i.say(s, "there is that image of stream %s at index %v: %s", s.Stream, s.Index, s.Path)
 	}
 	return i.say(s, "image of stream %s at index %v: %d rows in %s, %s", s.Stream, s.Index, s.Rows, mebibytes(s.Bytes), s.Path)

@@ -87,10 +87,8 @@ func create(ctx context.Context, store *edge.Store, o *Options) (c *Created, err
 	if err != nil {
 		return nil, err
 	}
-	if o.Keep > 0 {
-		if c.Removed, err = prune(o.Dir, o.Keep); err != nil {
-			return nil, err
-		}
+	if c.Removed, err = prune(o.Dir, o.Keep, c.Path); err != nil {
+		return nil, err
 	}
 	return c, nil
 }

@@ -120,14 +120,16 @@ func sweep(dir string) error {
 	return nil
 }
 
-// prune keeps the newest images of a directory, which is locked, and returns how
-// many it removed. One that is being read elsewhere stays readable there.
-func prune(dir string, keep int) (removed int, err error) {
+// prune keeps so many images of a directory, which is locked: one of a path, and
+// otherwise the newest; 0 keeps all. It returns how many it removed. One that is
+// being read elsewhere stays readable there.
+func prune(dir string, keep int, path string) (removed int, err error) {
 	all, err := List(dir)
-	if err != nil || len(all) <= keep {
+	if err != nil || keep == 0 || len(all) <= keep {
 		return 0, err
 	}
-	for _, e := range all[keep:] {
+	all = slices.DeleteFunc(all, func(e Entry) bool { return e.Path == path })
+	for _, e := range all[keep-1:] {
 		// What has lost its name is no image, whatever is left of it.
 		gone := e.Path + goneSuffix
 		if err = os.Rename(e.Path, gone); err == nil {

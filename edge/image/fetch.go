@@ -45,6 +45,9 @@ type Source struct {
 	URL string
 	// Stream is the stream that the image must be of; zero for any.
 	Stream millrace.StreamID
+	// Keep is how many images stay in the directory, that one among them; 0 keeps
+	// all.
+	Keep int
 	// Client asks; nil for one of its own.
 	Client *http.Client
 	// Progress is called now and then; it may be nil.
@@ -62,7 +65,10 @@ type Source struct {
 func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
 	at, err := url.Parse(from.URL)
 	if err != nil || at.Scheme != "http" && at.Scheme != "https" || at.Host == "" {
-		return nil, fmt.Errorf("fetch image from %q: it is not a URL with http or https", from.URL)
+		return nil, errors.New("fetch image: what it is to be fetched from is not a URL with http or https and a host")
+	}
+	if from.Keep < 0 {
+		return nil, fmt.Errorf("fetch image: %d images to keep is out of range", from.Keep)
 	}
 	if from.Progress == nil {
 		from.Progress = func(Progress) {}
@@ -81,8 +87,11 @@ func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
 	}
 	f := &fetcher{Source: &from, at: at, dir: dir}
 	c, err := f.retry(ctx)
+	if err == nil {
+		c.Removed, err = prune(dir, from.Keep, c.Path)
+	}
 	if err = errors.Join(err, lock.Close()); err != nil {
-		return nil, fmt.Errorf("fetch image from %s: %w", at.Redacted(), err)
+		return nil, fmt.Errorf("fetch image from %s: %w", shown(at), err)
 	}
 	return c, nil
 }
@@ -106,6 +115,13 @@ func (e *finalError) Error() string { return e.err.Error() }
 func (e *finalError) Unwrap() error { return e.err }
 
 func final(err error) error { return &finalError{err} }
+
+// shown is a URL without what may be secret in it.
+func shown(at *url.URL) string {
+	u := *at
+	u.User, u.RawQuery = nil, ""
+	return u.String()
+}
 
 // retry tries until an image is there, or tries have failed without coming further.
 func (f *fetcher) retry(ctx context.Context) (*Created, error) {
@@ -146,7 +162,7 @@ func (f *fetcher) once(ctx context.Context) (*Created, error) {
 	}
 	whole := filepath.Join(f.dir, name)
 	if i, err := Open(whole); err == nil {
-		return &Created{Path: whole, Manifest: i.Manifest(), Existed: true}, i.Close()
+		return &Created{Path: whole, Manifest: i.Manifest(), Existed: true}, errors.Join(os.RemoveAll(whole+loadSuffix), i.Close())
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, final(fmt.Errorf("there is one of the same name, and it is not whole; mend: remove it: %w", err))
 	}
@@ -159,7 +175,7 @@ func (f *fetcher) once(ctx context.Context) (*Created, error) {
 		return nil, final(err)
 	}
 	if m.Name() != name {
-		return nil, final(malformed("%s holds image %s", at.Redacted(), m.Name()))
+		return nil, final(malformed("%s holds image %s", shown(at), m.Name()))
 	}
 	if id := m.Checkpoint.Stream; !f.Stream.IsZero() && id != f.Stream {
 		return nil, final(fmt.Errorf("it is of stream %v, wanted is %v; mend: name the images of that stream", id, f.Stream))
@@ -173,7 +189,12 @@ func (f *fetcher) once(ctx context.Context) (*Created, error) {
 		return nil, err
 	}
 	failpoint.Hit("image_fetched")
-	if err := errors.Join(syncDir(part), os.Rename(part, whole), syncDir(f.dir)); err != nil {
+	if err = syncDir(part); err == nil {
+		if err = os.Rename(part, whole); err == nil {
+			err = syncDir(f.dir)
+		}
+	}
+	if err != nil {
 		return nil, final(err)
 	}
 	return &Created{Path: whole, Manifest: m}, nil
@@ -243,7 +264,7 @@ func (f *fetcher) ask(ctx context.Context, at *url.URL, most int64) ([]byte, err
 		return nil, err
 	}
 	if int64(len(text)) > most {
-		return nil, final(malformed("the answer of %s has more than %d bytes", at.Redacted(), most))
+		return nil, final(malformed("the answer of %s has more than %d bytes", shown(at), most))
 	}
 	return text, nil
 }
@@ -261,7 +282,12 @@ func (f *fetcher) get(ctx context.Context, at *url.URL, offset int64) (*http.Res
 	}
 	r, err := f.Client.Do(q)
 	if err != nil {
-		return nil, err
+		// The client's error has the whole URL.
+		var whole *url.Error
+		if errors.As(err, &whole) {
+			err = whole.Err
+		}
+		return nil, fmt.Errorf("get %s: %w", shown(at), err)
 	}
 	var begins int64
 	if r.StatusCode == http.StatusPartialContent {
@@ -273,7 +299,7 @@ func (f *fetcher) get(ctx context.Context, at *url.URL, offset int64) (*http.Res
 		return r, nil
 	}
 	text, _ := io.ReadAll(io.LimitReader(r.Body, 300)) // for a person
-	err = errors.Join(fmt.Errorf("%s answers %s: %.300q", at.Redacted(), r.Status, text), r.Body.Close())
+	err = errors.Join(fmt.Errorf("%s answers %s: %.300q", shown(at), r.Status, text), r.Body.Close())
 	if f.listed && r.StatusCode == http.StatusNotFound || r.StatusCode >= 500 || r.StatusCode == http.StatusTooManyRequests || r.StatusCode == http.StatusRequestTimeout {
 		return nil, err
 	}
@@ -374,7 +400,7 @@ func (f *fetcher) frames(ctx context.Context, at *url.URL, file *os.File, m *Man
 			return err
 		}
 		if stored, err = readFrame(body, &m.Frames[i], stored); err != nil {
-			return fmt.Errorf("frame %d of %s: %w", i, at.Redacted(), err)
+			return fmt.Errorf("frame %d of %s: %w", i, shown(at), err)
 		}
 		if _, err := file.Write(stored); err != nil {
 			return final(err)

@@ -194,6 +194,14 @@ func TestFetchGoesOn(t *testing.T) {
 	if got, err = Fetch(t.Context(), there, Source{URL: at}); err != nil || got.Manifest.Checkpoint.Index != s.index {
 		t.Errorf("the newest: %+v, %v", got, err)
 	}
+	for i := range 3 { // older ones go, but for the one that was fetched
+		if err := os.Mkdir(filepath.Join(there, imageName(3-millrace.Epoch(i), 1)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err = Fetch(t.Context(), there, Source{URL: at, Keep: 1}); err != nil || got.Removed != 3 {
+		t.Errorf("with others that are not kept: %+v, %v", got, err)
+	}
 	if got := names(t, there); got != imageName(2, s.index)+" "+lockName {
 		t.Errorf("there are %s", got)
 	}
@@ -228,6 +236,7 @@ func TestFetchRefuses(t *testing.T) {
 		want   string
 	}{
 		"no URL":          {"ftp://x/y", testStream, nil, "not a URL"},
+		"nobody there":    {"http://me:secret@127.0.0.1:1/images?sig=secret", testStream, nil, "get http://127.0.0.1:1/images: "},
 		"no list":         {at, testStream, say("/", "<html>"), "not a list"},
 		"empty list":      {at, testStream, say("/", `{"images":[]}`), "there is no image"},
 		"name":            {at, testStream, say("/", `{"images":[{"name":"../../x"}]}`), "the name"},
@@ -244,7 +253,7 @@ func TestFetchRefuses(t *testing.T) {
 		answer = x.answer
 		here.URL, here.Stream = x.url, x.stream
 		there := filepath.Join(dir, "there")
-		if _, err := Fetch(t.Context(), there, here); err == nil || !strings.Contains(err.Error(), x.want) {
+		if _, err := Fetch(t.Context(), there, here); err == nil || !strings.Contains(err.Error(), x.want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v, want %q", what, err, x.want)
 		}
 		if all, err := List(there); err != nil || len(all) != 0 {

@@ -162,7 +162,7 @@ type Edge struct {
 // Images is where images of the stores are, and how many.
 type Images struct {
 	Dir  string `key:"dir" unit:"path" default:"./data/images" doc:"Directory of images, one directory a stream within it. On a local file system; an image takes about what its rows take compressed."`
-	Keep int    `key:"keep" unit:"images" default:"2" doc:"How many images of a stream are kept: millrace image create removes the oldest ones beyond it. 0 keeps all; at most 1000."`
+	Keep int    `key:"keep" unit:"images" default:"2" doc:"How many images of a stream are kept: millrace image create and fetch remove the oldest ones beyond it. 0 keeps all; at most 1000."`
 }
 
 // Indexes are the columns of secondary indexes, by stream and qualified table.
