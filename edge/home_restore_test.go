@@ -65,9 +65,10 @@ func (m *taken) equal(o *taken) bool {
 // two versions of a schema, a table marked as diverged, and a load under way with
 // rows that lack columns.
 func sourceOfRestore(t *testing.T, s *Store) (f *feed, tf tableFeed) {
+	fill(t, s, 3) // what the reader in another process knows
 	f = newFeed(t, s)
 	f.epoch = 3
-	tf = f.loaded(testSchema(7, 1, "t", oidText, "note", "big"))
+	tf = f.loaded(testSchema(7, 7, "t", oidText, "note", "big"))
 	var unit []*millrace.Entry
 	for i := range 500 {
 		unit = append(unit, tf.put(strconv.Itoa(i), "NULL", strings.Repeat("v", 37*i)))
@@ -76,9 +77,9 @@ func sourceOfRestore(t *testing.T, s *Store) (f *feed, tf tableFeed) {
 		}
 	}
 	f.must(unit...)
-	tf.schema = testSchema(7, 2, "t", oidText, "note", "big")
+	tf.schema = testSchema(7, 8, "t", oidText, "note", "big")
 	f.must(tf.describe(), tf.put("0", "second version", "x"))
-	u := f.loaded(testSchema(9, 3, "u", oidInt8, "note"))
+	u := f.loaded(testSchema(9, 9, "u", oidInt8, "note"))
 	f.must(u.put("1", "a"), &millrace.Entry{Kind: millrace.KindQuarantine, Table: 9, Quarantine: &millrace.Quarantined{Kind: millrace.KindPut, Reason: "too large"}})
 	f.must(tf.control(millrace.KindLoadBegin, 20), tf.put("1", "lacks", unchanged), tf.load(20, "2", "loaded", strings.Repeat("w", 9000)))
 	return f, tf
@@ -92,7 +93,7 @@ func TestRestore(t *testing.T) {
 	source := openHome(t, filepath.Join(dir, "source"), change)
 	f, tf := sourceOfRestore(t, source.Store())
 	m := take(t, source.Store())
-	if len(m.contents.Sets) != 3 || len(m.contents.Diverged) != 1 || len(m.contents.Schemas) != 3 {
+	if len(m.contents.Sets) != 5 || len(m.contents.Diverged) != 1 || len(m.contents.Schemas) != 5 {
 		t.Fatalf("contents are %+v", m.contents)
 	}
 
@@ -140,6 +141,7 @@ func TestRestore(t *testing.T) {
 		t.Errorf("index gives %v, %v", ids, err)
 	}
 	wantFiles(t, home, currentName, epochDir(3))
+	follower.sees(3)
 
 	// The same place again, beside the store of the same epoch.
 	if err := restore().Switch(t.Context()); err != nil {
@@ -174,10 +176,10 @@ func TestRestoreRefuses(t *testing.T) {
 		"fewer":      {func(m *taken) { m.rows, m.sets = m.rows[1:], m.sets[1:] }, "rows came"},
 		"none":       {func(m *taken) { m.rows, m.sets = nil, nil }, "rows came"},
 		"set":        {func(m *taken) { m.sets[7] = 9 }, "rows of set 9"},
-		"row":        {func(m *taken) { m.rows[7][1] = []byte{0xFF} }, "restore table public.t key"},
+		"row":        {func(m *taken) { m.rows[7][1] = []byte{0xFF} }, "restore table public.a key"},
 		"other key":  {func(m *taken) { m.rows[7][0] = append(m.rows[7][0][:1], m.rows[7][0]...) }, "key"},
 		"no key":     {func(m *taken) { m.rows[0][0] = nil }, "has no key"},
-		"schema":     {func(m *taken) { m.contents.Schemas = m.contents.Schemas[:1] }, "no schema is here"},
+		"schema":     {func(m *taken) { m.contents.Schemas = m.contents.Schemas[1:] }, "no schema is here"},
 		"load":       {func(m *taken) { m.contents.Checkpoint.Catalog.Loads = nil }, "has a shadow of load 20"},
 		"checkpoint": {func(m *taken) { m.contents.Checkpoint = nil }, "nothing has been applied"},
 		"stream":     {func(m *taken) { m.contents.Checkpoint.Stream[0]++ }, ErrOtherStream.Error()},
