@@ -24,7 +24,7 @@ const homeLockName = "home.lock"
 // store that readers use, and, while a new epoch is copied, the store that is to
 // follow it. Readers go over from one to the other at once (Switch). Its methods
 // may be called concurrently, but for Next, DropNext, Switch, Compact, DropCompacted,
-// SwitchCompacted and Close, which one goroutine calls at a time.
+// SwitchCompacted, Restore and Close, which one goroutine calls at a time.
 //
 //	<dir>/data.mdb, lock.mdb, writer.lock   the store of the first epoch kept here
 //	<dir>/epoch-2/…                         the store of a later epoch
