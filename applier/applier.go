@@ -49,6 +49,24 @@ type Source interface {
 	Close() error
 }
 
+// Log keeps the accepted records beside the store. Nothing that goes wrong with it
+// reaches the applier: the store goes on without it. Its methods are called by one
+// goroutine at a time.
+type Log interface {
+	// Start begins at the store's checkpoint, or at the beginning of an epoch, and
+	// forgets what was appended and not committed. It returns the checkpoint after
+	// which records are to be read: that one, or an earlier one of the same history
+	// that the log ends at. Then what lies between is appended and committed first.
+	Start(at *millrace.Checkpoint) *millrace.Checkpoint
+	// Append takes a record that the fold has accepted, decoded and as it came; whole
+	// tells that a batch ends with its unit. Nothing of it may be shown yet.
+	Append(offset millrace.Offset, value []byte, r *millrace.Record, whole bool)
+	// Commit tells that the store has committed the units up to at.
+	Commit(at *millrace.Checkpoint)
+	// Renew begins anew at the store's checkpoint: what lies between cannot be read.
+	Renew(at *millrace.Checkpoint)
+}
+
 // Config of an Applier. Store and OpenSource must be set.
 type Config struct {
 	// Store is where the rows go; it is open for writing.
@@ -56,6 +74,8 @@ type Config struct {
 	// OpenSource opens the source at the record after the given offset;
 	// NoOffset stands for the first one. It is called again after every error.
 	OpenSource func(ctx context.Context, after millrace.Offset) (Source, error)
+	// Log takes the accepted records; nil for none.
+	Log Log
 	// Stream and Epoch are what the records must belong to. Zero takes what the
 	// store holds or, if it is new, what the first record of the topic says.
 	Stream millrace.StreamID
@@ -229,6 +249,27 @@ func (a *Applier) runOnce(ctx context.Context, p *policy) error {
 	if err := f.start(ctx); err != nil {
 		return err
 	}
+	err := a.read(ctx, f, p)
+	if f.refill != nil && ctx.Err() == nil && unfit(err) {
+		// The log alone wants these records.
+		a.config.Log.Renew(f.refill)
+		return fmt.Errorf("the log cannot be filled up and begins anew: %s", err.Error()) // not what it wraps: it stops nothing
+	}
+	return err
+}
+
+// unfit tells that an error is of the records that were read, or of their being gone.
+func unfit(err error) bool {
+	for _, kind := range []error{ErrSourceGone, errRefetch, millrace.ErrDiverged, millrace.ErrForeign, millrace.ErrSignature} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// read opens the source and reads it until something ends it.
+func (a *Applier) read(ctx context.Context, f *fetcher, p *policy) error {
 	src, err := a.config.OpenSource(ctx, f.after)
 	if err != nil {
 		return fmt.Errorf("open source after offset %v: %w", f.after, err)

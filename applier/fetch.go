@@ -24,6 +24,8 @@ type fetcher struct {
 	topic string
 	// loading tells that the checkpoint has loads under way.
 	loading bool
+	// refill is the store's checkpoint while what is read is for the log alone.
+	refill  *millrace.Checkpoint
 	planted planted
 }
 
@@ -45,8 +47,15 @@ func (f *fetcher) start(ctx context.Context) error {
 		return fmt.Errorf("%w: store %s holds epoch %v, wanted is %v; mend: move the directory away and start the edge again, it fills a new store from the topic",
 			ErrOtherEpoch, f.config.Store.Dir(), c.Epoch, f.config.Epoch)
 	}
-	f.fold, f.after, f.topic = millrace.FoldFrom(c), c.Offset, c.TopicID
 	f.loading = len(c.Catalog.Loads) > 0
+	from := c
+	if f.config.Log != nil {
+		if from = f.config.Log.Start(c); from.Index != c.Index {
+			f.refill = c
+			f.config.Logger.Info("the log lacks records that the store has; they are read again", "index", from.Index, "want", c.Index)
+		}
+	}
+	f.fold, f.after, f.topic = millrace.FoldFrom(from), from.Offset, c.TopicID
 	return nil
 }
 
@@ -102,20 +111,45 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 		return nil, fmt.Errorf("record at offset %v does not continue the history: %w; mend: millrace tail shows it and its neighbours", offset, err)
 	}
 	f.metrics.records.WithLabelValues(outcome.String()).Inc()
-	switch outcome {
-	case millrace.Reign:
-		return &work{}, nil
-	case millrace.Accepted:
+	w := &work{reign: outcome == millrace.Reign}
+	switch {
+	case outcome == millrace.Accepted:
+		w.batch, w.mode, w.weight = r, r.Position.Mode, int64(len(value)+len(r.Payload))
+	case w.reign:
+	case outcome == millrace.Noted && f.config.Log != nil:
+		w.weight = int64(len(value) + len(r.Payload))
 	default:
 		return nil, nil
 	}
-	w := &work{batch: r, mode: r.Position.Mode, weight: int64(len(value) + len(r.Payload))}
-	if !f.fold.Open() {
+	if f.config.Log != nil {
+		w.record, w.value, w.offset = r, value, offset
+	}
+	if w.batch != nil && !f.fold.Open() {
 		c := f.fold.Checkpoint()
 		c.TopicID, c.Offset = f.topic, offset
 		w.at = &c
 	}
-	return w, nil
+	return w, f.refilled(w)
+}
+
+// refilled tells whether the store has a batch already, and ends the filling up of the
+// log where it has come to the store's checkpoint.
+func (f *fetcher) refilled(w *work) error {
+	if f.refill == nil || w.batch == nil {
+		return nil
+	}
+	w.refill = true
+	c := f.refill
+	switch last := w.batch.Last(); {
+	case last < c.Index:
+		return nil
+	case last == c.Index && f.fold.Chain() == c.Chain && !f.fold.Open():
+		f.refill = nil
+		return nil
+	default:
+		return fmt.Errorf("%w: batch %v to %v of chain %v does not end at the store's index %v chain %v",
+			millrace.ErrDiverged, w.batch.First, last, w.batch.Chain.Short(), c.Index, c.Chain.Short())
+	}
 }
 
 // begin makes the fold of a new store at the first record of its topic.
@@ -134,5 +168,9 @@ func (f *fetcher) begin(r *millrace.Record) error {
 		epoch = r.Epoch
 	}
 	f.fold = millrace.NewFold(stream, epoch)
+	if f.config.Log != nil {
+		c := f.fold.Checkpoint()
+		f.config.Log.Start(&c)
+	}
 	return nil
 }

@@ -10,9 +10,16 @@ import (
 
 // work is what the fetching side hands to the writing side.
 type work struct {
-	// batch is an accepted batch; nil stands for the beginning of a reign, which
-	// makes an open unit void.
+	// batch is an accepted batch; nil stands for a state record, or for the
+	// beginning of a reign, which makes an open unit void.
 	batch *millrace.Record
+	reign bool
+	// record is what came, decoded from value at offset; nil where there is no log.
+	record *millrace.Record
+	value  []byte
+	offset millrace.Offset
+	// refill tells that the store has the batch and the log has not.
+	refill bool
 	// mode is the capture mode of the batch's units.
 	mode millrace.Mode
 	// at is the checkpoint after the batch; nil while its unit goes on.

@@ -111,8 +111,16 @@ func (w *writer) waitForRest() (*work, bool, error) {
 
 func (w *writer) step(next *work) error {
 	if next.batch == nil {
-		if w.partial {
+		if next.reign && w.partial {
 			w.give()
+		}
+		w.log(next)
+		return nil
+	}
+	if next.refill {
+		w.log(next)
+		if next.at != nil {
+			w.config.Log.Commit(next.at)
 		}
 		return nil
 	}
@@ -132,6 +140,7 @@ func (w *writer) step(next *work) error {
 	if err := w.apply(next); err != nil {
 		return err
 	}
+	w.log(next)
 	w.at, w.partial = next.at, !whole
 	if w.at == nil {
 		return nil
@@ -186,6 +195,13 @@ func (w *writer) apply(next *work) error {
 	return nil
 }
 
+// log hands a record to the log, if there is one.
+func (w *writer) log(next *work) {
+	if next.record != nil {
+		w.config.Log.Append(next.offset, next.value, next.record, next.at != nil)
+	}
+}
+
 // commit commits the complete units in the transaction, if any.
 func (w *writer) commit() error {
 	if w.at == nil {
@@ -196,6 +212,9 @@ func (w *writer) commit() error {
 	}
 	if err := w.w.Commit(w.at); err != nil {
 		return fmt.Errorf("apply up to index %v: %w", w.at.Index, err)
+	}
+	if w.config.Log != nil {
+		w.config.Log.Commit(w.at)
 	}
 	w.status.applied(w.at)
 	w.at, w.held = nil, 0
