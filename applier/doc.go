@@ -11,6 +11,9 @@
 //
 //	Source ──► fetch: decode, check, fold ──► queue ──► write: apply, commit ──► edge.Store
 //
+// Where a Log is given, accepted records go into it too: written when they are
+// applied, shown when the store has committed them.
+//
 // The queue is bounded in records and bytes. Units that are complete when the
 // writer has nothing else to do are committed at once; while a commit runs, what
 // arrives waits and goes into the next one together.

@@ -301,6 +301,14 @@ func (k *check) store(ctx context.Context, s *config.Stream) {
 		})
 		return
 	}
+	if records := k.c.Edge.Log.Dir; records != "" && records != config.Off {
+		if err := writable(records); err != nil {
+			k.add(s, finding.Finding{
+				Level: finding.Problem, Subject: "edge.log.dir " + records, Text: err.Error(),
+				Mend: "give it to the user that runs the edge, or name another directory",
+			})
+		}
+	}
 	id, _, ok, err := storeIdentity(ctx, dir)
 	if err != nil {
 		k.problem(s, subject, err)

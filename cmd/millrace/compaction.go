@@ -124,7 +124,7 @@ func (r *epochReign) copyMade() {
 	err := t.err
 	if err == nil {
 		r.note(func(c *serve.Compaction) { c.State = serve.CompactionFollowing })
-		t.follow, err = r.apply(r.ctx, t.store, t.store.Place().Epoch, nil, &t.applier)
+		t.follow, err = r.apply(r.ctx, t.store, nil, t.store.Place().Epoch, nil, &t.applier)
 	}
 	if err != nil {
 		r.endCompaction(err)

@@ -92,7 +92,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	}
 	var err error
 	k.server, err = serve.New(serve.Config{
-		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Compactor: k,
+		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k,
 		Images:   func(stream string) http.Handler { return images[stream] },
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})
@@ -144,7 +144,7 @@ func (k *keeper) close() error {
 		errs = append(errs, k.server.Close())
 	}
 	for _, one := range k.streams {
-		errs = append(errs, one.home.Close())
+		errs = append(errs, one.close())
 	}
 	return errors.Join(errs...)
 }

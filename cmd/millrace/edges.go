@@ -91,10 +91,10 @@ func (a *app) printEdges(places []place) error {
 		for j := range p.Edges {
 			e := &p.Edges[j]
 			if edges++; edges == 1 {
-				fmt.Fprintln(w, "\nEDGE\tSTREAM\tSTATE\tINDEX\tBEHIND\tLAG\tVERIFIED\tREPORTED")
+				fmt.Fprintln(w, "\nEDGE\tSTREAM\tSTATE\tINDEX\tBEHIND\tLAG\tLOG\tVERIFIED\tREPORTED")
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s ago\n", plain(e.Edge), p.Stream, plain(edgeState(e)), e.Index, behind(p, e), seconds(e.LagSeconds),
-				verdict(e), span(e.AgeSeconds))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s ago\n", plain(e.Edge), p.Stream, plain(edgeState(e)), e.Index, behind(p, e), seconds(e.LagSeconds),
+				held(e.Log), verdict(e), span(e.AgeSeconds))
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -141,6 +141,14 @@ func behind(p *place, e *edgestatus.Edge) string {
 		return "0"
 	}
 	return strconv.FormatUint(p.Index-uint64(e.Index), 10)
+}
+
+// held says what an edge's log holds.
+func held(l *edgestatus.Log) string {
+	if l == nil || l.Newest == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d to %d", l.Oldest, l.Newest)
 }
 
 func seconds(s *float64) string {

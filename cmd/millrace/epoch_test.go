@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
@@ -94,6 +96,30 @@ func (w *epochWorld) serves(epoch uint64, key, word string) {
 	})
 }
 
+// logged waits until status says that the edge's log has all of the epoch that it
+// serves, and looks that no other epoch's is kept.
+func (w *epochWorld) logged(epoch uint64) {
+	w.t.Helper()
+	until(w.t, "the edge's log has the epoch", func() error {
+		var all []struct {
+			Edges []edgestatus.Edge `json:"edges"`
+		}
+		if err := json.Unmarshal([]byte(w.run("status", "--json")), &all); err != nil {
+			return err
+		}
+		for _, e := range all[0].Edges {
+			if uint64(e.Epoch) == epoch && e.Log != nil && e.Log.Oldest == 1 && e.Index > 0 && e.Log.Newest >= e.Index {
+				return nil
+			}
+		}
+		return fmt.Errorf("the edges have %+v", all[0].Edges)
+	})
+	dirs, err := filepath.Glob(filepath.Join(w.dir, "edge", "shop", "log", "epoch-*"))
+	if err != nil || len(dirs) != 1 || filepath.Base(dirs[0]) != fmt.Sprintf("epoch-%d", epoch) {
+		w.t.Errorf("logs are kept in %v, %v", dirs, err)
+	}
+}
+
 func (w *epochWorld) dropSlot() {
 	w.t.Helper()
 	until(w.t, "the slot is dropped", func() error {
@@ -154,6 +180,7 @@ func TestEpochNew(t *testing.T) {
 	w.registered("2 millrace.shop.2")
 	transfer = spawn(t, w.dir, nil, "transfer", "-c", w.file)
 	w.serves(2, "s1,4", "second")
+	w.logged(2)
 	if got := strings.Count(w.run("scan", "public.items"), "\n"); got != 29 {
 		t.Errorf("scan: got %d rows, want 29", got)
 	}

@@ -42,6 +42,9 @@ type follower struct {
 	edge   *config.Edge
 	home   *edge.Home
 	log    *slog.Logger
+	// logs are its own logs of what the stores have taken in; those who look at them
+	// hold mu.
+	logs logKeep
 	// metrics takes those of the applier for readers' store.
 	metrics prometheus.Registerer
 	// id is the stream that the configuration names, or zero.
@@ -82,11 +85,17 @@ func newFollower(c *config.Config, s *config.Stream, viewAge time.Duration, log 
 		return nil, err
 	}
 	f.epoch.Store(uint64(f.home.Place().Epoch))
-	if f.reporter, err = f.reports(); err != nil {
-		return nil, errors.Join(err, f.home.Close())
+	if f.logs, err = openLogs(c, s, f.home.Place().Epoch, log, metrics); err == nil {
+		f.reporter, err = f.reports()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.close())
 	}
 	return f, nil
 }
+
+// close gives store and log up, once nothing runs any more.
+func (f *follower) close() error { return errors.Join(f.logs.close(), f.home.Close()) }
 
 // stream is the one that all epochs must be of, zero if it is not known yet.
 func (f *follower) stream() millrace.StreamID {
@@ -189,15 +198,15 @@ func (t *task) copiedC() <-chan struct{} {
 	return t.copied
 }
 
-// apply starts an applier of a store. epoch 0 is a new store's, which takes the
-// newest epoch that there is.
-func (f *follower) apply(ctx context.Context, store *edge.Store, epoch millrace.Epoch, metrics prometheus.Registerer, at **applier.Applier) (*task, error) {
+// apply starts an applier of a store, and of a log if it is not nil. epoch 0 is a new
+// store's, which takes the newest epoch that there is.
+func (f *follower) apply(ctx context.Context, store *edge.Store, records applier.Log, epoch millrace.Epoch, metrics prometheus.Registerer, at **applier.Applier) (*task, error) {
 	log := f.log
 	if epoch != 0 {
 		log = log.With("epoch", uint64(epoch))
 	}
 	a, err := applier.New(applier.Config{
-		Store: store, Stream: f.id, Epoch: epoch, Trusted: f.trusted, Logger: log, Registerer: metrics,
+		Store: store, Log: records, Stream: f.id, Epoch: epoch, Trusted: f.trusted, Logger: log, Registerer: metrics,
 		OpenSource: func(ctx context.Context, after millrace.Offset) (applier.Source, error) {
 			return f.openSource(ctx, store, epoch, after)
 		},
@@ -317,7 +326,7 @@ type epochReign struct {
 // follow starts the applier of readers' epoch.
 func (r *epochReign) follow() (err error) {
 	store := r.home.Store()
-	r.current, err = r.apply(r.ctx, store, store.Place().Epoch, r.metrics, &r.follower.current)
+	r.current, err = r.apply(r.ctx, store, r.logs.ofReaders(), store.Place().Epoch, r.metrics, &r.follower.current)
 	return err
 }
 
@@ -416,8 +425,15 @@ func (r *epochReign) begin(epoch millrace.Epoch) {
 	}
 	r.endCompaction(fmt.Errorf("epoch %v has begun, whose store takes the place of this one", epoch))
 	store, err := r.home.Next(epoch)
+	var records applier.Log
 	if err == nil {
-		r.next, err = r.apply(r.ctx, store, epoch, nil, &r.follower.next)
+		records, err = r.logs.follow()
+	}
+	if err == nil {
+		r.next, err = r.apply(r.ctx, store, records, epoch, nil, &r.follower.next)
+	}
+	if err != nil {
+		err = errors.Join(err, r.logs.drop())
 	}
 	r.setTrouble(err)
 	if err != nil {
@@ -431,6 +447,9 @@ func (r *epochReign) begin(epoch millrace.Epoch) {
 func (r *epochReign) dropNextTask() {
 	r.next.stop()
 	r.next = nil
+	if err := r.logs.drop(); err != nil {
+		r.log.Warn("log of an epoch that is no longer copied", "error", err)
+	}
 	r.mu.Lock()
 	r.follower.next = nil
 	r.mu.Unlock()
@@ -474,7 +493,11 @@ func (r *epochReign) goOver() error {
 	r.epoch.Store(uint64(epoch))
 	r.mu.Lock()
 	r.stopped = nil
+	err = r.logs.goOver(epoch)
 	r.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("go over to the log of epoch %v: %w", epoch, err)
+	}
 	r.log.Info("readers have gone over to a new epoch", "epoch", uint64(epoch), "index", r.home.Place().Index, "from_epoch", uint64(from.Epoch), "from_index", from.Index)
 	return nil
 }

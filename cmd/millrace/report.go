@@ -98,6 +98,9 @@ func (f *follower) report(ctx context.Context) (*edgestatus.Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	if l := f.logStatus(); l != nil {
+		r.Log = &edgestatus.Log{Oldest: l.Oldest, Newest: l.Newest}
+	}
 	// First what is pending, so that nothing is left out of both.
 	r.Verifying = f.home.Verifying()
 	for _, v := range f.home.Verified() {

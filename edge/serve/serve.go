@@ -74,6 +74,9 @@ type Config struct {
 	// is read, and where that copy stands; epoch 0 if none is. It is shown in the
 	// stream's status. May be nil.
 	Next func(stream string) (millrace.Epoch, edge.Place)
+	// Log says what the edge's own log of a stream holds; nil where it keeps none. It
+	// is shown in the stream's status. May be nil.
+	Log func(stream string) *LogStatus
 	// Compactor compacts stores when it is asked to; nil for never.
 	Compactor Compactor
 	// Images answers requests for the images of a stream, with the path behind

@@ -38,6 +38,8 @@ type Status struct {
 	Verifying millrace.Index     `json:"verifying"`
 	// Space is the room that the store takes and has.
 	Space SpaceStatus `json:"space"`
+	// Log is the edge's own log of the stream, if it keeps one.
+	Log *LogStatus `json:"log,omitempty"`
 	// Fault says what keeps the stream from going on.
 	Fault string `json:"fault,omitempty"`
 	// Next is a newer epoch that is being copied while this one is read.
@@ -64,6 +66,17 @@ func spaceStatus(s edge.Space) SpaceStatus {
 		st.FullInSeconds = &seconds
 	}
 	return st
+}
+
+// LogStatus says what an edge's own log holds, which other edges may follow.
+type LogStatus struct {
+	// Oldest and Newest are the first and last index; 0 if it holds none.
+	Oldest millrace.Index `json:"oldest"`
+	Newest millrace.Index `json:"newest"`
+	Bytes  int64          `json:"bytes"`
+	// Fault says why it cannot be written, which does not keep the stream from going
+	// on here.
+	Fault string `json:"fault,omitempty"`
 }
 
 // NextStatus says how far the copy of a newer epoch is.
@@ -163,6 +176,9 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 	}
 	status.Verify, status.Verifying = st.store.Verified(), st.store.Verifying()
 	status.Space = spaceStatus(st.store.Space())
+	if s.config.Log != nil {
+		status.Log = s.config.Log(st.name)
+	}
 	if s.config.Fault != nil {
 		if err := s.config.Fault(st.name); err != nil {
 			status.Fault = err.Error()

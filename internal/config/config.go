@@ -153,6 +153,7 @@ type Edge struct {
 	DataDir string   `key:"data_dir" unit:"path" default:"./data/edge" doc:"Directory of the local stores, one directory a stream within it. On a local file system."`
 	MapSize Size     `key:"map_size" unit:"bytes" default:"64GiB" doc:"The most that the store of one stream may grow to. The file is sparse: it takes what is used. At least 16MiB; changed only at start."`
 	Indexes Indexes  `key:"indexes" unit:"columns" doc:"Secondary indexes of the local stores: by stream and table, the columns of each, as in {dns: {public.dns_records: [[zone_id, name], [name]]}}. They are built beside the changes when the edge starts, take part of map_size, and are dropped when they are no longer named. A column that a table does not have, or whose type cannot be in a key, leaves that index out; the status says why."`
+	Log     EdgeLog  `key:"log" doc:"The edge's own log of what it has taken in, for other edges to follow."`
 	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end. A topic that is lost is waited for either way, until a new epoch takes its place."`
 	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
 	Images  Images   `key:"images" doc:"Images of the local stores (millrace image)."`
@@ -163,6 +164,13 @@ type Edge struct {
 type Images struct {
 	Dir  string `key:"dir" unit:"path" default:"./data/images" doc:"Directory of images, one directory a stream within it. On a local file system; an image takes about what its rows take compressed."`
 	Keep int    `key:"keep" unit:"images" default:"2" doc:"How many images of a stream are kept: millrace image create and fetch remove the oldest ones beyond it. 0 keeps all; at most 1000."`
+}
+
+// EdgeLog is what an edge keeps of the records it has taken in.
+type EdgeLog struct {
+	Dir      string   `key:"dir" unit:"path" doc:"Directory of the logs, one directory a stream within it, for this edge alone. On a local file system. Not set: edge.data_dir. off keeps no log; then no other edge can follow this one."`
+	Retain   Duration `key:"retain" unit:"duration" default:"168h" doc:"How old, by the source's clock, records grow before they are dropped: up to a sixteenth more. At least 1m."`
+	MaxBytes Size     `key:"max_bytes" unit:"bytes" default:"10GiB" doc:"The most that the log of one stream takes, beside the store. The newest part stays, at most a 32nd of it or one transaction. At least 16MiB."`
 }
 
 // Indexes are the columns of secondary indexes, by stream and qualified table.

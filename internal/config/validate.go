@@ -244,6 +244,8 @@ func (k *checker) edge() {
 	}
 	k.atLeast("edge.map_size", e.MapSize, 16<<20)
 	k.indexes("edge.indexes", e.Indexes)
+	k.between("edge.log.retain", e.Log.Retain, time.Minute, 100*365*24*time.Hour)
+	k.atLeast("edge.log.max_bytes", e.Log.MaxBytes, 16<<20)
 	k.oneOf("edge.on_stop", e.OnStop, OnStopExit, OnStopServe)
 	k.between("edge.report", e.Report, time.Second, time.Hour)
 	if e.Images.Dir == "" {

@@ -73,6 +73,8 @@ type Report struct {
 	Diverged []Diverged `json:"diverged"`
 	// LeftOut is how many tables are not in Verify to keep the report small.
 	LeftOut int `json:"left_out,omitempty"`
+	// Log is the edge's own log of the stream; nil if it keeps none.
+	Log *Log `json:"log,omitempty"`
 	// Version is that of the program.
 	Version    string    `json:"version"`
 	StartedAt  time.Time `json:"started_at"`
@@ -82,6 +84,13 @@ type Report struct {
 
 	// differs is kept of what a slim fleet leaves out.
 	differs bool
+}
+
+// Log says what an edge's own log holds.
+type Log struct {
+	// Oldest and Newest are the first and last index; 0 if it holds none.
+	Oldest millrace.Index `json:"oldest"`
+	Newest millrace.Index `json:"newest"`
 }
 
 // Diverged is a table that is not what the source has.

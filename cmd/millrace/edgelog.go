@@ -1,0 +1,119 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/applier"
+	edgelog "github.com/millrace-db/millrace/edge/log"
+	"github.com/millrace-db/millrace/edge/serve"
+	"github.com/millrace-db/millrace/internal/config"
+)
+
+// logKeep are the logs that an edge keeps of a stream: one of the epoch that readers
+// use, and while a newer one is copied one of that. Both are nil where the
+// configuration says that none is kept.
+type logKeep struct {
+	options       edgelog.Options
+	current, next *edgelog.Log
+}
+
+// logDir is where an edge keeps the logs of a stream.
+func logDir(c *config.Config, s *config.Stream) string {
+	dir := c.Edge.Log.Dir
+	if dir == "" {
+		dir = c.Edge.DataDir
+	}
+	return filepath.Join(dir, s.Name, "log")
+}
+
+// openLogs opens the log of readers' epoch, and removes those of epochs before it.
+func openLogs(c *config.Config, s *config.Stream, epoch millrace.Epoch, log *slog.Logger, metrics prometheus.Registerer) (logKeep, error) {
+	if c.Edge.Log.Dir == config.Off {
+		return logKeep{}, nil
+	}
+	k := logKeep{options: edgelog.Options{
+		Dir: logDir(c, s), Retain: duration(c.Edge.Log.Retain), MaxBytes: int64(c.Edge.Log.MaxBytes), Logger: log, Registerer: metrics,
+	}}
+	return k, k.open(epoch)
+}
+
+func (k *logKeep) open(epoch millrace.Epoch) (err error) {
+	if err := edgelog.Forget(k.options.Dir, epoch); err != nil {
+		k.options.Logger.Warn("logs of epochs that are over cannot be removed", "dir", k.options.Dir, "error", err)
+	}
+	k.current, err = edgelog.Open(k.options)
+	return err
+}
+
+// follow opens the log of an epoch that is being copied. Its metrics would be those of
+// the other one.
+func (k *logKeep) follow() (applier.Log, error) {
+	if k.current == nil {
+		return nil, nil
+	}
+	o := k.options
+	o.Registerer = nil
+	var err error
+	k.next, err = edgelog.Open(o)
+	return k.next, err
+}
+
+// drop closes the log of an epoch that is no longer copied. Its applier has ended.
+func (k *logKeep) drop() error {
+	if k.next == nil {
+		return nil
+	}
+	err := k.next.Close()
+	k.next = nil
+	return err
+}
+
+// goOver makes the epoch that was copied the one of readers. Both appliers have ended;
+// readers of the logs have to ask again.
+func (k *logKeep) goOver(epoch millrace.Epoch) error {
+	if k.current == nil {
+		return nil
+	}
+	return errors.Join(k.close(), k.open(epoch))
+}
+
+func (k *logKeep) close() error {
+	err := k.drop()
+	if k.current != nil {
+		err = errors.Join(err, k.current.Close())
+	}
+	return err
+}
+
+// ofReaders is what the applier of readers' epoch is given.
+func (k *logKeep) ofReaders() applier.Log {
+	if k.current == nil {
+		return nil
+	}
+	return k.current
+}
+
+// logStatus says what the log of readers' epoch holds; nil if none is kept.
+func (f *follower) logStatus() *serve.LogStatus {
+	f.mu.Lock()
+	current := f.logs.current
+	f.mu.Unlock()
+	if current == nil {
+		return nil
+	}
+	s := current.Status()
+	status := &serve.LogStatus{Oldest: s.Oldest, Newest: s.Newest, Bytes: s.Bytes}
+	if s.Fault != nil {
+		status.Fault = fmt.Sprintf("%v; the store goes on without it", s.Fault)
+	}
+	return status
+}
+
+// logStatus is what the log of a stream holds.
+func (k *keeper) logStatus(stream string) *serve.LogStatus { return k.follower(stream).logStatus() }
