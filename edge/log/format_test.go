@@ -57,7 +57,7 @@ func TestGolden(t *testing.T) {
 	if from := l.Start(y.at); from.Index != y.at.Index {
 		t.Errorf("log of the golden file lacks what comes after %v", from.Index)
 	}
-	check(t, l, y.p.accepted(), 0)
+	compare(t, l, y.p.accepted(), 0)
 }
 
 // Any bytes are a segment or are refused; what is read of them is what a log of the

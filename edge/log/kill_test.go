@@ -140,8 +140,8 @@ func TestKill(t *testing.T) {
 			t.Fatalf("round %d: store is at %v, log at %+v", round, c.Index, status)
 		}
 		base := l.segments[0].begin.index
-		check(t, l, want, base)
-		check(t, l, want, base+millrace.Index(rnd.Uint64N(uint64(c.Index-base)+1)))
+		compare(t, l, want, base)
+		compare(t, l, want, base+millrace.Index(rnd.Uint64N(uint64(c.Index-base)+1)))
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -32,6 +32,8 @@ type Options struct {
 	// SegmentBytes is from which size on a segment is ended. Default a 32nd of
 	// MaxBytes, at most 64 MiB.
 	SegmentBytes int64
+	// indexStep is smaller in tests.
+	indexStep int64
 	// Logger takes transitions; nil drops them.
 	Logger *slog.Logger
 	// Registerer takes metrics; nil drops them.
@@ -50,6 +52,9 @@ func (o *Options) complete() error {
 	}
 	if o.SegmentBytes == 0 {
 		o.SegmentBytes = max(1, min(o.MaxBytes/32, 64<<20))
+	}
+	if o.indexStep == 0 {
+		o.indexStep = indexStep
 	}
 	if o.Retain < 0 || o.MaxBytes < 0 || o.SegmentBytes < 0 {
 		return errors.New("open log: times and sizes must not be negative")

@@ -108,7 +108,7 @@ func (r *Reader) index() error {
 	if whole {
 		return nil
 	}
-	made := segment{sparse: []place{begin}}
+	made := segment{sparse: []place{begin}, step: r.seg.step}
 	err := places(r.f, r.seg.path, begin, r.end, func(p place) bool {
 		made.note(p)
 		return true

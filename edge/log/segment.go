@@ -23,7 +23,8 @@ const (
 	segmentHead = 24
 	// maxCheckpoint bounds a checkpoint in bytes: its catalog fits into a State.
 	maxCheckpoint = millrace.MaxPayload + 64<<10
-	// indexStep is how far apart in bytes places of the sparse index are at least.
+	// indexStep is how far apart in bytes places of the sparse index are at least, if
+	// the log does not say otherwise.
 	indexStep = 256 << 10
 )
 
@@ -45,6 +46,7 @@ type segment struct {
 	// those of a segment that an earlier process wrote are looked up when first
 	// needed.
 	sparse []place
+	step   int64
 	whole  bool
 	// damaged tells that a reader found it so, stuck that it could not be removed.
 	damaged, stuck bool
@@ -104,7 +106,7 @@ func readSegmentHead(r io.Reader) (c *millrace.Checkpoint, before, size int64, e
 
 // loadSegment opens what an earlier process has left. All that the file holds counts
 // as shown.
-func loadSegment(path string) (*segment, *millrace.Checkpoint, error) {
+func loadSegment(path string, step int64) (*segment, *millrace.Checkpoint, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
@@ -121,12 +123,12 @@ func loadSegment(path string) (*segment, *millrace.Checkpoint, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return newSegment(path, c, before, size, info.Size()), c, nil
+	return newSegment(path, c, before, size, info.Size(), step), c, nil
 }
 
-func newSegment(path string, c *millrace.Checkpoint, before, size, end int64) *segment {
+func newSegment(path string, c *millrace.Checkpoint, before, size, end, step int64) *segment {
 	begin := place{c.Index, c.Chain, size}
-	return &segment{path: path, begin: begin, time: c.Time, before: before, end: end, sparse: []place{begin}}
+	return &segment{path: path, begin: begin, time: c.Time, before: before, end: end, sparse: []place{begin}, step: step}
 }
 
 // segmentFiles lists the segments in a directory, oldest first.
@@ -146,7 +148,7 @@ func segmentFiles(dir string) ([]string, error) {
 
 // note enters the end of a unit into the sparse index.
 func (s *segment) note(p place) {
-	if p.pos >= s.sparse[len(s.sparse)-1].pos+indexStep {
+	if p.pos >= s.sparse[len(s.sparse)-1].pos+s.step {
 		s.sparse = append(s.sparse, p)
 	}
 }

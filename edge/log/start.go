@@ -140,7 +140,7 @@ func (l *Log) loadLocked(c *millrace.Checkpoint) (all []*segment, last *millrace
 		return nil, nil, err
 	}
 	for i := len(files) - 1; i >= 0; i-- {
-		s, begins, err := loadSegment(files[i])
+		s, begins, err := loadSegment(files[i], l.opts.indexStep)
 		switch {
 		case errors.Is(err, ErrDamaged):
 			l.opts.Logger.Warn("a segment of the log is dropped", "error", err)

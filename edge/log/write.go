@@ -180,7 +180,7 @@ func (l *Log) rollLocked(at *millrace.Checkpoint, before int64) error {
 			if old != nil {
 				closeQuietly(old) // nothing is buffered
 			}
-			s := newSegment(path, at, before, size, size)
+			s := newSegment(path, at, before, size, size, l.opts.indexStep)
 			s.whole = true
 			l.segments = append(l.segments, s)
 			return nil

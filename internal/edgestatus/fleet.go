@@ -63,7 +63,7 @@ func (f *Fleet) Take(m topic.Message) {
 	}
 	if f.slim {
 		r.differs = r.Differs()
-		r.Verify, r.Diverged, r.Error = nil, nil, ""
+		r.Verify, r.Diverged, r.Log, r.Error = nil, nil, nil, ""
 	}
 	f.edges[r.Edge] = seen{r, m.Time}
 }
