@@ -5,19 +5,31 @@ import (
 	"testing"
 
 	"github.com/millrace-db/millrace"
+	edgelog "github.com/millrace-db/millrace/edge/log"
 )
 
 // BenchmarkBacklog measures entries from records to rows on disk: units of the
-// given number of puts of 100,000 rows, 2,000 entries a batch.
+// given number of puts of 100,000 rows, 2,000 entries a batch; log=true with the edge's
+// own log beside the store.
 func BenchmarkBacklog(b *testing.B) {
-	for _, size := range []int{1, 20} {
-		b.Run(fmt.Sprintf("unit=%d", size), func(b *testing.B) {
+	for _, c := range []struct {
+		size int
+		log  bool
+	}{{1, false}, {20, false}, {20, true}} {
+		size := c.size
+		b.Run(fmt.Sprintf("unit=%d/log=%v", size, c.log), func(b *testing.B) {
 			topic := newMemoryTopic()
 			p := newPublisher(b, topic, 1)
 			p.reign()
 			p.copied(0, "")
 			s := openStore(b, b.TempDir())
-			r := run(b, s, topic)
+			var change []func(*Config)
+			var l *edgelog.Log
+			if c.log {
+				l = openLog(b, b.TempDir())
+				change = append(change, with(l))
+			}
+			r := run(b, s, topic, change...)
 			r.reached(p.index)
 			bodies := make([]*millrace.Entry, 100_000)
 			for i := range bodies {
@@ -40,6 +52,9 @@ func BenchmarkBacklog(b *testing.B) {
 				topic.append(record)
 			}
 			r.reached(p.index)
+			if c.log {
+				awaitLog(b, l, p.index)
+			}
 		})
 	}
 }

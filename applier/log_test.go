@@ -14,7 +14,7 @@ import (
 	edgelog "github.com/millrace-db/millrace/edge/log"
 )
 
-func openLog(t *testing.T, dir string) *edgelog.Log {
+func openLog(t testing.TB, dir string) *edgelog.Log {
 	t.Helper()
 	l, err := edgelog.Open(edgelog.Options{Dir: dir, Retain: 1 << 62})
 	if err != nil {
@@ -166,7 +166,7 @@ func TestLogIsFilledUp(t *testing.T) {
 }
 
 // awaitLog waits until the log has come to an index.
-func awaitLog(t *testing.T, l *edgelog.Log, index millrace.Index) {
+func awaitLog(t testing.TB, l *edgelog.Log, index millrace.Index) {
 	t.Helper()
 	over := time.After(deadline)
 	for {
