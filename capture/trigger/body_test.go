@@ -140,6 +140,7 @@ func TestBusy(t *testing.T) {
 	r.c.lockTimeout = 20 * time.Millisecond
 	r.begin()
 	r.next() // a heartbeat
+	db.Exec("insert into a values (0, 'not read yet')")
 	holder := r.client()
 	holder.exec("begin; lock table a")
 	done := make(chan error, 1)
@@ -158,7 +159,7 @@ func TestBusy(t *testing.T) {
 	until(t, "the log tells that the stream stands still", func() bool {
 		select {
 		case line := <-told:
-			return strings.Contains(line, "stands still") && strings.Contains(line, "lock timeout")
+			return strings.Contains(line, "stands still") && strings.Contains(line, "public.a has news and is locked")
 		default:
 			return false
 		}

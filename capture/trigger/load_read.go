@@ -51,6 +51,13 @@ func (l *loads) read(ctx context.Context, w *window) ([]*millrace.Unit, error) {
 			p = nil
 		}
 	}
+	// Reading a table that somebody keeps to himself would wait for him.
+	if ld != nil && w.s.apart[ld.table] {
+		ld.paced, ld = now.Add(heldPause), nil
+	}
+	if p != nil && w.s.apart[p.table] {
+		l.passes.next, p = now.Add(heldPause), nil
+	}
 	l.mu.Unlock()
 	if ld == nil && p == nil {
 		return nil, nil

@@ -51,6 +51,10 @@ type Source struct {
 	given    time.Time // when a window was last given out
 	tending  tending
 	polls    polls
+	// apart are the tables that windows go on without; heldUp tells that the last
+	// window was not to be had for a lock.
+	apart  map[millrace.TableID]bool
+	heldUp bool
 
 	loads     *loads
 	confirmed atomic.Pointer[millrace.Position]

@@ -93,6 +93,9 @@ func (s *Source) begin(ctx context.Context) (*window, map[millrace.TableID]*aspe
 	w := &window{s: s, conn: s.conn}
 	aspects := make(map[millrace.TableID]*aspect, len(s.tables))
 	var logs []keylog.Log
+	if err := s.setApart(limited); err != nil {
+		return nil, nil, err
+	}
 	err := ask(limited, s.conn.PgConn(), s.beginQuery(), w.take, func(row [][]byte) error {
 		id, a, err := parseAspect(row)
 		aspects[id] = a
@@ -129,6 +132,12 @@ func (s *Source) begin(ctx context.Context) (*window, map[millrace.TableID]*aspe
 	if err := w.count(ctx); err != nil {
 		return nil, nil, fmt.Errorf("count what is new: %w", err)
 	}
+	for i := range w.news {
+		if s.apart[w.news[i].t.id] {
+			// Its rows cannot be read, and the snapshot stands for all tables.
+			return nil, nil, errors.Join(fmt.Errorf("%w: %v has news and is locked against everybody", errBusy, w.news[i].t.name), ask(ctx, s.conn.PgConn(), "ROLLBACK"))
+		}
+	}
 	return w, aspects, nil
 }
 
@@ -147,6 +156,7 @@ func (s *Source) mildly(ctx context.Context, err error) error {
 	default:
 		return nil
 	}
+	s.heldUp = kind == errBusy
 	return errors.Join(fmt.Errorf("%w: %w", kind, err), ask(ctx, s.conn.PgConn(), "ROLLBACK"))
 }
 
@@ -155,7 +165,9 @@ func (s *Source) mildly(ctx context.Context, err error) error {
 func (s *Source) beginQuery() string {
 	var tables []string
 	for _, t := range s.tables {
-		tables = append(tables, t.name.Quoted())
+		if !s.apart[t.id] {
+			tables = append(tables, t.name.Quoted())
+		}
 	}
 	for _, t := range s.tables {
 		tables = append(tables, t.log.segments()...)

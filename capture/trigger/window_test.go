@@ -97,7 +97,7 @@ func TestAltered(t *testing.T) {
 	)
 	// What a crash would take without a word is not captured.
 	db.Exec("alter table other.b set unlogged; insert into other.b values (12, 'b')")
-	r.fails(capture.ErrTable)
+	_ = r.fails(capture.ErrTable)
 	db.Exec("alter table other.b set logged")
 	c := r.c.cfg
 	c.Tables, c.Registerer = []string{"other.b"}, nil
