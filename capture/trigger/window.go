@@ -151,12 +151,12 @@ func (s *Source) mildly(ctx context.Context, err error) error {
 	kind := errBusy
 	switch pg.Code {
 	case "55P03", "40P01", "40001": // lock_not_available, deadlock_detected, serialization_failure
+		s.heldUp = true
 	case "42P01", "3F000": // undefined_table, invalid_schema_name
 		kind = errNames
 	default:
 		return nil
 	}
-	s.heldUp = kind == errBusy
 	return errors.Join(fmt.Errorf("%w: %w", kind, err), ask(ctx, s.conn.PgConn(), "ROLLBACK"))
 }
 
