@@ -26,6 +26,22 @@ type LoadStatus struct {
 	StartedAt time.Time
 }
 
+// Measure fills in the blocks. sizes are the lengths of the heaps, in the order in which
+// they are read; leaf is the one that is being read, up to block; before were read
+// before this process took the load up.
+func (s *LoadStatus) Measure(sizes []int64, leaf int, block uint32, before uint64) {
+	for i, size := range sizes {
+		s.Blocks += uint64(size)
+		switch {
+		case i < leaf:
+			s.BlocksDone += uint64(size)
+		case i == leaf:
+			s.BlocksDone += min(uint64(block), uint64(size))
+		}
+	}
+	s.BlocksBefore = min(before, s.BlocksDone)
+}
+
 // Phases of a pass.
 const (
 	PassWaiting = "waiting"

@@ -109,7 +109,7 @@ func (s *Source) takeUp(ctx context.Context, tx pgx.Tx, catalog *millrace.Catalo
 		return err
 	}
 	if len(infos) < len(s.c.tables) {
-		if err := fenceNames(ctx, tx, catalog, infos); err != nil {
+		if err := table.FenceNames(ctx, tx, catalog, infos); err != nil {
 			return errors.Join(capture.FirstError(problems), err)
 		}
 	}
@@ -146,26 +146,6 @@ func (s *Source) add(info *table.Info, log *keylog.Log, schema *millrace.Schema,
 	}
 	s.loads.described(t)
 	return nil
-}
-
-// fenceNames says which tables of the stream are not configured by the names that
-// they have at the source by now, where others are configured that it does not have:
-// they may have been renamed. Which became which is not for us to guess.
-func fenceNames(ctx context.Context, tx pgx.Tx, catalog *millrace.Catalog, tables []*table.Info) error {
-	var all []error
-	for _, s := range catalog.Schemas {
-		if slices.ContainsFunc(tables, func(t *table.Info) bool { return t.ID == s.Table }) {
-			continue
-		}
-		t, err := table.ByID(ctx, tx, s.Table, nil)
-		if err != nil {
-			return err
-		}
-		if t != nil {
-			all = append(all, fmt.Errorf("%w: the stream has table %v (OID %v), which is not configured; mend: if it was renamed, write its new name in source.tables", capture.ErrTables, t.Name, t.ID))
-		}
-	}
-	return errors.Join(all...)
 }
 
 // refreshNames looks up what the tables are called by now, and whether they and

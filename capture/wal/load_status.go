@@ -37,16 +37,7 @@ func (ld *load) statusLocked() capture.LoadStatus {
 		Waiting: ld.work.Finished(), StartedAt: ld.started,
 	}
 	leaf, _, block := ld.work.Place()
-	for i, size := range ld.sizes {
-		st.Blocks += uint64(size)
-		switch {
-		case i < leaf:
-			st.BlocksDone += uint64(size)
-		case i == leaf:
-			st.BlocksDone += min(uint64(block), uint64(size))
-		}
-	}
-	st.BlocksBefore = min(ld.before, st.BlocksDone)
+	st.Measure(ld.sizes, leaf, block, ld.before)
 	return st
 }
 

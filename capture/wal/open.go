@@ -124,7 +124,7 @@ func (c *Capture) fenceTables(ctx context.Context, conn *pgx.Conn, server *serve
 		return nil, err
 	}
 	if len(tables) < len(c.tables) {
-		if err := c.fenceNames(ctx, conn, catalog, tables); err != nil {
+		if err := table.FenceNames(ctx, conn, catalog, tables); err != nil {
 			return nil, errors.Join(capture.FirstError(problems), err)
 		}
 	}
@@ -157,26 +157,6 @@ func (c *Capture) choose(ctx context.Context, conn *pgx.Conn, server *serverInfo
 	}
 	c.chosen.Store(&chosen)
 	return nil
-}
-
-// fenceNames says which tables of the stream are not configured by the names that
-// they have at the source by now, where others are configured that it does not
-// have: they may have been renamed. Which became which is not for us to guess.
-func (c *Capture) fenceNames(ctx context.Context, conn *pgx.Conn, catalog *millrace.Catalog, tables []*table.Info) error {
-	var all []error
-	for _, s := range catalog.Schemas {
-		if slices.ContainsFunc(tables, func(t *table.Info) bool { return t.ID == s.Table }) {
-			continue
-		}
-		t, err := table.ByID(ctx, conn, s.Table, nil)
-		if err != nil {
-			return err
-		}
-		if t != nil {
-			all = append(all, fmt.Errorf("%w: the stream has table %v (OID %v), which is not configured; mend: if it was renamed, write its new name in source.tables", capture.ErrTables, t.Name, t.ID))
-		}
-	}
-	return errors.Join(all...)
 }
 
 // resume goes on with the stream after a position. at is the time of the newest
