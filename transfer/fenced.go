@@ -18,6 +18,13 @@ func (r *reign) whyEnded(ctx context.Context, ended error) error {
 	if ctx.Err() != nil || errors.Is(ended, ErrFenced) || millrace.NeedsOperator(ended) {
 		return ended
 	}
+	// What reads the topic back may have met it, and been second to say so.
+	r.accepted.mu.Lock()
+	term, by := r.history.fold.Term()
+	r.accepted.mu.Unlock()
+	if term > r.term {
+		return r.fencedBy(term, by)
+	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeLimit)
 	defer cancel()
 	cannot := func(err error) error {
@@ -45,8 +52,12 @@ func (r *reign) whyEnded(ctx context.Context, ended error) error {
 			return err
 		}
 		if outcome == millrace.Reign {
-			return fmt.Errorf("%w: publisher %v began term %v, ours was %v: it took over because this process had shown no life for longer than the lease",
-				ErrFenced, record.Publisher, record.Term, r.term)
+			return r.fencedBy(record.Term, record.Publisher)
 		}
 	}
+}
+
+func (r *reign) fencedBy(term millrace.Term, by millrace.PublisherID) error {
+	return fmt.Errorf("%w: publisher %v began term %v, ours was %v: it took over because this process had shown no life for longer than the lease",
+		ErrFenced, by, term, r.term)
 }

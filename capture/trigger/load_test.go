@@ -434,10 +434,14 @@ func TestLoadWaitsForReplica(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer capture.Close(standby)
-	now, err := pglogrepl.ParseLSN(db.String("select pg_current_wal_lsn()"))
-	if err == nil {
-		_, err = pglogrepl.CreateReplicationSlot(r.ctx(), standby, "trigger_load", "", pglogrepl.CreateReplicationSlotOptions{Temporary: true, Mode: pglogrepl.PhysicalReplication})
-	}
+	// It keeps what the standby has to be sent: others' checkpoints would remove it.
+	t.Cleanup(func() {
+		until(t, "the standby is gone", func() bool {
+			return db.String("select active from pg_replication_slots where slot_name = 'trigger_load'") == "f"
+		})
+		db.Exec("select pg_drop_replication_slot('trigger_load')")
+	})
+	now, err := pglogrepl.ParseLSN(db.String("select lsn from pg_create_physical_replication_slot('trigger_load', true)"))
 	if err == nil {
 		err = pglogrepl.StartReplication(r.ctx(), standby, "trigger_load", now, pglogrepl.StartReplicationOptions{Mode: pglogrepl.PhysicalReplication})
 	}
