@@ -19,7 +19,7 @@ import (
 const (
 	DefaultHeartbeat   = time.Second
 	DefaultPollMin     = 2 * time.Millisecond
-	DefaultPollMax     = 50 * time.Millisecond
+	DefaultPollMax     = 100 * time.Millisecond
 	DefaultRetain      = 24 * time.Hour
 	DefaultLoadWorkers = 2
 )

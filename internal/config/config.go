@@ -90,7 +90,7 @@ func (s *Source) Login() string { return s.login }
 // Poll says how often the source is asked for changes.
 type Poll struct {
 	Min Duration `key:"min" unit:"duration" default:"2ms" doc:"The pause after something came. At least 1ms."`
-	Max Duration `key:"max" unit:"duration" default:"50ms" doc:"The longest pause, which is reached when nothing comes. At most 10s, and not below min."`
+	Max Duration `key:"max" unit:"duration" default:"100ms" doc:"The longest pause, which is reached when nothing comes. At most 10s, and not below min."`
 }
 
 // Audit says what is kept of the log of keys.

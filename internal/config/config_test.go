@@ -42,7 +42,7 @@ func TestExample(t *testing.T) {
 			Heartbeat: Duration(time.Second), Memory: 64 << 20, SpoolDir: "./data/spool",
 			Load: Loading{Workers: 2}, Verify: Verifying{Every: Duration(24 * time.Hour), RowsPerSecond: 20000},
 			WAL:  WAL{Warn: 25, OnLimit: OnLimitAlarm},
-			Poll: Poll{Min: Duration(2 * time.Millisecond), Max: Duration(50 * time.Millisecond)}, Audit: Audit{Retain: Duration(24 * time.Hour)},
+			Poll: Poll{Min: Duration(2 * time.Millisecond), Max: Duration(100 * time.Millisecond)}, Audit: Audit{Retain: Duration(24 * time.Hour)},
 			Roles: Roles{Owner: "millrace_owner", Capture: "millrace_capture", Verifier: "millrace_verifier"},
 		},
 		Kafka: Kafka{Brokers: []string{"127.0.0.1:9092"}, Topic: "millrace.bank", Replicas: 3},
