@@ -134,6 +134,16 @@ func NewKeyring(keys []TrustedKey) (*Keyring, error) {
 	return r, nil
 }
 
+// Trusts reports whether records may be signed with a key, somewhere; the nil Keyring
+// trusts none.
+func (k *Keyring) Trusts(pub ed25519.PublicKey) bool {
+	if k == nil {
+		return false
+	}
+	_, ok := k.keys[NewKeyID(pub)]
+	return ok
+}
+
 // Check returns ErrSignature unless the record is signed by a key that is trusted at
 // its place, or stands before the first index at which any is. next is the index that
 // the reader's Fold takes next; Check is called before Fold.Step, and before the bytes

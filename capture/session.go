@@ -71,13 +71,20 @@ func SetLocal() string {
 // PinLater sets what only newer servers know, and older ones would refuse the
 // connection for: it is an AfterConnect of connections of their own.
 func PinLater(ctx context.Context, conn *pgconn.PgConn) error {
-	version := conn.ParameterStatus("server_version") // such as 17.5 or 19beta1
-	digits := len(version) - len(strings.TrimLeft(version, "0123456789"))
-	if major, _ := strconv.Atoi(version[:digits]); major < 17 { // 0 for what is no number
+	if ServerMajor(conn) < 17 {
 		return nil
 	}
 	if _, err := conn.Exec(ctx, "SET transaction_timeout = 0").ReadAll(); err != nil {
 		return fmt.Errorf("set transaction_timeout: %w", err)
 	}
 	return nil
+}
+
+// ServerMajor is the major version of the server, as it says by itself; 0 where that is
+// no number.
+func ServerMajor(conn *pgconn.PgConn) int {
+	version := conn.ParameterStatus("server_version") // such as 17.5 or 19beta1
+	digits := len(version) - len(strings.TrimLeft(version, "0123456789"))
+	major, _ := strconv.Atoi(version[:digits])
+	return major
 }

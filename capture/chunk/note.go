@@ -47,3 +47,22 @@ func CutNote(b []byte) (n Note, progress []byte, err error) {
 	n.Reason = string(b[head : head+int(size)])
 	return n, b[head+int(size):], nil
 }
+
+// TakeUp takes up a load that a stream has under way, of the table with schema, from
+// its note and Progress. The error is millrace.ErrMalformed, also where schema is nil.
+func TakeUp(l *millrace.Load, schema *millrace.Schema, limits Limits) (n Note, work *Load, err error) {
+	fail := func(err error) (Note, *Load, error) {
+		return Note{}, nil, fmt.Errorf("resume load %v of table %v: %w", l.ID, l.Table, err)
+	}
+	if schema == nil {
+		return fail(fmt.Errorf("%w: there is no schema", millrace.ErrMalformed))
+	}
+	n, progress, err := CutNote(l.Progress)
+	if err != nil {
+		return fail(err)
+	}
+	if work, err = Resume(progress, limits); err != nil {
+		return fail(err)
+	}
+	return n, work, nil
+}

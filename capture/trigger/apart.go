@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/millrace-db/millrace"
 )
@@ -20,13 +19,9 @@ import (
 // apartQuery asks which tables are locked against everybody, or are asked to be: who
 // wants to read them queues behind that. A lock on a partition counts for its root.
 func apartQuery(tables []*captured) string {
-	var ids []string
-	for _, t := range tables {
-		ids = append(ids, strconv.FormatUint(uint64(t.id), 10))
-	}
 	return `
 WITH RECURSIVE tree (root, oid) AS (
-    SELECT oid, oid FROM unnest('{` + strings.Join(ids, ",") + `}'::oid[]) oid
+    SELECT oid, oid FROM unnest('{` + idList(tables) + `}'::oid[]) oid
   UNION
     SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
 )

@@ -32,9 +32,9 @@ const userTypes = 16384
 // The files are read from the catalog, as the snapshot has it, and not by the
 // functions that tell how it is right now.
 func aspectsQuery(tables []*captured) string {
-	var ids, types []string
+	ids := idList(tables)
+	var types []string
 	for _, t := range tables {
-		ids = append(ids, strconv.FormatUint(uint64(t.id), 10))
 		if t.schema == nil {
 			continue
 		}
@@ -48,7 +48,7 @@ func aspectsQuery(tables []*captured) string {
 	typeList := "'{" + strings.Join(slices.Compact(types), ",") + "}'::oid[]"
 	return `
 WITH RECURSIVE tree (root, oid, since) AS (
-    SELECT oid, oid, '' FROM unnest('{` + strings.Join(ids, ",") + `}'::oid[]) oid
+    SELECT oid, oid, '' FROM unnest('{` + ids + `}'::oid[]) oid
   UNION
     SELECT tree.root, i.inhrelid, tree.since || i.xmin::text || ' '
     FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
@@ -75,7 +75,16 @@ SELECT c.oid::bigint, n.nspname::text, c.relname::text,
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN heaps h ON h.root = c.oid
-WHERE c.oid = ANY ('{` + strings.Join(ids, ",") + `}'::oid[])`
+WHERE c.oid = ANY ('{` + ids + `}'::oid[])`
+}
+
+// idList lists the OIDs of tables, as within an array's braces.
+func idList(tables []*captured) string {
+	var ids []string
+	for _, t := range tables {
+		ids = append(ids, strconv.FormatUint(uint64(t.id), 10))
+	}
+	return strings.Join(ids, ",")
 }
 
 // parseAspect reads a row of aspectsQuery.

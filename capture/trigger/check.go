@@ -161,24 +161,14 @@ func (c *Capture) logs(ctx context.Context, tx pgx.Tx) (map[millrace.TableID]*ke
 // checkTables looks up the configured tables. Those that exist are returned, in the
 // order of the configuration, with the fitness of each among the problems.
 func (c *Capture) checkTables(ctx context.Context, tx pgx.Tx, logs map[millrace.TableID]*keylog.Log) ([]*table.Info, []capture.Problem, error) {
-	var (
-		tables   []*table.Info
-		problems []capture.Problem
-	)
-	for _, name := range c.tables {
-		t, err := table.ByName(ctx, tx, name)
-		if err != nil {
-			return nil, nil, err
-		}
-		if t == nil {
-			problems = append(problems, capture.Refuse(capture.ErrTables, "table "+name.String(), "the source has no such table", "correct its name in the configuration, or create it"))
-			continue
-		}
-		t.Choice = c.choices.Of(name)
+	tables, problems, err := table.Configured(ctx, tx, c.tables, &c.choices)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, t := range tables {
 		if l := logs[t.ID]; l != nil {
 			t.Logged = l.Table.Key
 		}
-		tables = append(tables, t)
 	}
 	for _, t := range tables {
 		problems = append(problems, t.CheckChoice()...)

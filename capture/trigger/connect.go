@@ -2,7 +2,6 @@ package trigger
 
 import (
 	"context"
-	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -34,18 +33,10 @@ func (c *Capture) connect(ctx context.Context) (*pgx.Conn, error) {
 // value depends on and what could end the transaction or change how it is durable.
 func settings(conn *pgconn.PgConn) string {
 	text := capture.SetLocal() + "; SET LOCAL standard_conforming_strings = on; SET LOCAL synchronous_commit = on"
-	if serverVersion(conn) >= 17 {
+	if capture.ServerMajor(conn) >= 17 {
 		text += "; SET LOCAL transaction_timeout = 0"
 	}
 	return text
-}
-
-// serverVersion is the major version of the server, as it says by itself.
-func serverVersion(conn *pgconn.PgConn) int {
-	version := conn.ParameterStatus("server_version") // such as 17.5 or 19beta1
-	digits := len(version) - len(strings.TrimLeft(version, "0123456789"))
-	major, _ := strconv.Atoi(version[:digits]) // 0 for what is no number
-	return major
 }
 
 // look runs fn in a transaction that changes nothing, with the settings pinned.

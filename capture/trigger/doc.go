@@ -73,7 +73,9 @@
 // SET take none. Whoever rewrites a table has committed before, and the snapshot sees
 // it, or waits. The lock is asked for by name, and the snapshot tells whether the
 // names are still those tables'. A lock that is not to be had in a moment is given up
-// and asked for again later, so that nobody queues behind a window that waits.
+// and asked for again later, so that nobody queues behind a window that waits. A table
+// that stays locked against everybody is then left out, of locks and of reading, while
+// the window finds nothing new in its log: there is nothing of it to be read.
 //
 // # What is not logged
 //

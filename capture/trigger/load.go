@@ -34,21 +34,13 @@ type load struct {
 
 // resumeLoad takes up a load that the stream has under way.
 func resumeLoad(l *millrace.Load, schema *millrace.Schema, limits chunk.Limits) (*load, error) {
-	fail := func(err error) (*load, error) {
-		return nil, fmt.Errorf("resume load %v of table %v: %w", l.ID, l.Table, err)
-	}
-	if schema == nil {
-		return fail(fmt.Errorf("%w: there is no schema", millrace.ErrMalformed))
-	}
-	note, progress, err := chunk.CutNote(l.Progress)
+	note, work, err := chunk.TakeUp(l, schema, limits)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	ld := &load{id: l.ID, table: l.Table, name: schema.QualifiedName(), reason: note.Reason, initial: note.Initial, started: time.Now()}
-	if ld.work, err = chunk.Resume(progress, limits); err != nil {
-		return fail(err)
-	}
-	return ld, nil
+	return &load{
+		id: l.ID, table: l.Table, name: schema.QualifiedName(), reason: note.Reason, initial: note.Initial, work: work, started: time.Now(),
+	}, nil
 }
 
 // note is what a successor needs to go on.

@@ -148,21 +148,9 @@ FROM pg_database WHERE datname = current_database()`).
 // checkTables looks up the configured tables. Those that exist are returned, in
 // the order of the configuration, with the fitness of each among the problems.
 func (c *Capture) checkTables(ctx context.Context, conn *pgx.Conn) ([]*table.Info, []capture.Problem, error) {
-	var (
-		tables   []*table.Info
-		problems []capture.Problem
-	)
-	for _, name := range c.tables {
-		t, err := table.ByName(ctx, conn, name)
-		if err != nil {
-			return nil, nil, err
-		}
-		if t == nil {
-			problems = append(problems, capture.Refuse(capture.ErrTables, "table "+name.String(), "the source has no such table", "correct its name in the configuration, or create it"))
-			continue
-		}
-		t.Choice = c.choices.Of(name)
-		tables = append(tables, t)
+	tables, problems, err := table.Configured(ctx, conn, c.tables, &c.choices)
+	if err != nil {
+		return nil, nil, err
 	}
 	for _, t := range tables {
 		problems = append(problems, checkChoice(t)...)

@@ -1,7 +1,6 @@
 package wal
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/millrace-db/millrace"
@@ -18,21 +17,11 @@ func (ld *load) head() []byte {
 
 // resumeLoad takes up a load that the stream has under way.
 func resumeLoad(l *millrace.Load, schema *millrace.Schema, limits chunk.Limits) (*load, error) {
-	fail := func(err error) (*load, error) {
-		return nil, fmt.Errorf("resume load %v of table %v: %w", l.ID, l.Table, err)
-	}
-	if schema == nil {
-		return fail(fmt.Errorf("%w: there is no schema", millrace.ErrMalformed))
-	}
-	note, progress, err := chunk.CutNote(l.Progress)
+	note, work, err := chunk.TakeUp(l, schema, limits)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
-	ld := &load{
-		id: l.ID, table: l.Table, name: schema.QualifiedName(), schema: schema, reason: note.Reason, initial: note.Initial, started: time.Now(),
-	}
-	if ld.work, err = chunk.Resume(progress, limits); err != nil {
-		return fail(err)
-	}
-	return ld, nil
+	return &load{
+		id: l.ID, table: l.Table, name: schema.QualifiedName(), schema: schema, reason: note.Reason, initial: note.Initial, work: work, started: time.Now(),
+	}, nil
 }

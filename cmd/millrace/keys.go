@@ -175,14 +175,8 @@ func signing(s *config.Stream) (key ed25519.PrivateKey, ring *millrace.Keyring, 
 	if key, err = readKey(s.Signing.KeyFile); err != nil {
 		return nil, nil, err
 	}
-	pub := millrace.FormatPublicKey(publicOf(key))
-	for _, text := range s.Signing.Trusted {
-		if k, err := millrace.ParseTrustedKey(text); err == nil && millrace.FormatPublicKey(k.Key) == pub {
-			return key, ring, nil
-		}
+	if pub := publicOf(key); ring != nil && !ring.Trusts(pub) {
+		return nil, nil, operator("streams.%s.signing.trusted does not name the key of key_file; add %s@ and the index from which it signs", s.Name, millrace.FormatPublicKey(pub))
 	}
-	if ring != nil {
-		return nil, nil, operator("streams.%s.signing.trusted does not name the key of key_file; add %s@ and the index from which it signs", s.Name, pub)
-	}
-	return key, nil, nil
+	return key, ring, nil
 }

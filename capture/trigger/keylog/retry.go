@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-db/millrace/capture"
 )
 
 const (
@@ -42,21 +44,9 @@ func retry(ctx context.Context, conn *pgx.Conn, doing string, f func(pgx.Tx) err
 		if attempt == lockAttempts {
 			return fmt.Errorf("%s: long transactions keep it locked (%d attempts); end them (pg_stat_activity) and run init again: %w", doing, attempt, err)
 		}
-		if err := wait(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
+		if err := capture.Wait(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
-	}
-}
-
-// wait sleeps unless ctx ends first.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 
