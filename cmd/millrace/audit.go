@@ -16,6 +16,8 @@ import (
 	"github.com/millrace-db/millrace/internal/audit"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
@@ -50,7 +52,7 @@ and transfer need not run here. Exit code 1 if the accounts differ.`,
 			for _, name := range names {
 				found, err := a.audit(cmd.Context(), c, c.Stream(name), since)
 				if err != nil {
-					return withMend(name, fmt.Errorf("audit of stream %s: %w", name, err))
+					return mend.Error(name, fmt.Errorf("audit of stream %s: %w", name, err))
 				}
 				all = append(all, found)
 			}
@@ -91,7 +93,7 @@ func (a *app) audit(ctx context.Context, c *config.Config, s *config.Stream, sin
 		if newest == nil {
 			return fmt.Errorf("nothing was published in epoch %v yet: the ledger has no row", registered.Epoch)
 		}
-		t, err := openTopic(ctx, s, registered.Topic, a.logger(c))
+		t, err := lineage.OpenTopic(ctx, s, registered.Topic, a.logger(c))
 		if err != nil {
 			return err
 		}
@@ -146,7 +148,7 @@ func (j *auditor) run(ctx context.Context, since time.Duration) (*audit.Report, 
 		m, err := reader.Until(ctx, info.End)
 		if errors.Is(err, io.EOF) {
 			return nil, operator("topic %s ends with index %v, and the ledger knows that it went on to %v: records were lost; mend: bring the topic back as it was, or %s",
-				j.topic.Name(), j.fold.Index(), j.newest.Last, epochCommand(j.stream.Name))
+				j.topic.Name(), j.fold.Index(), j.newest.Last, mend.EpochCommand(j.stream.Name))
 		}
 		if err != nil {
 			return nil, err

@@ -20,6 +20,9 @@ import (
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/follow"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
@@ -81,7 +84,7 @@ func (f checked) String() string {
 	if f.Mend != "" {
 		line += "; mend: " + f.Mend
 	}
-	return oneLine(line)
+	return mend.OneLine(line)
 }
 
 // check gathers findings.
@@ -97,7 +100,7 @@ type check struct {
 
 func (k *check) add(s *config.Stream, found ...finding.Finding) {
 	for _, f := range found {
-		f.Text, f.Mend = mendText(s.Name, f.Text), mendText(s.Name, f.Mend)
+		f.Text, f.Mend = mend.Text(s.Name, f.Text), mend.Text(s.Name, f.Mend)
 		k.found = append(k.found, checked{s.Name, f})
 	}
 }
@@ -118,7 +121,7 @@ func (k *check) fix(ctx context.Context, s *config.Stream) {
 		return u.capture(ctx, registered)
 	})
 	if err != nil {
-		k.done = append(k.done, "source of "+s.Name+", to mend it: "+oneLine(mendText(s.Name, err.Error())))
+		k.done = append(k.done, "source of "+s.Name+", to mend it: "+mend.OneLine(mend.Text(s.Name, err.Error())))
 		return
 	}
 	k.done = append(k.done, "source of "+s.Name+": control schema and capture are as init makes them")
@@ -126,7 +129,7 @@ func (k *check) fix(ctx context.Context, s *config.Stream) {
 
 // problem turns an error into a finding: its text names the mend itself.
 func (k *check) problem(s *config.Stream, subject string, err error) {
-	k.add(s, finding.Finding{Level: finding.Problem, Subject: subject, Text: oneLine(err.Error())})
+	k.add(s, finding.Finding{Level: finding.Problem, Subject: subject, Text: mend.OneLine(err.Error())})
 }
 
 func (k *check) streamIn(ctx context.Context, s *config.Stream) error {
@@ -217,7 +220,7 @@ func (k *check) topicOf(ctx context.Context, s *config.Stream, registered contro
 	if registered.Topic != "" {
 		return registered.Topic, nil
 	}
-	epoch, err := newestEpoch(ctx, s, k.logger(k.c))
+	epoch, err := lineage.Newest(ctx, s, k.logger(k.c))
 	return topic.EpochName(s.Kafka.Topic, epoch), err
 }
 
@@ -227,7 +230,7 @@ func (k *check) topic(ctx context.Context, s *config.Stream, registered control.
 		k.problem(s, "kafka", err)
 		return
 	}
-	t, err := openTopic(ctx, s, name, k.logger(k.c))
+	t, err := lineage.OpenTopic(ctx, s, name, k.logger(k.c))
 	if err != nil {
 		k.problem(s, "kafka", err)
 		return
@@ -247,9 +250,9 @@ func (k *check) reportTopic(ctx context.Context, s *config.Stream) {
 	warn := func(text, mend string) {
 		k.add(s, finding.Finding{Level: finding.Warning, Subject: "topic " + name, Text: text, Mend: mend})
 	}
-	t, err := openTopic(ctx, s, name, k.logger(k.c))
+	t, err := lineage.OpenTopic(ctx, s, name, k.logger(k.c))
 	if err != nil {
-		warn(oneLine(err.Error()), "")
+		warn(mend.OneLine(err.Error()), "")
 		return
 	}
 	defer func() { _ = t.Close() }() // nothing is appended
@@ -258,7 +261,7 @@ func (k *check) reportTopic(ctx context.Context, s *config.Stream) {
 	case errors.Is(err, topic.ErrNoTopic):
 		warn("it does not exist, and edges cannot report how far they are", "millrace init")
 	case err != nil:
-		warn(oneLine(err.Error()), "")
+		warn(mend.OneLine(err.Error()), "")
 	default:
 		k.add(s, found...)
 	}
@@ -281,18 +284,18 @@ func (k *check) lookAtTopic(ctx context.Context, s *config.Stream, t *topic.Topi
 	if err := sameTopic(registered, known, info); err != nil {
 		return err
 	}
-	id, ok, err := topicIdentity(ctx, t, info)
+	id, ok, err := lineage.IdentityOf(ctx, t, info)
 	if err != nil || !ok {
 		return err
 	}
-	if known && id.stream != registered.ID {
-		return operator("it holds stream %v, and %s has ID %v at its source; name the stream's own topic in kafka.topic", id.stream, s.Name, registered.ID)
+	if known && id.Stream != registered.ID {
+		return operator("it holds stream %v, and %s has ID %v at its source; name the stream's own topic in kafka.topic", id.Stream, s.Name, registered.ID)
 	}
-	return wantStream(s, "it", id.stream)
+	return lineage.Want(s, "it", id.Stream)
 }
 
 func (k *check) store(ctx context.Context, s *config.Stream) {
-	dir := storeDir(k.c, s)
+	dir := follow.StoreDir(k.c, s)
 	subject := "store " + dir
 	if err := writable(k.c.Edge.DataDir); err != nil {
 		k.add(s, finding.Finding{
@@ -317,7 +320,7 @@ func (k *check) store(ctx context.Context, s *config.Stream) {
 	if !ok {
 		return // the edge makes it at its first start
 	}
-	if err := wantStream(s, "it", id); err != nil {
+	if err := lineage.Want(s, "it", id); err != nil {
 		k.problem(s, subject, err)
 	}
 	if k.quick {

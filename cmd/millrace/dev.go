@@ -17,6 +17,7 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/embeddedkafka"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/pgbench"
 	"github.com/millrace-db/millrace/internal/pgserver"
 	"github.com/millrace-db/millrace/internal/proof"
@@ -261,7 +262,7 @@ func (d *dev) life(ctx context.Context) error {
 	running.Go(func() error { return publisher.run(stages) })
 	running.Go(func() error { return keeper.run(stages) })
 
-	show := &show{dev: d, home: keeper.streams[0].home, transfer: publisher.transfers[0]}
+	show := &show{dev: d, home: keeper.streams[0].Home(), transfer: publisher.transfers[0]}
 	proofs := show.run(ctx, stages)
 	stopStages()
 	// A stage that failed is why the rest did.
@@ -400,7 +401,7 @@ func (s *show) load(ctx context.Context) {
 		if err == nil {
 			return
 		}
-		s.screen.say("the load ended and is begun again: %s", oneLine(err.Error()))
+		s.screen.say("the load ended and is begun again: %s", mend.OneLine(err.Error()))
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):

@@ -19,6 +19,7 @@ import (
 	"github.com/millrace-db/millrace/edge/image"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/follow"
 )
 
 // noViewLimit is the age limit of views where one reader reads everything.
@@ -51,13 +52,13 @@ somebody to act (exit code 4; with edge.on_stop: serve it goes on answering read
 	return cmd
 }
 
-// keeper is the edge process: a follower a stream, and the listeners that answer
+// keeper is the edge process: what follows each stream, and the listeners that answer
 // reads.
 type keeper struct {
 	c        *config.Config
 	log      *slog.Logger
 	registry *prometheus.Registry
-	streams  []*follower
+	streams  []*follow.Stream
 	server   *serve.Server
 }
 
@@ -74,7 +75,14 @@ func newKeeper(ctx context.Context, c *config.Config, log *slog.Logger, viewAge 
 func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	for _, name := range k.c.Edge.Streams {
 		metrics := prometheus.WrapRegistererWith(prometheus.Labels{"stream": name}, k.registry)
-		f, err := newFollower(k.c, k.c.Stream(name), viewAge, k.log.With("stream", name), metrics)
+		stream := k.c.Stream(name)
+		ring, err := trusted(stream)
+		if err != nil {
+			return err
+		}
+		f, err := follow.New(follow.Config{
+			Whole: k.c, Stream: stream, Trusted: ring, ViewAge: viewAge, Version: version, Logger: k.log.With("stream", name), Metrics: metrics,
+		})
 		if err != nil {
 			return err
 		}
@@ -87,8 +95,8 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	readers := make(map[string]serve.Reader, len(k.streams))
 	images := make(map[string]http.Handler, len(k.streams))
 	for _, one := range k.streams {
-		readers[one.config.Name] = one.home
-		images[one.config.Name] = image.Handler(filepath.Join(k.c.Edge.Images.Dir, one.config.Name))
+		readers[one.Name()] = one.Home()
+		images[one.Name()] = image.Handler(filepath.Join(k.c.Edge.Images.Dir, one.Name()))
 	}
 	var err error
 	k.server, err = serve.New(serve.Config{
@@ -109,9 +117,9 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	return nil
 }
 
-func (k *keeper) follower(stream string) *follower {
+func (k *keeper) follower(stream string) *follow.Stream {
 	for _, one := range k.streams {
-		if one.config.Name == stream {
+		if one.Name() == stream {
 			return one
 		}
 	}
@@ -119,12 +127,23 @@ func (k *keeper) follower(stream string) *follower {
 }
 
 // fault says what keeps a stream from going on.
-func (k *keeper) fault(stream string) error { return k.follower(stream).fault() }
+func (k *keeper) fault(stream string) error { return k.follower(stream).Fault() }
 
 // next says which newer epoch is being copied.
 func (k *keeper) next(stream string) (millrace.Epoch, edge.Place) {
-	return k.follower(stream).home.Following()
+	return k.follower(stream).Home().Following()
 }
+
+// Compact asks for a compaction of a stream's store.
+func (k *keeper) Compact(stream string) error { return k.follower(stream).Compact() }
+
+// Compaction says how far it is.
+func (k *keeper) Compaction(stream string) *serve.Compaction {
+	return k.follower(stream).Compaction()
+}
+
+// logStatus is what the log of a stream holds.
+func (k *keeper) logStatus(stream string) *serve.LogStatus { return k.follower(stream).LogStatus() }
 
 // run applies and answers until ctx ends or a stream stops.
 func (k *keeper) run(ctx context.Context) error {
@@ -132,7 +151,7 @@ func (k *keeper) run(ctx context.Context) error {
 	k.log.Info("edge answers reads", "address", k.server.Addr(), "socket", k.c.Edge.HTTP.Unix)
 	group.Go(func() error { return k.server.Run(ctx) })
 	for _, one := range k.streams {
-		group.Go(func() error { return one.run(ctx) })
+		group.Go(func() error { return one.Run(ctx) })
 	}
 	return group.Wait()
 }
@@ -144,7 +163,7 @@ func (k *keeper) close() error {
 		errs = append(errs, k.server.Close())
 	}
 	for _, one := range k.streams {
-		errs = append(errs, one.close())
+		errs = append(errs, one.Close())
 	}
 	return errors.Join(errs...)
 }

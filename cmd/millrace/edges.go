@@ -14,6 +14,8 @@ import (
 
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
@@ -22,7 +24,7 @@ import (
 func readEdges(ctx context.Context, s *config.Stream, streamID string) ([]edgestatus.Edge, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusLimit)
 	defer cancel()
-	t, err := openTopic(ctx, s, edgestatus.TopicOf(s.Kafka.Topic), slog.New(slog.DiscardHandler))
+	t, err := lineage.OpenTopic(ctx, s, edgestatus.TopicOf(s.Kafka.Topic), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +55,7 @@ func (a *app) forgetEdge(ctx context.Context, c *config.Config, streams []string
 			continue
 		}
 		found++
-		t, err := openTopic(ctx, s, edgestatus.TopicOf(s.Kafka.Topic), slog.New(slog.DiscardHandler))
+		t, err := lineage.OpenTopic(ctx, s, edgestatus.TopicOf(s.Kafka.Topic), slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}
@@ -77,7 +79,7 @@ func (p *place) addEdges(ctx context.Context, s *config.Stream) {
 	}
 	edges, err := readEdges(ctx, s, p.StreamID)
 	if err != nil {
-		p.EdgesProblem = oneLine(err.Error())
+		p.EdgesProblem = mend.OneLine(err.Error())
 		return
 	}
 	p.Edges = edges
@@ -129,7 +131,7 @@ func plain(text string) string {
 			return unicode.ReplacementChar
 		}
 		return r
-	}, oneLine(text))
+	}, mend.OneLine(text))
 }
 
 // behind says how many entries an edge has to go.

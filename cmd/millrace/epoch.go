@@ -21,6 +21,8 @@ import (
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/failpoint"
 	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
@@ -87,7 +89,7 @@ was, is found and used by the next run. Old topics are left: delete them when no
 			}
 			plan, err := r.run(cmd.Context())
 			if err != nil || !asJSON {
-				return withMend(s.Name, err)
+				return mend.Error(s.Name, err)
 			}
 			encoder := json.NewEncoder(a.stdout)
 			encoder.SetIndent("", "  ")
@@ -267,7 +269,7 @@ func (r *renewal) rehearse(ctx context.Context, conn *pgx.Conn, p *epochPlan) er
 		return err
 	}
 	if !p.Begun && !p.Reused {
-		t, err := openTopic(ctx, r.stream, p.Topic, r.logger(r.c))
+		t, err := lineage.OpenTopic(ctx, r.stream, p.Topic, r.logger(r.c))
 		if err != nil {
 			return err
 		}
@@ -371,14 +373,14 @@ func (r *renewal) check(ctx context.Context, p *epochPlan) error {
 		return &operatorError{fmt.Errorf("source of stream %s: %w", p.Stream, err)}
 	}
 	for _, f := range found {
-		r.say("%s: %s", f.Level, oneLine(f.String()))
+		r.say("%s: %s", f.Level, mend.OneLine(f.String()))
 	}
 	return nil
 }
 
 // topic makes the new topic, or takes the one that an earlier run has made.
 func (r *renewal) topic(ctx context.Context, u *setup, p *epochPlan) error {
-	t, err := openTopic(ctx, r.stream, p.Topic, r.logger(r.c))
+	t, err := lineage.OpenTopic(ctx, r.stream, p.Topic, r.logger(r.c))
 	if err != nil {
 		return err
 	}
@@ -479,7 +481,7 @@ func epochTopics(ctx context.Context, s *config.Stream, log *slog.Logger) ([]epo
 	var all []epochTopic
 	for _, epoch := range epochs {
 		name := topic.EpochName(s.Kafka.Topic, epoch)
-		t, err := openTopic(ctx, s, name, log)
+		t, err := lineage.OpenTopic(ctx, s, name, log)
 		if err != nil {
 			return nil, err
 		}

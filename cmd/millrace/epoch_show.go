@@ -13,6 +13,8 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 )
 
 // shownEpoch is an epoch of a stream, as its topic and the registry tell.
@@ -55,7 +57,7 @@ func (a *app) epochShowCommand() *cobra.Command {
 			}
 			shown, err := a.showEpochs(cmd.Context(), c, s)
 			if err != nil {
-				return withMend(s.Name, err)
+				return mend.Error(s.Name, err)
 			}
 			if asJSON {
 				encoder := json.NewEncoder(a.stdout)
@@ -104,7 +106,7 @@ func (a *app) showEpochs(ctx context.Context, c *config.Config, s *config.Stream
 	if !found {
 		shown.Epochs = append(shown.Epochs, shownEpoch{
 			Epoch: uint64(registered.Epoch), Topic: registered.Topic, TopicID: registered.TopicID, Registered: true,
-			Note: "the topic is gone; mend: " + epochCommand(s.Name),
+			Note: "the topic is gone; mend: " + mend.EpochCommand(s.Name),
 		})
 	}
 	return shown, nil
@@ -113,17 +115,17 @@ func (a *app) showEpochs(ctx context.Context, c *config.Config, s *config.Stream
 // noteOn says what is odd about a topic.
 func (a *app) noteOn(ctx context.Context, c *config.Config, s *config.Stream, registered *control.Stream, t *epochTopic) (string, error) {
 	if t.epoch == registered.Epoch && t.info.ID != registered.TopicID {
-		return "the topic was deleted and made again; mend: " + epochCommand(s.Name), nil
+		return "the topic was deleted and made again; mend: " + mend.EpochCommand(s.Name), nil
 	}
 	if t.info.End == 0 {
 		return "empty", nil
 	}
-	log, err := openTopic(ctx, s, t.name, a.logger(c))
+	log, err := lineage.OpenTopic(ctx, s, t.name, a.logger(c))
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = log.Close() }() // nothing is appended
-	id, ok, err := topicIdentity(ctx, log, t.info)
+	id, ok, err := lineage.IdentityOf(ctx, log, t.info)
 	var needed *operatorError
 	switch {
 	case millrace.NeedsOperator(err), errors.As(err, &needed):
@@ -132,10 +134,10 @@ func (a *app) noteOn(ctx context.Context, c *config.Config, s *config.Stream, re
 		return "", err
 	case !ok:
 		return "it was emptied", nil
-	case id.stream != registered.ID:
-		return "its records are of stream " + id.stream.String(), nil
-	case id.epoch != t.epoch:
-		return "its records are of epoch " + id.epoch.String(), nil
+	case id.Stream != registered.ID:
+		return "its records are of stream " + id.Stream.String(), nil
+	case id.Epoch != t.epoch:
+		return "its records are of epoch " + id.Epoch.String(), nil
 	case t.epoch > registered.Epoch:
 		return "the registry does not know of it: was the source restored?", nil
 	}

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/transfer"
 )
 
@@ -63,22 +63,11 @@ func printError(w io.Writer, err error) {
 	var wrongConfig *config.Error
 	if errors.As(err, &wrongConfig) {
 		for _, p := range wrongConfig.Problems {
-			_, _ = fmt.Fprintln(w, "millrace: "+oneLine(p.String()))
+			_, _ = fmt.Fprintln(w, "millrace: "+mend.OneLine(p.String()))
 		}
 		return
 	}
-	_, _ = fmt.Fprintln(w, "millrace: "+oneLine(err.Error()))
-}
-
-// oneLine joins the lines of a text that came from elsewhere.
-func oneLine(text string) string {
-	var parts []string
-	for part := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '\n' || r == '\r' }) {
-		if part = strings.TrimSpace(part); part != "" {
-			parts = append(parts, part)
-		}
-	}
-	return strings.ReplaceAll(strings.Join(parts, "; "), ":; ", ": ")
+	_, _ = fmt.Fprintln(w, "millrace: "+mend.OneLine(err.Error()))
 }
 
 func quote(s string) string { return strconv.Quote(s) }

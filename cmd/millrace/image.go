@@ -18,6 +18,8 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/image"
 	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/follow"
+	"github.com/millrace-db/millrace/internal/mend"
 )
 
 func (a *app) imageCommand() *cobra.Command {
@@ -244,7 +246,7 @@ func (i *imaging) progress(doing string) (show func(image.Progress), end func())
 }
 
 func (i *imaging) create(ctx context.Context) error {
-	o := edge.Options{Dir: storeDir(i.c, i.stream), ReadOnly: true}
+	o := edge.Options{Dir: follow.StoreDir(i.c, i.stream), ReadOnly: true}
 	if i.stream.ID != "" {
 		o.Stream, _ = millrace.ParseStreamID(i.stream.ID) // the configuration has checked it
 	}
@@ -294,7 +296,7 @@ func (i *imaging) list() error {
 	for _, e := range entries {
 		opened, err := image.Open(e.Path)
 		if err != nil {
-			all = append(all, &shownImage{Name: filepath.Base(e.Path), Path: e.Path, Stream: i.stream.Name, Epoch: e.Epoch, Index: e.Index, Problem: oneLine(err.Error())})
+			all = append(all, &shownImage{Name: filepath.Base(e.Path), Path: e.Path, Stream: i.stream.Name, Epoch: e.Epoch, Index: e.Index, Problem: mend.OneLine(err.Error())})
 			continue
 		}
 		all = append(all, i.show(e.Path, opened.Manifest()))
@@ -374,7 +376,7 @@ func (i *imaging) restore(ctx context.Context, args []string) error {
 
 func (i *imaging) restoreFrom(ctx context.Context, opened *image.Image) (s *shownImage, err error) {
 	o := edge.Options{
-		Dir: storeDir(i.c, i.stream), MapSize: int64(i.c.Edge.MapSize), Indexes: i.c.Edge.Indexes[i.stream.Name], Logger: i.logger(i.c),
+		Dir: follow.StoreDir(i.c, i.stream), MapSize: int64(i.c.Edge.MapSize), Indexes: i.c.Edge.Indexes[i.stream.Name], Logger: i.logger(i.c),
 	}
 	if i.stream.ID != "" {
 		o.Stream, _ = millrace.ParseStreamID(i.stream.ID) // the configuration has checked it

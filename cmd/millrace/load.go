@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/transfer/admin"
 )
 
@@ -198,14 +199,14 @@ func (c *commander) printLoads(all []admin.LoadStatus) error {
 	fmt.Fprintln(w, "TABLE\tPHASE\tDONE\tROWS\tENDS\tREASON")
 	for i := range all {
 		l := &all[i]
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", l.Table, loadPhase(l), percent(l), l.Rows, ends(l), oneLine(l.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", l.Table, loadPhase(l), percent(l), l.Rows, ends(l), mend.OneLine(l.Reason))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	for i := range all {
 		if all[i].Problem != "" {
-			fmt.Fprintf(c.stdout, "table %s: %s\n", all[i].Table, oneLine(all[i].Problem))
+			fmt.Fprintf(c.stdout, "table %s: %s\n", all[i].Table, mend.OneLine(all[i].Problem))
 		}
 	}
 	return nil
@@ -334,7 +335,7 @@ func (c *commander) progress(table string) *progress {
 func (p *progress) update(l *admin.LoadStatus) {
 	text := fmt.Sprintf("%s %s, %d rows", l.Table, loadPhase(l), l.Rows)
 	if l.Problem != "" {
-		text += ": " + oneLine(l.Problem)
+		text += ": " + mend.OneLine(l.Problem)
 	}
 	if p.bar != nil {
 		if l.ETA != nil {

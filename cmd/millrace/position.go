@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
+	"github.com/millrace-db/millrace/internal/lineage"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
@@ -24,7 +25,7 @@ func publishedPosition(ctx context.Context, conn *pgx.Conn, s *config.Stream, re
 	if err != nil {
 		return fail(err)
 	}
-	t, err := openTopic(ctx, s, registered.Topic, log)
+	t, err := lineage.OpenTopic(ctx, s, registered.Topic, log)
 	if err != nil {
 		return fail(err)
 	}

@@ -16,21 +16,10 @@ import (
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/topic"
 )
-
-// openTopic reaches the brokers of a stream. name is the topic's; empty means
-// the configured one.
-func openTopic(ctx context.Context, s *config.Stream, name string, log *slog.Logger) (*topic.Topic, error) {
-	if name == "" {
-		name = s.Kafka.Topic
-	}
-	t, err := topic.Open(ctx, topic.Config{Brokers: s.Kafka.Brokers, Topic: name, ClientID: "millrace-" + s.Name, Logger: log})
-	if err != nil {
-		return nil, fmt.Errorf("cannot reach Kafka at %s: %w; are the brokers running, and is streams.%s.kafka.brokers right?", strings.Join(s.Kafka.Brokers, ", "), err, s.Name)
-	}
-	return t, nil
-}
 
 // setup makes, or with dry prints, what a stream needs at its source and in
 // Kafka. It is idempotent: what is there and fits stays.
@@ -51,7 +40,7 @@ func (u *setup) run(ctx context.Context) (control.Stream, error) {
 		registered, err = u.all(ctx, conn)
 		return err
 	})
-	return registered, withMend(u.stream.Name, err)
+	return registered, mend.Error(u.stream.Name, err)
 }
 
 func (u *setup) all(ctx context.Context, conn *pgx.Conn) (control.Stream, error) {
@@ -65,7 +54,7 @@ func (u *setup) all(ctx context.Context, conn *pgx.Conn) (control.Stream, error)
 // reportTopic makes the topic that the edges report to. A stream goes on without
 // one, so one that is there and does not fit is only told of.
 func (u *setup) reportTopic(ctx context.Context) error {
-	t, err := openTopic(ctx, u.stream, edgestatus.TopicOf(u.stream.Kafka.Topic), u.log)
+	t, err := lineage.OpenTopic(ctx, u.stream, edgestatus.TopicOf(u.stream.Kafka.Topic), u.log)
 	if err != nil {
 		return err
 	}
@@ -107,7 +96,7 @@ func (u *setup) streamIn(ctx context.Context, conn *pgx.Conn) (control.Stream, e
 			return control.Stream{}, err
 		}
 	}
-	t, err := openTopic(ctx, u.stream, topic.EpochName(u.stream.Kafka.Topic, registered.Epoch), u.log)
+	t, err := lineage.OpenTopic(ctx, u.stream, topic.EpochName(u.stream.Kafka.Topic, registered.Epoch), u.log)
 	if err != nil {
 		return control.Stream{}, err
 	}
@@ -150,7 +139,7 @@ func (u *setup) newEpoch(ctx context.Context) (millrace.Epoch, error) {
 		if newest.info.End == 0 {
 			continue
 		}
-		t, err := openTopic(ctx, u.stream, newest.name, u.log)
+		t, err := lineage.OpenTopic(ctx, u.stream, newest.name, u.log)
 		if err != nil {
 			return 0, err
 		}
@@ -191,7 +180,7 @@ func (u *setup) lookAtTopic(ctx context.Context, t *topic.Topic, registered cont
 	info, err = t.Info(ctx)
 	if errors.Is(err, topic.ErrNoTopic) {
 		if known {
-			return info, false, operator("topic %s of stream %s is gone: it was deleted, and with it the stream's history; mend: %s", registered.Topic, registered.Name, epochCommand(registered.Name))
+			return info, false, operator("topic %s of stream %s is gone: it was deleted, and with it the stream's history; mend: %s", registered.Topic, registered.Name, mend.EpochCommand(registered.Name))
 		}
 		return info, true, nil
 	}
@@ -218,7 +207,7 @@ func (u *setup) lookAtTopic(ctx context.Context, t *topic.Topic, registered cont
 // of the stream that the configuration names.
 func (u *setup) occupied(ctx context.Context, t *topic.Topic, info topic.Info) error {
 	const mend = "; name another topic in streams.%s.kafka.topic, or delete this one if nothing needs it"
-	id, ok, err := topicIdentity(ctx, t, info)
+	id, ok, err := lineage.IdentityOf(ctx, t, info)
 	if err == nil && !ok && u.stream.ID != "" {
 		return nil // emptied, and the configuration names the stream
 	}
@@ -228,18 +217,18 @@ func (u *setup) occupied(ctx context.Context, t *topic.Topic, info topic.Info) e
 	if err != nil {
 		return err
 	}
-	if u.stream.ID != "" && u.stream.ID == id.stream.String() {
+	if u.stream.ID != "" && u.stream.ID == id.Stream.String() {
 		return nil
 	}
 	return operator("topic %s holds the records of another stream, or of an earlier one of this name (ID %v)"+mend+
-		"; if it is this stream and its registry was lost, set streams.%[3]s.id to that ID: it then goes on with a new epoch", t.Name(), id.stream, u.stream.Name)
+		"; if it is this stream and its registry was lost, set streams.%[3]s.id to that ID: it then goes on with a new epoch", t.Name(), id.Stream, u.stream.Name)
 }
 
 // sameTopic refuses a topic that was deleted and made again.
 func sameTopic(registered control.Stream, known bool, info topic.Info) error {
 	if known && registered.TopicID != info.ID {
 		return operator("topic %s has ID %s, and stream %s was registered with %s: it was deleted and made again, or the brokers are another cluster's; mend: correct kafka.brokers, or %s",
-			registered.Topic, info.ID, registered.Name, registered.TopicID, epochCommand(registered.Name))
+			registered.Topic, info.ID, registered.Name, registered.TopicID, mend.EpochCommand(registered.Name))
 	}
 	return nil
 }
@@ -298,7 +287,7 @@ func (u *setup) capture(ctx context.Context, registered control.Stream) error {
 	}
 	u.say("%s", text)
 	for _, f := range found {
-		u.say("-- %s: %s", f.Level, oneLine(f.String()))
+		u.say("-- %s: %s", f.Level, mend.OneLine(f.String()))
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/edgestatus"
+	"github.com/millrace-db/millrace/internal/mend"
 )
 
 // statusLimit bounds how long one place is asked: another one may answer.
@@ -212,10 +213,10 @@ func printPlace(w *tabwriter.Writer, p *place) {
 		from += fmt.Sprintf(" (copies epoch %d, index %d)", p.Next.Epoch, p.Next.Index)
 	}
 	if trouble := p.Problem + p.Fault; trouble != "" {
-		from += ": " + oneLine(trouble)
+		from += ": " + mend.OneLine(trouble)
 	}
 	if p.Warning != "" {
-		from += "; warning: " + oneLine(p.Warning)
+		from += "; warning: " + mend.OneLine(p.Warning)
 	}
 	fmt.Fprintf(w, "%s\t%d\t%d\t%.12s\t%d\t%s\t%s\n", p.Stream, p.Epoch, p.Index, p.Chain, p.Term, lag, from)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/lineage"
 	"github.com/millrace-db/millrace/internal/rowjson"
 	"github.com/millrace-db/millrace/internal/topic"
 )
@@ -49,13 +50,13 @@ reign. With --all, records that change nothing are told of too, as kind "stale",
 				return err
 			}
 			if epoch == 0 {
-				newest, err := newestEpoch(cmd.Context(), s, a.logger(c))
+				newest, err := lineage.Newest(cmd.Context(), s, a.logger(c))
 				if err != nil {
 					return err
 				}
 				epoch = uint64(newest)
 			}
-			t, err := openTopic(cmd.Context(), s, topic.EpochName(s.Kafka.Topic, millrace.Epoch(epoch)), a.logger(c))
+			t, err := lineage.OpenTopic(cmd.Context(), s, topic.EpochName(s.Kafka.Topic, millrace.Epoch(epoch)), a.logger(c))
 			if err != nil {
 				return err
 			}
@@ -232,7 +233,7 @@ func (p *tailPrinter) print(line *tailLine) error {
 
 // begin makes the fold from the topic's first record.
 func (p *tailPrinter) begin(s *config.Stream, r *millrace.Record) error {
-	if err := wantStream(s, "the topic", r.Stream); err != nil {
+	if err := lineage.Want(s, "the topic", r.Stream); err != nil {
 		return err
 	}
 	p.tables = map[millrace.TableID]*shown{}

@@ -17,6 +17,8 @@ import (
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/edgestatus"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/topic"
 	"github.com/millrace-db/millrace/transfer"
 	"github.com/millrace-db/millrace/transfer/admin"
@@ -133,7 +135,7 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 
 // watch prepares to follow what the edges of a stream report.
 func (p *publisher) watch(s *config.Stream, registered control.Stream, t *transfer.Transfer) error {
-	w, err := edgestatus.NewWatcher(reportTopic(s, "millrace-transfer-", p.log), registered.ID.String(),
+	w, err := edgestatus.NewWatcher(lineage.Reports(s, "millrace-transfer-", p.log), registered.ID.String(),
 		func() millrace.Epoch { return t.Status().Epoch }, p.log.With("stream", s.Name),
 		prometheus.WrapRegistererWith(prometheus.Labels{"stream": s.Name}, p.registry))
 	p.watchers = append(p.watchers, w)
@@ -143,10 +145,10 @@ func (p *publisher) watch(s *config.Stream, registered control.Stream, t *transf
 // transferError says of which stream and topic an error is, and what mends it
 // where the topic is at fault.
 func transferError(stream, topic string, err error) error {
-	err = withMend(stream, fmt.Errorf("stream %s, topic %s: %w", stream, topic, err))
+	err = mend.Error(stream, fmt.Errorf("stream %s, topic %s: %w", stream, topic, err))
 	for _, kind := range []error{millrace.ErrMalformed, millrace.ErrForeign, millrace.ErrGap, millrace.ErrDiverged, millrace.ErrUnknownTerm} {
 		if errors.Is(err, kind) && !strings.Contains(err.Error(), "mend:") {
-			return fmt.Errorf("%w; mend: find out who else writes to the topic (millrace tail shows the record); what cannot be undone there needs a new epoch: %s", err, epochCommand(stream))
+			return fmt.Errorf("%w; mend: find out who else writes to the topic (millrace tail shows the record); what cannot be undone there needs a new epoch: %s", err, mend.EpochCommand(stream))
 		}
 	}
 	return err

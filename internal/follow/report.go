@@ -1,28 +1,22 @@
-package main
+package follow
 
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/edge"
-	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
-	"github.com/millrace-db/millrace/internal/topic"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
 )
 
-// reportTopic is where the edges of a stream report to.
-func reportTopic(s *config.Stream, client string, log *slog.Logger) topic.Config {
-	return topic.Config{Brokers: s.Kafka.Brokers, Topic: edgestatus.TopicOf(s.Kafka.Topic), ClientID: client + s.Name, Logger: log}
-}
-
 // reports makes the reporter of a stream at this edge.
-func (f *follower) reports() (*edgestatus.Reporter, error) {
+func (f *Stream) reports() (*edgestatus.Reporter, error) {
 	started := time.Now().UTC()
 	return edgestatus.NewReporter(edgestatus.Config{
-		Topic: reportTopic(f.config, "millrace-edge-", f.log), Interval: duration(f.edge.Report), Logger: f.log, Registerer: f.metrics,
+		Topic: lineage.Reports(f.config, "millrace-edge-", f.log), Interval: time.Duration(f.edge.Report), Logger: f.log, Registerer: f.metrics,
 		State: func() string {
 			s := f.status()
 			return fmt.Sprint(s.Epoch, reportState(&s), s.Err != nil, f.home.VerifyNews())
@@ -39,7 +33,7 @@ func (f *follower) reports() (*edgestatus.Reporter, error) {
 }
 
 // status is that of the epoch that readers use, with all that is wrong.
-func (f *follower) status() applier.Status {
+func (f *Stream) status() applier.Status {
 	f.mu.Lock()
 	current := f.current
 	f.mu.Unlock()
@@ -47,7 +41,7 @@ func (f *follower) status() applier.Status {
 	if current != nil {
 		s = current.Status()
 	}
-	s.Err = f.fault()
+	s.Err = f.Fault()
 	return s
 }
 
@@ -63,11 +57,11 @@ func reportState(s *applier.Status) string {
 }
 
 // report says how far the stream is here.
-func (f *follower) report(ctx context.Context) (*edgestatus.Report, error) {
+func (f *Stream) report(ctx context.Context) (*edgestatus.Report, error) {
 	s := f.status()
-	r := &edgestatus.Report{Stream: f.config.Name, State: reportState(&s), Version: version}
+	r := &edgestatus.Report{Stream: f.config.Name, State: reportState(&s), Version: f.version}
 	if s.Err != nil {
-		r.Error = oneLine(s.Err.Error())
+		r.Error = mend.OneLine(s.Err.Error())
 	}
 	if !s.StreamID.IsZero() {
 		r.StreamID = s.StreamID.String()
@@ -98,7 +92,7 @@ func (f *follower) report(ctx context.Context) (*edgestatus.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l := f.logStatus(); l != nil {
+	if l := f.LogStatus(); l != nil {
 		r.Log = &edgestatus.Log{Oldest: l.Oldest, Newest: l.Newest}
 	}
 	// First what is pending, so that nothing is left out of both.

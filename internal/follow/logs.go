@@ -1,10 +1,11 @@
-package main
+package follow
 
 import (
 	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -38,7 +39,7 @@ func openLogs(c *config.Config, s *config.Stream, epoch millrace.Epoch, log *slo
 		return logKeep{}, nil
 	}
 	k := logKeep{options: edgelog.Options{
-		Dir: logDir(c, s), Retain: duration(c.Edge.Log.Retain), MaxBytes: int64(c.Edge.Log.MaxBytes), Logger: log, Registerer: metrics,
+		Dir: logDir(c, s), Retain: time.Duration(c.Edge.Log.Retain), MaxBytes: int64(c.Edge.Log.MaxBytes), Logger: log, Registerer: metrics,
 	}}
 	return k, k.open(epoch)
 }
@@ -99,8 +100,8 @@ func (k *logKeep) ofReaders() applier.Log {
 	return k.current
 }
 
-// logStatus says what the log of readers' epoch holds; nil if none is kept.
-func (f *follower) logStatus() *serve.LogStatus {
+// LogStatus says what the log of readers' epoch holds; nil if none is kept.
+func (f *Stream) LogStatus() *serve.LogStatus {
 	f.mu.Lock()
 	current := f.logs.current
 	f.mu.Unlock()
@@ -114,6 +115,3 @@ func (f *follower) logStatus() *serve.LogStatus {
 	}
 	return status
 }
-
-// logStatus is what the log of a stream holds.
-func (k *keeper) logStatus(stream string) *serve.LogStatus { return k.follower(stream).logStatus() }

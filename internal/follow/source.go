@@ -1,4 +1,4 @@
-package main
+package follow
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/internal/finding"
+	"github.com/millrace-db/millrace/internal/lineage"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
@@ -42,14 +43,14 @@ func gone(err error) error {
 // openSource opens the topic of an epoch behind an offset; epoch 0 stands for the
 // newest that has begun. A topic that may lose records, or is another stream's, is
 // refused each time.
-func (f *follower) openSource(ctx context.Context, store *edge.Store, epoch millrace.Epoch, after millrace.Offset) (applier.Source, error) {
+func (f *Stream) openSource(ctx context.Context, store *edge.Store, epoch millrace.Epoch, after millrace.Offset) (applier.Source, error) {
 	if epoch == 0 {
 		var err error
 		if epoch, err = f.choose(ctx); err != nil {
 			return nil, err
 		}
 	}
-	t, err := openTopic(ctx, f.config, topic.EpochName(f.config.Kafka.Topic, epoch), f.log)
+	t, err := lineage.OpenTopic(ctx, f.config, topic.EpochName(f.config.Kafka.Topic, epoch), f.log)
 	if err != nil {
 		return nil, err
 	}
@@ -62,16 +63,16 @@ func (f *follower) openSource(ctx context.Context, store *edge.Store, epoch mill
 
 // choose returns the epoch that a new store follows: the newest that has begun, or
 // the first one if none has. It chooses once: what begins later is a successor.
-func (f *follower) choose(ctx context.Context) (millrace.Epoch, error) {
+func (f *Stream) choose(ctx context.Context) (millrace.Epoch, error) {
 	if epoch := f.epoch.Load(); epoch != 0 {
 		return millrace.Epoch(epoch), nil
 	}
-	s, err := newSuccessors(f.config, f.log)
+	s, err := lineage.NewEpochs(f.config, f.log)
 	if err != nil {
 		return 0, err
 	}
-	defer s.close()
-	epoch, err := s.newest(ctx, 0, f.stream())
+	defer s.Close()
+	epoch, err := s.Newest(ctx, 0, f.stream())
 	if err != nil {
 		return 0, err
 	}
@@ -80,7 +81,7 @@ func (f *follower) choose(ctx context.Context) (millrace.Epoch, error) {
 	return epoch, nil
 }
 
-func (f *follower) readTopic(ctx context.Context, t *topic.Topic, store *edge.Store, after millrace.Offset) (*topicSource, error) {
+func (f *Stream) readTopic(ctx context.Context, t *topic.Topic, store *edge.Store, after millrace.Offset) (*topicSource, error) {
 	info, err := t.Info(ctx)
 	if errors.Is(err, topic.ErrNoTopic) && after == millrace.NoOffset {
 		return nil, err // it may still be made
@@ -111,17 +112,17 @@ func (f *follower) readTopic(ctx context.Context, t *topic.Topic, store *edge.St
 
 // sameStream refuses a topic of another stream than the store's, before the
 // applier finds that it is another topic at all: this says more.
-func (f *follower) sameStream(ctx context.Context, t *topic.Topic, info topic.Info, store *edge.Store) error {
-	id, ok, err := topicIdentity(ctx, t, info)
+func (f *Stream) sameStream(ctx context.Context, t *topic.Topic, info topic.Info, store *edge.Store) error {
+	id, ok, err := lineage.IdentityOf(ctx, t, info)
 	if err != nil || !ok {
 		return err
 	}
-	if err := wantStream(f.config, "topic "+t.Name(), id.stream); err != nil {
+	if err := lineage.Want(f.config, "topic "+t.Name(), id.Stream); err != nil {
 		return fmt.Errorf("%w: %w", millrace.ErrStop, err)
 	}
-	if held := store.Stream(); !held.IsZero() && held != id.stream {
+	if held := store.Stream(); !held.IsZero() && held != id.Stream {
 		return fmt.Errorf("%w: store %s holds another stream (%v) than topic %s does (%v); mend: give each stream a data_dir of its own, or correct kafka.topic",
-			edge.ErrOtherStream, store.Dir(), held, t.Name(), id.stream)
+			edge.ErrOtherStream, store.Dir(), held, t.Name(), id.Stream)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package follow
 
 import (
 	"context"
@@ -21,14 +21,9 @@ import (
 // comes to where it stopped.
 const catchUpLimit = 10 * time.Second
 
-// Compact asks for a compaction of a stream's store.
-func (k *keeper) Compact(stream string) error { return k.follower(stream).compact() }
-
-// Compaction says how far it is.
-func (k *keeper) Compaction(stream string) *serve.Compaction { return k.follower(stream).compacting() }
-
-// compact asks the stream's goroutine for a compaction.
-func (f *follower) compact() error {
+// Compact asks for a compaction of the store. It returns serve.ErrCompacting if one is
+// under way.
+func (f *Stream) Compact() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.compaction != nil && f.compaction.Running() {
@@ -42,7 +37,8 @@ func (f *follower) compact() error {
 	return nil
 }
 
-func (f *follower) compacting() *serve.Compaction {
+// Compaction says how far the newest one is; nil if there was none.
+func (f *Stream) Compaction() *serve.Compaction {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.compaction == nil {
@@ -53,7 +49,7 @@ func (f *follower) compacting() *serve.Compaction {
 }
 
 // note changes what is shown of the compaction.
-func (f *follower) note(change func(*serve.Compaction)) {
+func (f *Stream) note(change func(*serve.Compaction)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	change(f.compaction)

@@ -1,4 +1,4 @@
-package main
+package lineage
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
-// successors looks which epochs of a stream have begun, by the topics that there
+// Epochs looks which epochs of a stream have begun, by the topics that there
 // are. An epoch has begun when its topic holds a record of it: one whose topic is
 // merely there may have been prepared and given up. It is used by one goroutine.
-type successors struct {
+type Epochs struct {
 	config *config.Stream
 	log    *slog.Logger
 	finder *topic.Finder
@@ -22,20 +22,22 @@ type successors struct {
 	told map[string]bool
 }
 
-func newSuccessors(s *config.Stream, log *slog.Logger) (*successors, error) {
+// NewEpochs reaches the brokers of a stream. The caller closes what it returns.
+func NewEpochs(s *config.Stream, log *slog.Logger) (*Epochs, error) {
 	finder, err := topic.NewFinder(topic.Config{Brokers: s.Kafka.Brokers, Topic: s.Kafka.Topic, ClientID: "millrace-" + s.Name, Logger: log})
 	if err != nil {
 		return nil, err
 	}
-	return &successors{config: s, log: log, finder: finder, told: make(map[string]bool)}, nil
+	return &Epochs{config: s, log: log, finder: finder, told: make(map[string]bool)}, nil
 }
 
-func (s *successors) close() { s.finder.Close() }
+// Close gives the connection up.
+func (s *Epochs) Close() { s.finder.Close() }
 
-// newest returns the newest epoch after the given one that has begun, 0 if there
+// Newest returns the newest epoch after the given one that has begun, 0 if there
 // is none. want is the stream that its records must be of; zero takes any. After
 // 0 it looks through all topics.
-func (s *successors) newest(ctx context.Context, after millrace.Epoch, want millrace.StreamID) (millrace.Epoch, error) {
+func (s *Epochs) Newest(ctx context.Context, after millrace.Epoch, want millrace.StreamID) (millrace.Epoch, error) {
 	ask := s.finder.All
 	if after > 0 {
 		ask = func(ctx context.Context) ([]millrace.Epoch, error) { return s.finder.After(ctx, after) }
@@ -53,18 +55,18 @@ func (s *successors) newest(ctx context.Context, after millrace.Epoch, want mill
 	return 0, nil
 }
 
-// newestEpoch returns the newest epoch of a stream that has begun, 0 if none has.
-func newestEpoch(ctx context.Context, s *config.Stream, log *slog.Logger) (millrace.Epoch, error) {
+// Newest returns the newest epoch of a stream that has begun, 0 if none has.
+func Newest(ctx context.Context, s *config.Stream, log *slog.Logger) (millrace.Epoch, error) {
 	var want millrace.StreamID
 	if s.ID != "" {
 		want, _ = millrace.ParseStreamID(s.ID) // the configuration has checked it
 	}
-	look, err := newSuccessors(s, log)
+	look, err := NewEpochs(s, log)
 	if err != nil {
 		return 0, err
 	}
-	defer look.close()
-	epoch, err := look.newest(ctx, 0, want)
+	defer look.Close()
+	epoch, err := look.Newest(ctx, 0, want)
 	if err != nil {
 		return 0, fmt.Errorf("%w; are the brokers running, and is streams.%s.kafka.brokers right?", err, s.Name)
 	}
@@ -72,9 +74,9 @@ func newestEpoch(ctx context.Context, s *config.Stream, log *slog.Logger) (millr
 }
 
 // begun reports whether the topic of an epoch holds a record of it.
-func (s *successors) begun(ctx context.Context, epoch millrace.Epoch, want millrace.StreamID) (bool, error) {
+func (s *Epochs) begun(ctx context.Context, epoch millrace.Epoch, want millrace.StreamID) (bool, error) {
 	name := topic.EpochName(s.config.Kafka.Topic, epoch)
-	t, err := openTopic(ctx, s.config, name, s.log)
+	t, err := OpenTopic(ctx, s.config, name, s.log)
 	if err != nil {
 		return false, err
 	}
@@ -86,25 +88,25 @@ func (s *successors) begun(ctx context.Context, epoch millrace.Epoch, want millr
 	if err != nil {
 		return false, err
 	}
-	id, ok, err := topicIdentity(ctx, t, info)
+	id, ok, err := IdentityOf(ctx, t, info)
 	switch {
 	case millrace.NeedsOperator(err):
 		s.complain(name, "its first record is none of millrace's")
 		return false, nil
 	case err != nil || !ok:
 		return false, err
-	case id.epoch != epoch:
-		s.complain(name, "its records are of epoch "+id.epoch.String())
+	case id.Epoch != epoch:
+		s.complain(name, "its records are of epoch "+id.Epoch.String())
 		return false, nil
-	case !want.IsZero() && id.stream != want:
-		s.complain(name, "its records are of stream "+id.stream.String())
+	case !want.IsZero() && id.Stream != want:
+		s.complain(name, "its records are of stream "+id.Stream.String())
 		return false, nil
 	}
 	return true, nil
 }
 
 // complain says once of a topic that it is not what its name says.
-func (s *successors) complain(name, why string) {
+func (s *Epochs) complain(name, why string) {
 	if s.told[name] {
 		return
 	}

@@ -1,0 +1,319 @@
+// Package follow keeps streams at an edge: it joins what an edge is made of (where
+// records come from, the applier, the store, the log) and leads readers from one epoch,
+// or one store, to the next.
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/applier"
+	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/serve"
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/edgestatus"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
+	"github.com/millrace-db/millrace/internal/topic"
+)
+
+const (
+	// successorEvery is how often an edge asks whether a newer epoch has a
+	// topic: one request.
+	successorEvery = 5 * time.Second
+	// lostEvery is how often a topic that was found lost is tried again.
+	lostEvery = 10 * time.Second
+)
+
+// Stream keeps one stream at this edge through its epochs. An applier brings
+// the topic of the epoch that readers use into its store. When a newer epoch has
+// begun, a second one fills the store of that beside it, and once its first copy
+// is complete, readers go over at once, for good.
+//
+// An epoch that is lost (its topic deleted, emptied or made again) ends nothing
+// here: its rows are served, with the loss as the stream's fault, until a newer
+// epoch has taken its place. So does any other stop of the old epoch while a
+// newer one is being copied.
+//
+// Run is called once; all other methods may be called at any time by anyone until Close.
+type Stream struct {
+	config *config.Stream
+	edge   *config.Edge
+	home   *edge.Home
+	log    *slog.Logger
+	// logs are its own logs of what the stores have taken in; those who look at them
+	// hold mu.
+	logs logKeep
+	// metrics takes those of the applier for readers' store.
+	metrics prometheus.Registerer
+	// id is the stream that the configuration names, or zero.
+	id millrace.StreamID
+	// trusted are the keys that its records have to be signed with.
+	trusted *millrace.Keyring
+	// version is the program's.
+	version string
+	// reporter tells whoever asks for the edges of the stream.
+	reporter *edgestatus.Reporter
+	// epoch is the one whose topic is followed for readers; 0 until it is known.
+	epoch atomic.Uint64
+
+	mu      sync.Mutex
+	current *applier.Applier
+	next    *applier.Applier
+	// stopped is why readers' epoch does not go on, trouble why the next one
+	// cannot be prepared or gone over to.
+	stopped, trouble error
+	// compaction is the newest one, nil if there was none.
+	compaction *serve.Compaction
+	// compactAsked has an item when one is to begin.
+	compactAsked chan struct{}
+}
+
+// Config of a Stream. All but Trusted and Metrics must be set.
+type Config struct {
+	// Whole is the configuration of the process, and Stream the part of it that is
+	// followed.
+	Whole  *config.Config
+	Stream *config.Stream
+	// Trusted are the keys that the records have to be signed with; nil asks for none.
+	Trusted *millrace.Keyring
+	// ViewAge is the age limit of views of the store; 0 is edge's default.
+	ViewAge time.Duration
+	// Version is the program's, for reports.
+	Version string
+	Logger  *slog.Logger
+	// Metrics takes the stream's metrics.
+	Metrics prometheus.Registerer
+}
+
+// StoreDir is where an edge keeps a stream.
+func StoreDir(c *config.Config, s *config.Stream) string {
+	return filepath.Join(c.Edge.DataDir, s.Name)
+}
+
+// New opens the stream's store and log; nothing is applied yet. The caller calls Run,
+// if at all, and then Close.
+func New(c Config) (*Stream, error) {
+	f := &Stream{
+		config: c.Stream, edge: &c.Whole.Edge, log: c.Logger, metrics: c.Metrics, trusted: c.Trusted, version: c.Version,
+		compactAsked: make(chan struct{}, 1),
+	}
+	if c.Stream.ID != "" {
+		f.id, _ = millrace.ParseStreamID(c.Stream.ID) // the configuration has checked it
+	}
+	var err error
+	f.home, err = edge.OpenHome(edge.Options{
+		Dir: StoreDir(c.Whole, c.Stream), Stream: f.id, MapSize: int64(f.edge.MapSize), MaxViewAge: c.ViewAge, Logger: c.Logger, Registerer: c.Metrics,
+		Indexes: f.edge.Indexes[c.Stream.Name],
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.epoch.Store(uint64(f.home.Place().Epoch))
+	if f.logs, err = openLogs(c.Whole, c.Stream, f.home.Place().Epoch, c.Logger, c.Metrics); err == nil {
+		f.reporter, err = f.reports()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Name is the stream's in the configuration.
+func (f *Stream) Name() string { return f.config.Name }
+
+// Home holds the stream's store, for reading. It is closed with the Stream.
+func (f *Stream) Home() *edge.Home { return f.home }
+
+// Close gives store and log up, once nothing runs any more.
+func (f *Stream) Close() error { return errors.Join(f.logs.close(), f.home.Close()) }
+
+// stream is the one that all epochs must be of, zero if it is not known yet.
+func (f *Stream) stream() millrace.StreamID {
+	if id := f.home.Stream(); !id.IsZero() {
+		return id
+	}
+	return f.id
+}
+
+// Fault says what keeps the stream from going on, nil if nothing does.
+func (f *Stream) Fault() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var errs []error
+	if f.current != nil {
+		status := f.current.Status()
+		switch {
+		case status.Err != nil:
+			errs = append(errs, status.Err)
+		case status.Phase == applier.PhaseConnecting:
+			errs = append(errs, f.stopped)
+		}
+	}
+	if f.next != nil {
+		if err := f.next.Status().Err; err != nil {
+			errs = append(errs, fmt.Errorf("next epoch: %w", err))
+		}
+	}
+	return mend.Error(f.config.Name, errors.Join(append(errs, f.trouble)...))
+}
+
+func (f *Stream) setTrouble(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil && (f.trouble == nil || f.trouble.Error() != err.Error()) {
+		f.log.Error("the next epoch cannot be gone over to yet", "error", err)
+	}
+	f.trouble = err
+}
+
+// Run follows the stream, and reports on it, until ctx ends or it stops. The last
+// report comes after the last commit.
+func (f *Stream) Run(ctx context.Context) error {
+	reporting, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	reported := make(chan struct{})
+	go func() {
+		defer close(reported)
+		f.reporter.Run(reporting)
+	}()
+	err := f.throughEpochs(ctx)
+	stop()
+	<-reported
+	return err
+}
+
+// throughEpochs goes from epoch to epoch.
+func (f *Stream) throughEpochs(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := f.reign(ctx); err != nil {
+			err = fmt.Errorf("stream %s, topic %s, store %s: %w", f.config.Name, f.topicName(), f.home.Store().Dir(), err)
+			return mend.Error(f.config.Name, err)
+		}
+	}
+	return nil
+}
+
+func (f *Stream) topicName() string {
+	return topic.EpochName(f.config.Kafka.Topic, millrace.Epoch(f.epoch.Load()))
+}
+
+// task is an applier that runs.
+type task struct {
+	epoch  millrace.Epoch
+	cancel context.CancelFunc
+	ended  chan struct{} // closed when it has
+	err    error         // of an applier that has ended
+	copied chan struct{} // closed when the first copy is complete
+}
+
+// stop ends the applier and returns when its writer is closed.
+func (t *task) stop() {
+	if t != nil {
+		t.cancel()
+		<-t.ended
+	}
+}
+
+func (t *task) endedC() <-chan struct{} {
+	if t == nil {
+		return nil
+	}
+	return t.ended
+}
+
+func (t *task) copiedC() <-chan struct{} {
+	if t == nil {
+		return nil
+	}
+	return t.copied
+}
+
+// apply starts an applier of a store, and of a log if it is not nil. epoch 0 is a new
+// store's, which takes the newest epoch that there is.
+func (f *Stream) apply(ctx context.Context, store *edge.Store, records applier.Log, epoch millrace.Epoch, metrics prometheus.Registerer, at **applier.Applier) (*task, error) {
+	log := f.log
+	if epoch != 0 {
+		log = log.With("epoch", uint64(epoch))
+	}
+	a, err := applier.New(applier.Config{
+		Store: store, Log: records, Stream: f.id, Epoch: epoch, Trusted: f.trusted, Logger: log, Registerer: metrics,
+		OpenSource: func(ctx context.Context, after millrace.Offset) (applier.Source, error) {
+			return f.openSource(ctx, store, epoch, after)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	*at = a
+	f.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	t := &task{epoch: epoch, cancel: cancel, ended: make(chan struct{}), copied: make(chan struct{})}
+	go func() {
+		defer close(t.ended)
+		t.err = a.Run(ctx)
+	}()
+	return t, nil
+}
+
+// awaitCopy closes t.copied when the first copy is complete.
+func awaitCopy(ctx context.Context, store *edge.Store, t *task) {
+	for {
+		changed := store.Changed()
+		if copied, err := store.Copied(ctx); err == nil && copied {
+			close(t.copied)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.ended:
+			return
+		case <-changed:
+		}
+	}
+}
+
+// watch sends the newest epoch after the one that readers use that has begun, 0
+// if there is none, again and again, and when it is asked to look.
+func (f *Stream) watch(ctx context.Context, s *lineage.Epochs, found chan<- millrace.Epoch, look <-chan struct{}) {
+	defer s.Close()
+	tick := time.NewTicker(successorEvery)
+	defer tick.Stop()
+	var told string
+	for {
+		var epoch millrace.Epoch
+		var err error
+		if now := millrace.Epoch(f.epoch.Load()); now != 0 {
+			epoch, err = s.Newest(ctx, now, f.stream())
+		}
+		if err != nil && ctx.Err() == nil && err.Error() != told {
+			told = err.Error()
+			f.log.Warn("cannot look for a newer epoch", "error", err)
+		}
+		if err != nil {
+			epoch = 0
+		}
+		select {
+		case found <- epoch:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-look:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

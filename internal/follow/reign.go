@@ -1,0 +1,239 @@
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/applier"
+	"github.com/millrace-db/millrace/internal/config"
+	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/mend"
+)
+
+// reign follows one epoch for readers. It returns nil when they have gone over to
+// another, when that has failed and is to be tried again, or when ctx ends; an
+// error stops the stream.
+func (f *Stream) reign(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	r := &epochReign{Stream: f, ctx: ctx, found: make(chan millrace.Epoch), look: make(chan struct{}, 1), work: &work}
+	defer func() {
+		cancel()
+		r.next.stop()
+		r.current.stop()
+		r.endCompaction(errors.New("the edge has stopped following the stream"))
+		f.mu.Lock()
+		f.next = nil
+		f.mu.Unlock()
+		work.Wait()
+	}()
+	successors, err := lineage.NewEpochs(f.config, f.log)
+	if err != nil {
+		return err
+	}
+	work.Go(func() { f.watch(ctx, successors, r.found, r.look) })
+	if err := r.follow(); err != nil {
+		return err
+	}
+	return r.run()
+}
+
+// epochReign is the state of reign; its goroutine alone uses it.
+type epochReign struct {
+	*Stream
+	ctx           context.Context //nolint:containedctx // of the one call that it belongs to
+	work          *sync.WaitGroup
+	found         chan millrace.Epoch
+	look          chan struct{}
+	current, next *task
+	compact       *compactTask
+	// ending is the stop of readers' epoch that ends the stream unless a newer
+	// one has begun. held tells that it is being served with its fault instead.
+	ending, held error
+	again        <-chan time.Time
+	// failed is the epoch whose copy has stopped for good.
+	failed millrace.Epoch
+}
+
+// follow starts the applier of readers' epoch.
+func (r *epochReign) follow() (err error) {
+	store := r.home.Store()
+	r.current, err = r.apply(r.ctx, store, r.logs.ofReaders(), store.Place().Epoch, r.metrics, &r.Stream.current)
+	return err
+}
+
+func (r *epochReign) run() error {
+	for {
+		select {
+		case <-r.ctx.Done():
+			return r.held
+		case <-r.current.endedC():
+			err := r.current.err
+			r.current = nil
+			if r.ctx.Err() == nil {
+				r.stoppedCurrent(err)
+			}
+		case <-r.again:
+			r.again = nil
+			if err := r.follow(); err != nil {
+				return err
+			}
+		case epoch := <-r.found:
+			r.begin(epoch)
+			if r.ending != nil && r.next == nil {
+				if err := r.hold(r.ending); err != nil {
+					return err
+				}
+			}
+			r.ending = nil
+		case <-r.next.endedC():
+			if err := r.stoppedNext(); err != nil {
+				return err
+			}
+		case <-r.next.copiedC():
+			return r.goOver()
+		case <-r.compactAsked:
+			r.beginCompaction()
+		case <-r.compact.madeC():
+			r.copyMade()
+		case <-r.compact.endedC():
+			r.copyStopped()
+		case <-r.compact.caughtC():
+			if over, err := r.compacted(); over || err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// lost tells that the topic is not what it was, which a new epoch alone mends.
+func lost(err error) bool {
+	return errors.Is(err, applier.ErrSourceGone) || errors.Is(err, applier.ErrOtherTopic)
+}
+
+// stoppedCurrent decides what follows from the stop of readers' epoch.
+func (r *epochReign) stoppedCurrent(err error) {
+	r.mu.Lock()
+	news := r.stopped == nil || r.stopped.Error() != err.Error()
+	r.stopped = err
+	r.mu.Unlock()
+	switch {
+	case r.next != nil:
+		r.log.Warn("readers' epoch has stopped; a newer one is being copied", "error", err)
+	case lost(err):
+		if news {
+			r.log.Error("the stream's topic is lost; its last rows are still answered, until a new epoch is begun",
+				"error", mend.Error(r.config.Name, err), "mend", mend.EpochCommand(r.config.Name))
+		}
+		r.again = time.After(lostEvery)
+	default:
+		r.ending = err
+		select {
+		case r.look <- struct{}{}:
+		default: // it looks already
+		}
+	}
+}
+
+// hold ends the stream, or serves on with its fault, as the configuration says.
+func (r *epochReign) hold(err error) error {
+	if r.edge.OnStop != config.OnStopServe {
+		return err
+	}
+	r.log.Error("stream stopped; its last rows are still answered", "error", mend.Error(r.config.Name, err))
+	r.held = err
+	return nil
+}
+
+// begin starts to copy an epoch that was found, if it is not being copied.
+func (r *epochReign) begin(epoch millrace.Epoch) {
+	now := millrace.Epoch(r.epoch.Load())
+	if epoch <= now || epoch <= r.failed || r.next != nil && epoch <= r.next.epoch {
+		return
+	}
+	if r.next != nil {
+		r.log.Info("a still newer epoch has begun; the copy under way is given up", "epoch", uint64(r.next.epoch))
+		r.dropNextTask()
+	}
+	r.endCompaction(fmt.Errorf("epoch %v has begun, whose store takes the place of this one", epoch))
+	store, err := r.home.Next(epoch)
+	var records applier.Log
+	if err == nil {
+		records, err = r.logs.follow()
+	}
+	if err == nil {
+		r.next, err = r.apply(r.ctx, store, records, epoch, nil, &r.Stream.next)
+	}
+	if err != nil {
+		err = errors.Join(err, r.logs.drop())
+	}
+	r.setTrouble(err)
+	if err != nil {
+		return // the next look tries again
+	}
+	r.log.Info("a newer epoch has begun; its copy is made beside the rows that are served", "epoch", uint64(epoch), "serving", uint64(now), "index", store.Index())
+	t := r.next
+	r.work.Go(func() { awaitCopy(r.ctx, store, t) })
+}
+
+func (r *epochReign) dropNextTask() {
+	r.next.stop()
+	r.next = nil
+	if err := r.logs.drop(); err != nil {
+		r.log.Warn("log of an epoch that is no longer copied", "error", err)
+	}
+	r.mu.Lock()
+	r.Stream.next = nil
+	r.mu.Unlock()
+}
+
+// stoppedNext decides what follows from the stop of a copy.
+func (r *epochReign) stoppedNext() error {
+	epoch, err := r.next.epoch, r.next.err
+	r.dropNextTask()
+	if r.ctx.Err() != nil || err == nil {
+		return nil //nolint:nilerr // it was told to stop
+	}
+	err = fmt.Errorf("copy of epoch %v: %w", epoch, err)
+	r.setTrouble(err)
+	if lost(err) {
+		// Should the topic have been made again, the copy begins again too.
+		return r.home.DropNext()
+	}
+	r.failed = epoch
+	return r.hold(err)
+}
+
+// goOver leads readers to the copy that is complete.
+func (r *epochReign) goOver() error {
+	epoch := r.next.epoch
+	r.next.stop()
+	r.current.stop()
+	from := r.home.Place()
+	err := r.home.Switch(r.ctx)
+	if r.ctx.Err() != nil {
+		return nil //nolint:nilerr // told to stop in the middle; the next start goes on
+	}
+	r.setTrouble(err)
+	if err != nil {
+		select {
+		case <-r.ctx.Done():
+		case <-time.After(successorEvery):
+		}
+		return nil
+	}
+	r.epoch.Store(uint64(epoch))
+	r.mu.Lock()
+	r.stopped = nil
+	err = r.logs.goOver(epoch)
+	r.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("go over to the log of epoch %v: %w", epoch, err)
+	}
+	r.log.Info("readers have gone over to a new epoch", "epoch", uint64(epoch), "index", r.home.Place().Index, "from_epoch", uint64(from.Epoch), "from_index", from.Index)
+	return nil
+}
