@@ -162,6 +162,11 @@ func (k *Keyring) Check(r *Record, next Index) error {
 	if at.Compare(k.from) < 0 {
 		return nil
 	}
+	return k.verify(r, at)
+}
+
+// verify wants a record to be signed by a key that is trusted at a place.
+func (k *Keyring) verify(r *Record, at Place) error {
 	if len(r.Signature) == 0 {
 		return fmt.Errorf("%w: %v record at index %v is not signed, and from index %v on all have to be", ErrSignature, r.Kind, at, k.from)
 	}
@@ -173,4 +178,31 @@ func (k *Keyring) Check(r *Record, next Index) error {
 		return fmt.Errorf("%w: %v record at index %v is signed by key %x, which is not trusted there", ErrSignature, r.Kind, at, r.KeyID)
 	}
 	return r.VerifySignature(t.Key)
+}
+
+// CheckHeader returns nil where a signed header, as Record.SignedHeader gives it, proves
+// index and chain of a checkpoint under the keys that are trusted, or where these ask for
+// no signature at its place; the nil Keyring never does. header may be empty. Errors:
+// ErrSignature, ErrDiverged, ErrMalformed.
+func (k *Keyring) CheckHeader(header []byte, c *Checkpoint) error {
+	if k == nil || (Place{c.Epoch, c.Index}).Compare(k.from) < 0 {
+		return nil
+	}
+	if len(header) == 0 {
+		return fmt.Errorf("%w: there is no signed header of the record that ends at index %v, and from index %v on all have to be signed", ErrSignature, c.Index, k.from)
+	}
+	r, err := DecodeSignedHeader(header)
+	if err != nil {
+		return err
+	}
+	if err := r.Proves(c); err != nil {
+		return err
+	}
+	// A batch that begins before the first place that is signed is signed all the
+	// same, or nothing is proven by it.
+	at := Place{r.Epoch, r.First}
+	if at.Compare(k.from) < 0 {
+		at = k.from
+	}
+	return k.verify(r, at)
 }

@@ -87,3 +87,65 @@ func TestTrustedKeyText(t *testing.T) {
 		}
 	}
 }
+
+// A signed header proves a checkpoint only where a trusted key signed the batch that
+// ends there.
+func TestCheckHeader(t *testing.T) {
+	h, payload := sampleBatch(t)
+	key, other := testKey(1), testKey(2)
+	ring, err := NewKeyring([]TrustedKey{{Key: key.Public().(ed25519.PublicKey), From: Place{h.Epoch, h.Last()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := func(h Header, signer ed25519.PrivateKey) []byte {
+		t.Helper()
+		r, err := DecodeRecord(mustRecord(t, &h, payload, signer), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.SignedHeader()
+	}
+	at := Checkpoint{Stream: h.Stream, Epoch: h.Epoch, Index: h.Last(), Chain: h.Chain, Term: h.Term, Publisher: h.Publisher}
+	whole := header(h, key)
+	if h.Last() == h.First {
+		t.Fatal("the sample has one entry")
+	}
+	if header(h, nil) != nil {
+		t.Error("a record that is not signed gives a signed header")
+	}
+	altered := append([]byte(nil), whole...)
+	altered[len(altered)-1] ^= 1
+	change := func(change func(*Checkpoint)) Checkpoint {
+		c := at
+		change(&c)
+		return c
+	}
+	for name, c := range map[string]struct {
+		header []byte
+		at     Checkpoint
+		want   error
+	}{
+		"signed":                  {whole, at, nil},
+		"none":                    {nil, at, ErrSignature},
+		"before any key":          {nil, change(func(c *Checkpoint) { c.Index-- }), nil},
+		"another key":             {header(h, other), at, ErrSignature},
+		"altered":                 {altered, at, ErrSignature},
+		"cut off":                 {whole[:len(whole)-1], at, ErrMalformed},
+		"longer":                  {append(whole[:len(whole):len(whole)], 0), at, ErrMalformed},
+		"another index":           {whole, change(func(c *Checkpoint) { c.Index++ }), ErrDiverged},
+		"another chain":           {whole, change(func(c *Checkpoint) { c.Chain[0] ^= 1 }), ErrDiverged},
+		"another epoch":           {whole, change(func(c *Checkpoint) { c.Epoch++ }), ErrDiverged},
+		"another stream":          {whole, change(func(c *Checkpoint) { c.Stream[0] ^= 1 }), ErrDiverged},
+		"another publisher":       {whole, change(func(c *Checkpoint) { c.Publisher[0] ^= 1 }), ErrDiverged},
+		"another term":            {whole, change(func(c *Checkpoint) { c.Term++ }), ErrDiverged},
+		"rubbish where it begins": {append([]byte("rubbish"), whole...), at, ErrMalformed},
+	} {
+		if err := ring.CheckHeader(c.header, &c.at); !errors.Is(err, c.want) || c.want == nil && err != nil {
+			t.Errorf("%s: got %v, want %v", name, err, c.want)
+		}
+		var none *Keyring
+		if err := none.CheckHeader(c.header, &c.at); err != nil {
+			t.Errorf("%s: without keys: %v", name, err)
+		}
+	}
+}

@@ -28,3 +28,47 @@ func DecodeHeader(b []byte) (*Header, error) {
 	}
 	return &r.Header, nil
 }
+
+// SignedHeader returns what proves who wrote the record's header, without its payload:
+// the signed part, the key's ID and the signature. It is nil for a record that is not
+// signed. It must be called before the bytes that the record was decoded from change,
+// and does not alias them.
+func (r *Record) SignedHeader() []byte {
+	if len(r.Signature) == 0 {
+		return nil
+	}
+	b := make([]byte, 0, len(r.signed)+signatureSize)
+	b = append(b, r.signed...)
+	b = append(b, r.KeyID[:]...)
+	return append(b, r.Signature...)
+}
+
+// DecodeSignedHeader reads what SignedHeader gave. The record has no payload, and only
+// Keyring.Check or VerifySignature tells whether its header is to be believed: until
+// then it may be anything. It aliases b.
+func DecodeSignedHeader(b []byte) (*Record, error) {
+	h, err := DecodeHeader(b)
+	if err != nil {
+		return nil, err
+	}
+	end := signedSize + int(binary.BigEndian.Uint16(b[6:]))
+	if len(b) != end+signatureSize {
+		return nil, fmt.Errorf("%w: signed header of %d bytes, want %d", ErrMalformed, len(b), end+signatureSize)
+	}
+	r := &Record{Header: *h, signed: b[:end:end]}
+	copy(r.KeyID[:], b[end:])
+	r.Signature = b[end+len(r.KeyID):]
+	return r, nil
+}
+
+// Proves returns nil where the record is the batch that ends at a checkpoint, with its
+// chain: then who signed it vouches for the history up to there. Otherwise it returns
+// ErrDiverged.
+func (r *Record) Proves(c *Checkpoint) error {
+	if r.Kind != RecordBatch || r.Stream != c.Stream || r.Epoch != c.Epoch || r.Count == 0 || r.Last() != c.Index || r.Chain != c.Chain ||
+		r.Term != c.Term || r.Publisher != c.Publisher {
+		return fmt.Errorf("%w: the signed header is that of a %v record of stream %v, epoch %v, term %v, up to index %v with chain %v, and the checkpoint says stream %v, epoch %v, term %v, index %v, chain %v",
+			ErrDiverged, r.Kind, r.Stream, r.Epoch, r.Term, r.Last(), r.Chain.Short(), c.Stream, c.Epoch, c.Term, c.Index, c.Chain.Short())
+	}
+	return nil
+}

@@ -487,4 +487,15 @@ func TestPinnedKey(t *testing.T) {
 	}
 	run(t, s, topic, func(c *Config) { c.Trusted = ring }).ended(millrace.ErrSignature)
 	wantContent(t, s, "1=signed")
+	// The store keeps the signed header that its checkpoint is proven by.
+	err = s.View(t.Context(), func(v *edge.View) error {
+		c, err := v.Contents()
+		if err != nil {
+			return err
+		}
+		return ring.CheckHeader(c.Header, c.Checkpoint)
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }

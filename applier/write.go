@@ -32,6 +32,7 @@ type writer struct {
 	// if there is none. partial tells that a unit has begun and not ended; then
 	// nothing complete is in the transaction.
 	at      *millrace.Checkpoint
+	last    *millrace.Record // which ends at at
 	partial bool
 	// size and began are of the open transaction.
 	size  int64
@@ -141,7 +142,7 @@ func (w *writer) step(next *work) error {
 		return err
 	}
 	w.log(next)
-	w.at, w.partial = next.at, !whole
+	w.at, w.last, w.partial = next.at, next.batch, !whole
 	if w.at == nil {
 		return nil
 	}
@@ -210,6 +211,7 @@ func (w *writer) commit() error {
 	if err := w.planted.committing(w); err != nil {
 		return err
 	}
+	w.w.Header(w.last.SignedHeader())
 	if err := w.w.Commit(w.at); err != nil {
 		return fmt.Errorf("apply up to index %v: %w", w.at.Index, err)
 	}
@@ -217,7 +219,7 @@ func (w *writer) commit() error {
 		w.config.Log.Commit(w.at)
 	}
 	w.status.applied(w.at)
-	w.at, w.held = nil, 0
+	w.at, w.last, w.held = nil, nil, 0
 	return nil
 }
 

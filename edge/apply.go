@@ -159,6 +159,7 @@ func (w *Writer) truncate(id millrace.TableID) error {
 		return err
 	}
 	t := w.catalog().tables[id]
+	w.renewed = append(w.renewed, id)
 	for _, at := range []**generation{&t.live, &t.shadow} {
 		old := *at
 		if old == nil {
@@ -226,7 +227,7 @@ func (w *Writer) dropTable(id millrace.TableID) error {
 	}
 	delete(c.tables, id)
 	c.index()
-	w.loaded = append(w.loaded, id)
+	w.loaded, w.renewed = append(w.loaded, id), append(w.renewed, id)
 	return nil
 }
 
@@ -287,6 +288,9 @@ func (w *Writer) loadEnd(id millrace.TableID, load millrace.LoadID) error {
 	}
 	w.cat.index()
 	w.loaded = append(w.loaded, id)
+	if !w.s.verifier.brought(id, load) {
+		w.renewed = append(w.renewed, id)
+	}
 	return nil
 }
 

@@ -315,6 +315,15 @@ func (b *builder) finish() error {
 	if err != nil {
 		return b.fail(err)
 	}
+	// One that proves nothing is of no use to whoever takes an image from this store.
+	if r, err := millrace.DecodeSignedHeader(b.contents.Header); err == nil && r.Proves(c) == nil {
+		if err := b.s.writeHeader(b.txn, c.Index, b.contents.Header); err != nil {
+			return err
+		}
+	}
+	if err := b.s.writeUnproven(b.txn, unprovenOf(b.contents)); err != nil {
+		return err
+	}
 	h := &head{index: c.Index, chain: c.Chain, time: c.Time, epoch: c.Epoch, term: c.Term, catalog: b.cat.number}
 	if err := b.s.writePlace(b.txn, c, h); err != nil {
 		return err

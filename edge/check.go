@@ -72,7 +72,7 @@ func (c *checker) records() error {
 	c.missing = make(map[string]uint64)
 	return c.walk(c.s.meta, metaName, func(k, v []byte) error {
 		if len(k) < 2 || k[1] != 0 {
-			if !slices.ContainsFunc([][]byte{keyFormat, keyStream, keyHead, keyCheckpoint}, func(known []byte) bool { return bytes.Equal(known, k) }) {
+			if !slices.ContainsFunc([][]byte{keyFormat, keyStream, keyHead, keyCheckpoint, keyHeader, keyUnproven}, func(known []byte) bool { return bytes.Equal(known, k) }) {
 				return c.s.corrupt("meta record %q is of an unknown kind", k)
 			}
 			return nil
@@ -136,6 +136,22 @@ func (c *checker) place() error {
 	}
 	if p.Stream != c.s.Stream() || p.Index != h.index || p.Chain != h.chain || p.Epoch != h.epoch || p.Term != h.term || !p.Time.Equal(h.time) {
 		return c.s.corrupt("checkpoint at index %v and head at index %v do not agree", p.Index, h.index)
+	}
+	header, err := c.s.readHeader(c.v.txn, p.Index)
+	if err != nil {
+		return err
+	}
+	if len(header) > 0 {
+		r, err := millrace.DecodeSignedHeader(header)
+		if err == nil {
+			err = r.Proves(p)
+		}
+		if err != nil {
+			return c.s.corrupt("signed header of index %v: %v", p.Index, err)
+		}
+	}
+	if _, err := c.s.readUnproven(c.v.txn); err != nil {
+		return err
 	}
 	loads := make(map[millrace.TableID]millrace.LoadID)
 	for _, l := range p.Catalog.Loads {

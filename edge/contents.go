@@ -17,6 +17,9 @@ import (
 type Contents struct {
 	// Checkpoint is where the snapshot stands. Its Catalog.Schemas is not used.
 	Checkpoint *millrace.Checkpoint
+	// Header is the signed header (millrace.Record.SignedHeader) of the record that
+	// ends at the checkpoint; empty where it is not signed, or not known.
+	Header []byte
 	// Schemas are all versions of all tables, in the order of table and version:
 	// rows name the version that they were written with.
 	Schemas []*millrace.Schema
@@ -58,6 +61,9 @@ func (v *View) Contents() (*Contents, error) {
 		return nil, fmt.Errorf("read store %s: nothing has been applied to it yet", v.s.dir)
 	}
 	c := &Contents{Checkpoint: checkpoint}
+	if c.Header, err = v.s.readHeader(v.txn, checkpoint.Index); err != nil {
+		return nil, err
+	}
 	for id, t := range v.cat.tables {
 		for _, s := range t.schemas {
 			c.Schemas = append(c.Schemas, s)

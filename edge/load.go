@@ -330,6 +330,11 @@ func (s *Store) load() error {
 		}
 		s.catalog.Store(cat)
 		s.place.Store(h)
+		u, err := s.readUnproven(txn)
+		if err != nil {
+			return err
+		}
+		s.verifier.unproven = u
 		return s.verifier.load(txn, cat)
 	})
 }

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -25,6 +26,8 @@ var (
 	keyStream     = []byte("stream")
 	keyHead       = []byte("head")
 	keyCheckpoint = []byte("checkpoint")
+	keyHeader     = []byte("header")
+	keyUnproven   = []byte("unproven")
 
 	castagnoli = crc32.MakeTable(crc32.Castagnoli)
 )
@@ -173,6 +176,39 @@ func (s *Store) writePlace(txn *lmdb.Txn, c *millrace.Checkpoint, h *head) error
 		return s.fail("write checkpoint", err)
 	}
 	return s.writeHead(txn, h)
+}
+
+// writeHeader writes the signed header of the record that ends at an index. The one
+// of an older index counts as none.
+func (s *Store) writeHeader(txn *lmdb.Txn, index millrace.Index, header []byte) error {
+	if len(header) == 0 {
+		return nil
+	}
+	value := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(header)+4), uint64(index))
+	return s.fail("write signed header", txn.Put(s.meta, keyHeader, seal(keyHeader, append(value, header...)), 0))
+}
+
+// readHeader reads the signed header of the record that ends at an index, as txn sees
+// it; nil if there is none. The result does not alias the store.
+func (s *Store) readHeader(txn *lmdb.Txn, index millrace.Index) ([]byte, error) {
+	sealed, err := txn.Get(s.meta, keyHeader)
+	if lmdb.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, s.fail("read signed header", err)
+	}
+	b, err := unseal(keyHeader, sealed)
+	if err == nil && len(b) < 8 {
+		err = fmt.Errorf("meta record %q is cut off", keyHeader)
+	}
+	if err != nil {
+		return nil, s.corrupt("%v", err)
+	}
+	if millrace.Index(binary.BigEndian.Uint64(b)) != index {
+		return nil, nil
+	}
+	return bytes.Clone(b[8:]), nil
 }
 
 func (s *Store) writeHead(txn *lmdb.Txn, h *head) error {

@@ -163,6 +163,9 @@ type verifier struct {
 
 	mu     sync.Mutex
 	tables map[millrace.TableID]*verified
+	// unproven are the tables with rows of an image that no pass has compared yet;
+	// nil if there are none.
+	unproven *unproven
 	// pending are the indexes of the commits whose Verify entries are not
 	// compared, in their order.
 	pending []millrace.Index
@@ -303,6 +306,7 @@ func (v *verifier) note(o *outcome) {
 		t.Equal++
 		t.Pass.Equal++
 		v.s.metrics.verified.WithLabelValues(verifyEqual).Inc()
+		v.prove(o.table.id, o.v)
 		before := len(t.list)
 		if before == 0 {
 			return

@@ -147,7 +147,7 @@ func (v *verifier) dirty() bool {
 			return true
 		}
 	}
-	return false
+	return v.unproven.dirty()
 }
 
 // write brings what was found since the last time into the transaction, and
@@ -175,9 +175,17 @@ func (v *verifier) write(txn *lmdb.Txn, loaded []millrace.TableID) (committed fu
 			return nil, err
 		}
 	}
+	left := -1
+	if v.unproven.dirty() {
+		left = len(v.unproven.tables)
+		if err := v.s.writeUnproven(txn, v.unproven); err != nil {
+			return nil, err
+		}
+	}
 	return func() {
 		v.mu.Lock()
 		defer v.mu.Unlock()
+		v.unproven.storedAs(left)
 		for _, w := range all {
 			w.t.stored = max(w.t.stored, w.version)
 		}

@@ -40,9 +40,14 @@ type Writer struct {
 	bytes   int
 
 	// verify are the Verify entries of the transaction, loaded the tables whose
-	// load ended in it or that were dropped.
-	verify verifying
-	loaded []millrace.TableID
+	// load ended in it or that were dropped, renewed those of which no row is left
+	// that came with an image.
+	verify  verifying
+	loaded  []millrace.TableID
+	renewed []millrace.TableID
+
+	// header is the signed header of the record that the transaction ends with.
+	header []byte
 
 	began time.Time
 	row   millrace.Row
@@ -129,10 +134,15 @@ func (w *Writer) Abort() {
 func (w *Writer) reset() {
 	w.forget()
 	w.fresh = w.fresh[:0]
-	w.verify, w.loaded = verifying{}, nil
+	w.verify, w.loaded, w.renewed, w.header = verifying{}, nil, nil, nil
 	w.lastValue = 0
 	w.indexing.reset()
 }
+
+// Header gives the signed header (millrace.Record.SignedHeader) of the record that the
+// transaction ends with; empty where that is not signed. Commit keeps it beside the
+// checkpoint, for images.
+func (w *Writer) Header(header []byte) { w.header = header }
 
 // Commit brings all changes into the store together with the checkpoint, which
 // must be the one after the last entry, and returns when they are on disk and
@@ -174,11 +184,14 @@ func (w *Writer) commit(c *millrace.Checkpoint) error {
 	if err := w.s.writePlace(w.txn, c, h); err != nil {
 		return err
 	}
+	if err := w.s.writeHeader(w.txn, c.Index, w.header); err != nil {
+		return err
+	}
 	stored, err := w.s.verifier.write(w.txn, w.loaded)
 	if err != nil {
 		return err
 	}
-	verify, loaded := w.verify, w.loaded
+	verify, loaded, renewed := w.verify, w.loaded, w.renewed
 	w.s.verifier.expect(verify, h.index)
 	if err := w.finish(h); err != nil {
 		w.s.verifier.done(h.index)
@@ -186,6 +199,7 @@ func (w *Writer) commit(c *millrace.Checkpoint) error {
 	}
 	stored()
 	w.s.verifier.loadedAt(loaded, h.index)
+	w.s.verifier.renew(renewed)
 	w.s.verifier.take(verify, h)
 	if w.s.stream.Load() == nil {
 		id := c.Stream

@@ -31,9 +31,6 @@ type Options struct {
 	Dir string
 	// Keep is how many images stay there, the new one among them; 0 keeps all.
 	Keep int
-	// Header is the signed part of the record of the batch that ends at the
-	// snapshot's index, followed by its signature, where the caller has it.
-	Header []byte
 	// Progress is called now and then; it may be nil.
 	Progress func(Progress)
 
@@ -59,8 +56,8 @@ type Created struct {
 // snapshot is held. The image is durable, and has its name, when Create returns;
 // after an error, or a crash, there is none.
 func Create(ctx context.Context, store *edge.Store, o Options) (*Created, error) {
-	if o.Dir == "" || o.Keep < 0 || len(o.Header) > maxHeader {
-		return nil, fmt.Errorf("create image: directory %q, %d images to keep or a header of %d bytes is out of range", o.Dir, o.Keep, len(o.Header))
+	if o.Dir == "" || o.Keep < 0 {
+		return nil, fmt.Errorf("create image: directory %q or %d images to keep is out of range", o.Dir, o.Keep)
 	}
 	if o.Progress == nil {
 		o.Progress = func(Progress) {}
@@ -99,7 +96,7 @@ func createOf(ctx context.Context, v *edge.View, o *Options) (*Created, error) {
 		return nil, err
 	}
 	w := &writer{ctx: ctx, v: v, progress: o.Progress, most: cmp.Or(o.frame, frameSize)}
-	w.manifest = Manifest{Contents: *contents, Created: time.Now().UTC().Truncate(time.Microsecond), Header: o.Header}
+	w.manifest = Manifest{Contents: *contents, Created: time.Now().UTC().Truncate(time.Microsecond)}
 	path := filepath.Join(o.Dir, w.manifest.Name())
 	if _, err := os.Stat(path); err == nil {
 		i, err := Open(path)

@@ -15,6 +15,9 @@
 //	<dir>/image-….load/                    one that is being downloaded, or was left
 //	<dir>/images.lock                      one process writes or removes images
 //
-// The hashes say that the rows are those that the manifest was written for. Who
-// wrote the manifest they do not say: take images from where they can be trusted.
+// The hashes say that the rows are those that the manifest was written for. Where the
+// stream is signed, the manifest has the signed header of the record at whose end the
+// image was taken, which proves its index and chain (Manifest.Proven). That the rows are
+// the outcome of that history only the next pass of verification tells: until then the
+// store made from them says so (edge.Store.Unproven).
 package image

@@ -45,6 +45,9 @@ type Source struct {
 	URL string
 	// Stream is the stream that the image must be of; zero for any.
 	Stream millrace.StreamID
+	// Trusted are the keys that must have signed the header of the image's last
+	// record; nil asks for none.
+	Trusted *millrace.Keyring
 	// Keep is how many images stay in the directory, that one among them; 0 keeps
 	// all.
 	Keep int
@@ -179,6 +182,9 @@ func (f *fetcher) once(ctx context.Context) (*Created, error) {
 	}
 	if id := m.Checkpoint.Stream; !f.Stream.IsZero() && id != f.Stream {
 		return nil, final(fmt.Errorf("it is of stream %v, wanted is %v; mend: name the images of that stream", id, f.Stream))
+	}
+	if err := m.Proven(f.Trusted); err != nil {
+		return nil, final(err)
 	}
 	part := whole + loadSuffix
 	have, err := f.prepare(ctx, part, text, m)

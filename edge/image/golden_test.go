@@ -38,7 +38,7 @@ func writeGolden(t testing.TB) {
 	}
 	s := newSource(t, openStore(t, options(filepath.Join(t.TempDir(), "store"))))
 	fillGolden(s)
-	if _, err := Create(t.Context(), s.store, Options{Dir: goldenDir, Header: []byte("a signed header")}); err != nil {
+	if _, err := Create(t.Context(), s.store, Options{Dir: goldenDir}); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(filepath.Join(goldenDir, lockName)); err != nil {

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"fmt"
 	"os"
 	"strconv"
@@ -58,6 +59,8 @@ type source struct {
 	w     *edge.Writer
 	index millrace.Index
 	loads []millrace.Load
+	// key signs the header of the record that each unit comes in; nil for none.
+	key ed25519.PrivateKey
 }
 
 const sourceRows = 300
@@ -108,9 +111,37 @@ func (s *source) apply(entries ...*millrace.Entry) {
 		TopicID: "topic", Offset: millrace.Offset(2 * s.index), Time: time.UnixMicro(int64(s.index)).UTC(),
 		Catalog: millrace.Catalog{Loads: s.loads, LastLoad: 100, LastVersion: 100},
 	}
+	s.w.Header(s.header(c, len(entries)))
 	if err := s.w.Commit(c); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// header is the signed header of the record that ends at c.
+func (s *source) header(c *millrace.Checkpoint, entries int) []byte {
+	s.t.Helper()
+	if s.key == nil {
+		return nil
+	}
+	return signedHeader(s.t, c, entries, s.key)
+}
+
+func signedHeader(t testing.TB, c *millrace.Checkpoint, entries int, key ed25519.PrivateKey) []byte {
+	t.Helper()
+	h := millrace.Header{
+		Kind: millrace.RecordBatch, Stream: c.Stream, Epoch: c.Epoch, Term: c.Term, Publisher: c.Publisher,
+		First: c.Index - millrace.Index(entries) + 1, Count: uint32(entries), Prev: c.Chain, Chain: c.Chain, Time: c.Time,
+		Position: millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "slot", LSN: 1},
+	}
+	b, err := millrace.AppendRecord(nil, &h, nil, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := millrace.DecodeRecord(b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.SignedHeader()
 }
 
 func put(t testing.TB, table millrace.TableID, load millrace.LoadID, values ...string) *millrace.Entry {

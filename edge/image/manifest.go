@@ -46,10 +46,6 @@ type Manifest struct {
 	edge.Contents
 	// Created is when the image was begun.
 	Created time.Time
-	// Header is the signed part of the record of the batch that ends at the
-	// image's index, followed by its signature; empty where the stream is not
-	// signed.
-	Header []byte
 	// Frames are those of the file of rows, in its order, which is that of Sets.
 	Frames []Frame
 }
@@ -79,6 +75,16 @@ func (m *Manifest) Stored() (n int64) {
 		n += int64(m.Frames[i].Stored)
 	}
 	return n
+}
+
+// Proven returns nil where the signed header in the manifest proves the image's index
+// and chain under the keys that are trusted; the nil Keyring asks for nothing. The rows
+// are proven when the next pass of verification compares them with the source.
+func (m *Manifest) Proven(keys *millrace.Keyring) error {
+	if err := keys.CheckHeader(m.Header, m.Checkpoint); err != nil {
+		return fmt.Errorf("image %s: %w; mend: take it from another edge, and find out who made it; if the publisher has a new key, name it in signing.trusted here", m.Name(), err)
+	}
+	return nil
 }
 
 // Name returns the name of the image's directory.
