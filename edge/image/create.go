@@ -21,6 +21,8 @@ import (
 type Progress struct {
 	// Rows are done, of Of.
 	Rows, Of uint64
+	// Bytes of OfBytes have been downloaded; 0 otherwise.
+	Bytes, OfBytes int64
 	// Checking tells that a store has all rows and is being read through.
 	Checking bool
 }
@@ -87,7 +89,7 @@ func create(ctx context.Context, store *edge.Store, o *Options) (c *Created, err
 	if c.Removed, err = prune(o.Dir, o.Keep, c.Path); err != nil {
 		return nil, err
 	}
-	return c, nil
+	return c, writeListing(o.Dir)
 }
 
 func createOf(ctx context.Context, v *edge.View, o *Options) (*Created, error) {

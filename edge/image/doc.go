@@ -13,6 +13,7 @@
 //	<dir>/image-<epoch>-<index>/rows       the frames, one behind the other
 //	<dir>/image-….part/                    one that is being written, or was left
 //	<dir>/image-….load/                    one that is being downloaded, or was left
+//	<dir>/images.json                      which images there are
 //	<dir>/images.lock                      one process writes or removes images
 //
 // The hashes say that the rows are those that the manifest was written for. Where the

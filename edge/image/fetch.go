@@ -39,21 +39,27 @@ const (
 // Source is where images are fetched from.
 type Source struct {
 	// URL is that of the images of a stream at an edge, with http or https
-	// (http://host/v1/streams/bank/images), or of one image anywhere, whose last
-	// part is its name (https://host/path/image-1-4711): files manifest and rows
-	// below it are all that is asked for.
+	// (http://host/v1/streams/bank/images), of a directory of images anywhere that
+	// files are served from (https://bucket/path/bank, file:///mnt/images/bank),
+	// which has images.json, or of one image there, whose last part is its name
+	// (https://host/path/image-1-4711): files manifest and rows below it are all
+	// that is asked for then.
 	URL string
 	// Stream is the stream that the image must be of; zero for any.
 	Stream millrace.StreamID
 	// Trusted are the keys that must have signed the header of the image's last
 	// record; nil asks for none.
 	Trusted *millrace.Keyring
+	// Accept may refuse an image by its manifest, before its rows come: then the next
+	// older one is looked at. It may be nil.
+	Accept func(*Manifest) error
 	// Keep is how many images stay in the directory, that one among them; 0 keeps
 	// all.
 	Keep int
 	// Client asks; nil for one of its own.
 	Client *http.Client
-	// Progress is called now and then; it may be nil.
+	// Progress is called now and then, with Bytes of those that are to come; it may
+	// be nil.
 	Progress func(Progress)
 	// Pause is how long the first pause after a failure is, which the next ones
 	// double. Default 1 second.
@@ -67,8 +73,8 @@ type Source struct {
 // process, is not downloaded again. Of an image that is there, nothing is fetched.
 func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
 	at, err := url.Parse(from.URL)
-	if err != nil || at.Scheme != "http" && at.Scheme != "https" || at.Host == "" {
-		return nil, errors.New("fetch image: what it is to be fetched from is not a URL with http or https and a host")
+	if err != nil || !usable(at) {
+		return nil, errors.New("fetch image: what it is to be fetched from is not a URL with http or https and a host, nor file:// with a path")
 	}
 	if from.Keep < 0 {
 		return nil, fmt.Errorf("fetch image: %d images to keep is out of range", from.Keep)
@@ -80,23 +86,44 @@ func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
 		from.Pause = time.Second
 	}
 	if from.Client == nil {
-		transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableCompression: true, ResponseHeaderTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second}
-		from.Client = &http.Client{Transport: transport}
-		defer transport.CloseIdleConnections()
+		from.Client = NewClient()
+		defer from.Client.CloseIdleConnections()
 	}
 	lock, err := lockDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("fetch image: %w", err)
 	}
-	f := &fetcher{Source: &from, at: at, dir: dir}
+	f := &fetcher{Source: &from, at: at, dir: dir, refused: make(map[string]error)}
 	c, err := f.retry(ctx)
 	if err == nil {
 		c.Removed, err = prune(dir, from.Keep, c.Path)
+	}
+	if err == nil {
+		err = writeListing(dir)
 	}
 	if err = errors.Join(err, lock.Close()); err != nil {
 		return nil, fmt.Errorf("fetch image from %s: %w", shown(at), err)
 	}
 	return c, nil
+}
+
+// usable reports whether images can be fetched from a URL.
+func usable(at *url.URL) bool {
+	switch at.Scheme {
+	case "http", "https":
+		return at.Host != ""
+	case "file":
+		return (at.Host == "" || at.Host == "localhost") && path.IsAbs(at.Path)
+	}
+	return false
+}
+
+// NewClient returns a client that takes files as they are, also those of this host
+// (file:///path).
+func NewClient() *http.Client {
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableCompression: true, ResponseHeaderTimeout: time.Minute, TLSHandshakeTimeout: 10 * time.Second}
+	transport.RegisterProtocol("file", http.NewFileTransport(http.Dir("/")))
+	return &http.Client{Transport: transport}
 }
 
 // fetcher downloads one image.
@@ -109,7 +136,12 @@ type fetcher struct {
 	// listed tells that the image was chosen from a list: where it is gone, the
 	// list has another one by now.
 	listed bool
+	// refused are the images that were not accepted.
+	refused map[string]error
 }
+
+// errRefused ends an attempt at an image that was not accepted.
+var errRefused = errors.New("the image was not accepted")
 
 // finalError ends a download: another try would come to the same.
 type finalError struct{ err error }
@@ -139,6 +171,10 @@ func (f *fetcher) retry(ctx context.Context) (*Created, error) {
 		if err == nil {
 			return c, nil
 		}
+		if errors.Is(err, errRefused) && ctx.Err() == nil {
+			failed--
+			continue // with the next one
+		}
 		if f.came > before {
 			failed = 1
 			pause.Reset()
@@ -165,6 +201,9 @@ func (f *fetcher) once(ctx context.Context) (*Created, error) {
 	}
 	whole := filepath.Join(f.dir, name)
 	if i, err := Open(whole); err == nil {
+		if err := f.accept(name, i.Manifest()); err != nil {
+			return nil, errors.Join(err, i.Close())
+		}
 		return &Created{Path: whole, Manifest: i.Manifest(), Existed: true}, errors.Join(os.RemoveAll(whole+loadSuffix), i.Close())
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, final(fmt.Errorf("there is one of the same name, and it is not whole; mend: remove it: %w", err))
@@ -180,11 +219,8 @@ func (f *fetcher) once(ctx context.Context) (*Created, error) {
 	if m.Name() != name {
 		return nil, final(malformed("%s holds image %s", shown(at), m.Name()))
 	}
-	if id := m.Checkpoint.Stream; !f.Stream.IsZero() && id != f.Stream {
-		return nil, final(fmt.Errorf("it is of stream %v, wanted is %v; mend: name the images of that stream", id, f.Stream))
-	}
-	if err := m.Proven(f.Trusted); err != nil {
-		return nil, final(err)
+	if err := f.accept(name, m); err != nil {
+		return nil, err
 	}
 	part := whole + loadSuffix
 	have, err := f.prepare(ctx, part, text, m)
@@ -206,6 +242,29 @@ func (f *fetcher) once(ctx context.Context) (*Created, error) {
 	return &Created{Path: whole, Manifest: m}, nil
 }
 
+// accept refuses an image of another stream, one that is not proven, and one that the
+// caller does not want.
+func (f *fetcher) accept(name string, m *Manifest) error {
+	if id := m.Checkpoint.Stream; !f.Stream.IsZero() && id != f.Stream {
+		return final(fmt.Errorf("it is of stream %v, wanted is %v; mend: name the images of that stream", id, f.Stream))
+	}
+	if err := m.Proven(f.Trusted); err != nil {
+		return final(err)
+	}
+	if f.Accept == nil {
+		return nil
+	}
+	err := f.Accept(m)
+	if err == nil {
+		return nil
+	}
+	f.refused[name] = err
+	if !f.listed {
+		return final(err)
+	}
+	return errRefused
+}
+
 // choose returns the URL and the name of the image to download: of those that are
 // to be had the newest, unless an older one has come in part.
 func (f *fetcher) choose(ctx context.Context) (at *url.URL, name string, err error) {
@@ -213,27 +272,61 @@ func (f *fetcher) choose(ctx context.Context) (at *url.URL, name string, err err
 		return f.at, last, f.giveUp(last)
 	}
 	f.listed = false
-	text, err := f.ask(ctx, f.at, maxListing)
+	l, err := f.list(ctx)
 	if err != nil {
 		return nil, "", err
 	}
 	f.listed = true
-	var l Listing
-	if err := json.Unmarshal(text, &l); err != nil {
-		return nil, "", final(fmt.Errorf("the answer is not a list of images: %w", err))
-	}
+	var refused error
 	for _, listed := range l.Images {
 		if !isImageName(listed.Name) {
 			return nil, "", final(fmt.Errorf("the list of images has one with the name %.40q", listed.Name))
+		}
+		if err := f.refused[listed.Name]; err != nil {
+			if refused == nil {
+				refused = err
+			}
+			continue
 		}
 		if _, err := os.Stat(filepath.Join(f.dir, listed.Name+loadSuffix)); name == "" || err == nil {
 			name = listed.Name
 		}
 	}
+	if name == "" && refused != nil {
+		return nil, "", final(refused)
+	}
 	if name == "" {
-		return nil, "", final(errors.New("there is no image; mend: run millrace image create there"))
+		return nil, "", final(ErrNone)
 	}
 	return f.at.JoinPath(name), name, f.giveUp(name)
+}
+
+// ErrNone occurs where there are no images. Mend: have one made there.
+var ErrNone = errors.New("there is no image; mend: run millrace image create there")
+
+// list asks for the images that there are: of an edge that answers it, or else of the
+// file that a directory of images has.
+func (f *fetcher) list(ctx context.Context) (*Listing, error) {
+	l, err := f.listAt(ctx, f.at)
+	var end *finalError
+	if errors.As(err, &end) {
+		if file, ferr := f.listAt(ctx, f.at.JoinPath(listingName)); ferr == nil {
+			return file, nil
+		}
+	}
+	return l, err
+}
+
+func (f *fetcher) listAt(ctx context.Context, at *url.URL) (*Listing, error) {
+	text, err := f.ask(ctx, at, maxListing)
+	if err != nil {
+		return nil, err
+	}
+	var l Listing
+	if err := json.Unmarshal(text, &l); err != nil {
+		return nil, final(fmt.Errorf("the answer is not a list of images: %w", err))
+	}
+	return &l, nil
 }
 
 func isImageName(name string) bool {
@@ -380,12 +473,13 @@ func (f *fetcher) rows(ctx context.Context, at *url.URL, path string, m *Manifes
 }
 
 func (f *fetcher) frames(ctx context.Context, at *url.URL, file *os.File, m *Manifest, have int) error {
-	p := Progress{Of: m.Rows()}
+	p := Progress{Of: m.Rows(), OfBytes: m.Stored()}
 	var offset int64
 	for i := range m.Frames[:have] {
 		p.Rows += m.Frames[i].Rows
 		offset += int64(m.Frames[i].Stored)
 	}
+	p.Bytes = offset
 	f.Progress(p)
 	if have == len(m.Frames) {
 		return nil
@@ -415,6 +509,7 @@ func (f *fetcher) frames(ctx context.Context, at *url.URL, file *os.File, m *Man
 		failpoint.Hit("image_frame_fetched")
 		f.came += int64(len(stored))
 		p.Rows += m.Frames[i].Rows
+		p.Bytes += int64(len(stored))
 		f.Progress(p)
 	}
 	return nil

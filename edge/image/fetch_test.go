@@ -67,7 +67,7 @@ func (c *cutting) Write(b []byte) (int, error) {
 // itself where change returns false.
 func serve(t *testing.T, dir string, change func(w *http.ResponseWriter, r *http.Request) bool) string {
 	t.Helper()
-	h := Handler(dir)
+	h := Handler(dir, nil)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if change == nil || change(&w, r) {
 			h.ServeHTTP(w, r)
@@ -289,7 +289,7 @@ func TestHandler(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "images", "secret"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h := Handler(filepath.Join(dir, "images"))
+	h := Handler(filepath.Join(dir, "images"), nil)
 	get := func(method, path, ranges string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequestWithContext(t.Context(), method, "http://x/", nil)

@@ -2,25 +2,15 @@ package image
 
 import (
 	"encoding/json"
+	"errors"
+	"mime"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
-
-// Listing is the answer to a request for the images that there are, the newest
-// first.
-type Listing struct {
-	Images []Listed `json:"images"`
-}
-
-// Listed is an image in a Listing.
-type Listed struct {
-	Name  string `json:"name"`
-	Epoch uint64 `json:"epoch"`
-	Index uint64 `json:"index"`
-}
 
 const (
 	// writeLimit is how long a client may take for what one write gives it.
@@ -33,22 +23,30 @@ const (
 // Handler serves the images in a directory: at its root a Listing, below that
 // image-<epoch>-<index>/manifest and …/rows, also in ranges. It is safe for
 // concurrent use. Whoever can reach it can read all rows.
-func Handler(dir string) http.Handler {
-	return &handler{dir: dir, sending: make(chan struct{}, maxSending)}
+//
+// POST at its root, of type application/json, asks maker for a new image; nil makes
+// none.
+func Handler(dir string, maker *Maker) http.Handler {
+	return &handler{dir: dir, maker: maker, sending: make(chan struct{}, maxSending)}
 }
 
 type handler struct {
 	dir     string
+	maker   *Maker
 	sending chan struct{}
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name, file, ok := strings.Cut(strings.Trim(r.URL.Path, "/"), "/")
+	if r.Method == http.MethodPost && name == "" && h.maker != nil {
+		h.ask(w, r)
+		return
+	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		refuse(w, http.StatusMethodNotAllowed, "wrong_method", "the method is "+r.Method, "use GET")
 		return
 	}
-	name, file, ok := strings.Cut(strings.Trim(r.URL.Path, "/"), "/")
 	if name == "" {
 		h.list(w)
 		return
@@ -82,16 +80,45 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (h *handler) list(w http.ResponseWriter) {
-	entries, err := List(h.dir)
+	l, err := listing(h.dir)
 	if err != nil {
 		refuse(w, http.StatusInternalServerError, "failed", err.Error(), "look at the edge's disk")
 		return
 	}
-	l := Listing{Images: make([]Listed, len(entries))}
-	for i, e := range entries {
-		l.Images[i] = Listed{Name: imageName(e.Epoch, e.Index), Epoch: uint64(e.Epoch), Index: uint64(e.Index)}
+	if h.maker != nil {
+		l.Making = h.maker.Making()
 	}
 	answer(w, http.StatusOK, l)
+}
+
+// ask has an image made, unless there is one that is new enough.
+func (h *handler) ask(w http.ResponseWriter, r *http.Request) {
+	// A page in a browser cannot send this type to another host by itself.
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		refuse(w, http.StatusUnsupportedMediaType, "bad_type", "the request is not of type application/json", "send {} with Content-Type: application/json")
+		return
+	}
+	fresh, err := h.maker.Ask()
+	switch {
+	case errors.Is(err, ErrBusy):
+		w.Header().Set("Retry-After", strconv.Itoa(int(busyPause.Seconds())))
+		refuse(w, http.StatusServiceUnavailable, "busy", err.Error(), "ask again later, or ask another edge")
+		return
+	case err != nil:
+		refuse(w, http.StatusConflict, "failed", err.Error(), "ask another edge, and look at the log of this one")
+		return
+	}
+	l, err := listing(h.dir)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, "failed", err.Error(), "look at the edge's disk")
+		return
+	}
+	l.Making = h.maker.Making()
+	status := http.StatusAccepted
+	if fresh {
+		status = http.StatusOK
+	}
+	answer(w, status, l)
 }
 
 func refuse(w http.ResponseWriter, status int, code, message, mend string) {

@@ -85,7 +85,7 @@ func TestSignedHeader(t *testing.T) {
 		t.Error("an image has the header of an older record")
 	}
 
-	server := httptest.NewServer(Handler(images))
+	server := httptest.NewServer(Handler(images, nil))
 	defer server.Close()
 	fetch := func(dir string, ring *millrace.Keyring) error {
 		_, err := Fetch(t.Context(), dir, Source{URL: server.URL, Trusted: ring, Pause: time.Millisecond})
