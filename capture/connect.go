@@ -72,18 +72,6 @@ func awaitCancel(conn *pgconn.PgConn) {
 	}
 }
 
-// Wait waits for d, or until ctx ends, whose error it then returns.
-func Wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
-}
-
 // ConnectRefused makes an ErrConnect.
 func ConnectRefused(err error, mend string) error {
 	return fmt.Errorf("%w: %w; mend: %s", ErrConnect, err, mend)

@@ -18,6 +18,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 var (
@@ -195,7 +196,7 @@ func (s *stressed) write(rng *rand.Rand) {
 		if conns[i] == nil || conns[i].IsClosed() {
 			conn, err := pgx.Connect(ctx, s.db.URL)
 			if err != nil {
-				_ = capture.Wait(ctx, 20*time.Millisecond)
+				_ = wait.For(ctx, 20*time.Millisecond)
 				continue
 			}
 			conns[i] = conn

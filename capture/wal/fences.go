@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // system is what IDENTIFY_SYSTEM says.
@@ -225,7 +226,7 @@ SELECT active_pid, pg_terminate_backend(active_pid) FROM pg_replication_slots WH
 			c.log.Info("ending the connection that reads from our slot", "slot", c.cfg.Slot, "pid", pid)
 			told = pid
 		}
-		if err := capture.Wait(ctx, freePoll); err != nil {
+		if err := wait.For(ctx, freePoll); err != nil {
 			return fmt.Errorf("wait until slot %s is free: server process %d still reads from it: %w", c.cfg.Slot, pid, err)
 		}
 	}

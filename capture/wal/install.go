@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 const (
@@ -358,7 +359,7 @@ func (c *Capture) addTable(ctx context.Context, conn *pgx.Conn, t *table.Info, a
 			return fmt.Errorf("add table %v to publication %s: long transactions keep it locked (%d attempts); end them (pg_stat_activity) and run init again: %w",
 				name, c.cfg.Publication, attempt, err)
 		}
-		if err := capture.Wait(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
+		if err := wait.For(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
 			return fmt.Errorf("add table %v to publication %s: %w", name, c.cfg.Publication, err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 const (
@@ -67,7 +68,7 @@ func (l *loads) work(ctx context.Context, c *Capture) error {
 		case err != nil:
 			c.log.Warn("load is held up, another attempt follows", "table", name, "error", err, "pause", workPause)
 			w.disconnect()
-			if capture.Wait(ctx, workPause) != nil {
+			if wait.For(ctx, workPause) != nil {
 				return nil
 			}
 		}
@@ -103,7 +104,7 @@ func (w *worker) bring(ctx context.Context, ld *load) error {
 		again, err := w.step(ctx, ld)
 		switch {
 		case errors.Is(err, chunk.ErrBusy) || err == nil && again == waitForMore:
-			if err := capture.Wait(ctx, pause); err != nil {
+			if err := wait.For(ctx, pause); err != nil {
 				return err
 			}
 			pause = min(2*pause, lastRetry)
@@ -348,7 +349,7 @@ FROM unnest($1::oid[]) WITH ORDINALITY l (oid, n) ORDER BY n`, ids)
 // pace waits as the configuration wants: for the rate of rows, and for replicas
 // that lag.
 func (w *worker) pace(ctx context.Context) error {
-	if err := capture.Wait(ctx, time.Until(w.paced)); err != nil {
+	if err := wait.For(ctx, time.Until(w.paced)); err != nil {
 		return err
 	}
 	for w.c.cfg.LoadMaxLag > 0 && w.conn != nil {
@@ -359,7 +360,7 @@ func (w *worker) pace(ctx context.Context) error {
 		if late <= w.c.cfg.LoadMaxLag {
 			break
 		}
-		if err := capture.Wait(ctx, lagPause); err != nil {
+		if err := wait.For(ctx, lagPause); err != nil {
 			return err
 		}
 	}

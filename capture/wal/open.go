@@ -15,6 +15,7 @@ import (
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // Source gives the units of a stream, from a Position on. Next is called by one
@@ -354,7 +355,7 @@ func (l *lookUps) settled(ctx context.Context, xid uint32, breathe func(context.
 		if err := breathe(ctx); err != nil {
 			return err
 		}
-		if err := capture.Wait(ctx, settleInterval); err != nil {
+		if err := wait.For(ctx, settleInterval); err != nil {
 			return context.Cause(ctx)
 		}
 	}

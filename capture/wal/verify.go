@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // A pass verifies a table: it states, range by range, what the source has, so
@@ -174,7 +175,7 @@ func (v *verifier) run(ctx context.Context, p *pass) error {
 		next, again, err := v.step(ctx, p, low)
 		switch {
 		case errors.Is(err, chunk.ErrBusy) || err == nil && again == waitForMore:
-			if err := capture.Wait(ctx, pause); err != nil {
+			if err := wait.For(ctx, pause); err != nil {
 				return err
 			}
 			pause = min(2*pause, lastRetry)
@@ -237,7 +238,7 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 		if overflown {
 			return low, sameOnceMore, nil
 		}
-		if err := capture.Wait(ctx, pause); err != nil {
+		if err := wait.For(ctx, pause); err != nil {
 			return nil, more, err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // The hold is a session advisory lock, so it ends with the session that has it.
@@ -161,7 +162,7 @@ func (h *Hold) wait(ctx context.Context) error {
 		if pid == 0 { // it went meanwhile
 			continue
 		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := wait.For(ctx, pause); err != nil {
 			return fmt.Errorf("server process %d has it: %w", pid, err)
 		}
 	}
@@ -310,17 +311,6 @@ func (h *Hold) disconnect() {
 	CloseConn(ctx, h.conn) // the session ends either way
 	if h.pooled != nil {
 		h.pooled.disconnect(ctx)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 

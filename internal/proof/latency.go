@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // Latency is the time from commit to visible: from the moment at which the
@@ -66,7 +67,7 @@ func (p *Prober) Run(ctx context.Context) {
 	defer close(probes)
 	for ctx.Err() == nil {
 		_ = p.session(ctx, probes) // the next one tries again
-		_ = pause(ctx, retryPause)
+		_ = wait.For(ctx, retryPause)
 	}
 }
 

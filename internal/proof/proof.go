@@ -30,6 +30,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // ErrBusy occurs when the tables could not be locked, because transactions of
@@ -251,7 +252,7 @@ func (r *run) lock(ctx context.Context) error {
 			return fmt.Errorf("%w in %d attempts of %s: a transaction holds one of them", ErrBusy, attempt, r.cfg.LockTimeout)
 		}
 		// Writers go first for as long as they were held up.
-		if err := pause(ctx, r.cfg.LockTimeout); err != nil {
+		if err := wait.For(ctx, r.cfg.LockTimeout); err != nil {
 			return err
 		}
 	}
@@ -314,17 +315,6 @@ func (r *run) close() {
 		if conn != nil {
 			_ = conn.Close(ctx) // it was only read from; its locks end with it
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 const (
@@ -44,7 +44,7 @@ func retry(ctx context.Context, conn *pgx.Conn, doing string, f func(pgx.Tx) err
 		if attempt == lockAttempts {
 			return fmt.Errorf("%s: long transactions keep it locked (%d attempts); end them (pg_stat_activity) and run init again: %w", doing, attempt, err)
 		}
-		if err := capture.Wait(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
+		if err := wait.For(ctx, time.Duration(attempt)*lockTimeout/2); err != nil {
 			return fmt.Errorf("%s: %w", doing, err)
 		}
 	}
