@@ -211,54 +211,82 @@ func (t *Topic) Check(ctx context.Context) ([]finding.Finding, error) {
 	return check(t.config.Topic, &info), nil
 }
 
-// alterMend is the command that gives a topic a setting.
-func alterMend(name, setting, value string) string {
-	return fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s=%s", name, setting, value)
+// findings gathers what is found at a topic.
+type findings struct {
+	name string
+	info *Info
+	all  []finding.Finding
+}
+
+func (f *findings) add(level finding.Level, text, mend string) {
+	f.all = append(f.all, finding.Finding{Level: level, Subject: "topic " + f.name, Text: text, Mend: mend})
+}
+
+// alter is the command that gives the topic a setting.
+func (f *findings) alter(setting, value string) string {
+	return fmt.Sprintf("kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config %s=%s", f.name, setting, value)
+}
+
+// partitions refuses more than one, whatever the topic is for.
+func (f *findings) partitions(why, mend string) {
+	if f.info.Partitions != 1 {
+		f.add(finding.Problem, fmt.Sprintf("it has %d partitions, and %s", f.info.Partitions, why), mend)
+	}
+}
+
+// appendTime warns of times that are not the brokers'.
+func (f *findings) appendTime(what string) {
+	if v := f.info.Settings[settingTimestamp]; v != "LogAppendTime" {
+		f.add(finding.Warning, fmt.Sprintf("%s is %s: %s", settingTimestamp, v, what), f.alter(settingTimestamp, "LogAppendTime"))
+	}
+}
+
+// inSync refuses a topic that nothing can be appended to. ok is false then.
+func (f *findings) inSync() (inSync int, ok bool) {
+	inSync, err := strconv.Atoi(f.info.Settings[settingInSync])
+	if err != nil {
+		return 0, true // it is not known
+	}
+	if inSync > f.info.Replicas {
+		f.add(finding.Problem, fmt.Sprintf("%s is %d with %d replicas: nothing can be appended", settingInSync, inSync, f.info.Replicas),
+			f.alter(settingInSync, wantedSettings(f.info.Replicas)[settingInSync]))
+		return inSync, false
+	}
+	return inSync, true
 }
 
 // check is Check's decision.
 func check(name string, info *Info) []finding.Finding {
-	var found []finding.Finding
-	add := func(level finding.Level, text, mend string) {
-		found = append(found, finding.Finding{Level: level, Subject: "topic " + name, Text: text, Mend: mend})
-	}
-	alter := func(setting, value string) string { return alterMend(name, setting, value) }
-	if info.Partitions != 1 {
-		add(finding.Problem, fmt.Sprintf("it has %d partitions, and a stream is one ordered log", info.Partitions),
-			"name another topic, or delete this one if nothing needs it, and let millrace init make it")
-	}
+	f := findings{name: name, info: info}
+	f.partitions("a stream is one ordered log", "name another topic, or delete this one if nothing needs it, and let millrace init make it")
 	if v := info.Settings[settingPolicy]; v != "delete" {
 		text := fmt.Sprintf("%s is %q", settingPolicy, v)
 		if strings.Contains(v, "compact") {
 			text += ": compaction removes records from the middle"
 		}
-		add(finding.Problem, text, alter(settingPolicy, "delete"))
+		f.add(finding.Problem, text, f.alter(settingPolicy, "delete"))
 	}
 	for _, setting := range []string{settingAge, settingSize} {
 		if v := info.Settings[setting]; v != "-1" {
-			add(finding.Problem, fmt.Sprintf("%s is %s: Kafka will delete records that are still needed", setting, v), alter(setting, "-1"))
+			f.add(finding.Problem, fmt.Sprintf("%s is %s: Kafka will delete records that are still needed", setting, v),
+				f.alter(setting, "-1")+"; what may go is for kafka.retain to say, which keeps what edges and transfer need")
 		}
 	}
 	if v, err := strconv.Atoi(info.Settings[settingMessage]); err != nil || v < MaxMessage {
-		add(finding.Problem, fmt.Sprintf("%s is %s, and a record may need %d", settingMessage, info.Settings[settingMessage], MaxMessage),
-			alter(settingMessage, strconv.Itoa(MaxMessage)))
+		f.add(finding.Problem, fmt.Sprintf("%s is %s, and a record may need %d", settingMessage, info.Settings[settingMessage], MaxMessage),
+			f.alter(settingMessage, strconv.Itoa(MaxMessage)))
 	}
 	if v := info.Settings[settingUnclean]; v != "false" {
-		add(finding.Warning, fmt.Sprintf("%s is %s: acknowledged records can be lost", settingUnclean, v), alter(settingUnclean, "false"))
+		f.add(finding.Warning, fmt.Sprintf("%s is %s: acknowledged records can be lost", settingUnclean, v), f.alter(settingUnclean, "false"))
 	}
-	if v := info.Settings[settingTimestamp]; v != "LogAppendTime" {
-		add(finding.Warning, fmt.Sprintf("%s is %s: times in the topic are the publishers' own", settingTimestamp, v), alter(settingTimestamp, "LogAppendTime"))
-	}
-	inSync, err := strconv.Atoi(info.Settings[settingInSync])
-	switch {
-	case err == nil && inSync > info.Replicas:
-		add(finding.Problem, fmt.Sprintf("%s is %d with %d replicas: nothing can be appended", settingInSync, inSync, info.Replicas),
-			alter(settingInSync, wantedSettings(info.Replicas)[settingInSync]))
+	f.appendTime("times in the topic are the publishers' own")
+	switch inSync, ok := f.inSync(); {
+	case !ok:
 	case info.Replicas < 3:
-		add(finding.Warning, fmt.Sprintf("it has %d of 3 replicas: the loss of a broker's disk can lose acknowledged records", info.Replicas),
+		f.add(finding.Warning, fmt.Sprintf("it has %d of 3 replicas: the loss of a broker's disk can lose acknowledged records", info.Replicas),
 			"give it 3 with kafka-reassign-partitions.sh, and "+settingInSync+"=2")
-	case err != nil || inSync < 2:
-		add(finding.Warning, fmt.Sprintf("%s is %s: an append can be acknowledged by one broker alone", settingInSync, info.Settings[settingInSync]), alter(settingInSync, "2"))
+	case inSync < 2:
+		f.add(finding.Warning, fmt.Sprintf("%s is %s: an append can be acknowledged by one broker alone", settingInSync, info.Settings[settingInSync]), f.alter(settingInSync, "2"))
 	}
-	return found
+	return f.all
 }

@@ -45,25 +45,14 @@ func (t *Topic) CheckCompacted(ctx context.Context) ([]finding.Finding, error) {
 }
 
 func checkCompacted(name string, info *Info) []finding.Finding {
-	var found []finding.Finding
-	add := func(level finding.Level, text, mend string) {
-		found = append(found, finding.Finding{Level: level, Subject: "topic " + name, Text: text, Mend: mend})
-	}
-	alter := func(setting, value string) string { return alterMend(name, setting, value) }
-	if info.Partitions != 1 {
-		add(finding.Problem, fmt.Sprintf("it has %d partitions, and one is read", info.Partitions), "delete it and let millrace init make it; edges report anew")
-	}
+	f := findings{name: name, info: info}
+	f.partitions("one is read", "delete it and let millrace init make it; edges report anew")
 	if v := info.Settings[settingPolicy]; v != "compact" {
-		add(finding.Problem, fmt.Sprintf("%s is %q: reports are lost with time, or are never removed", settingPolicy, v), alter(settingPolicy, "compact"))
+		f.add(finding.Problem, fmt.Sprintf("%s is %q: reports are lost with time, or are never removed", settingPolicy, v), f.alter(settingPolicy, "compact"))
 	}
-	if v := info.Settings[settingTimestamp]; v != "LogAppendTime" {
-		add(finding.Warning, fmt.Sprintf("%s is %s: the age of a report is told by the clock of the edge", settingTimestamp, v), alter(settingTimestamp, "LogAppendTime"))
-	}
-	if inSync, err := strconv.Atoi(info.Settings[settingInSync]); err == nil && inSync > info.Replicas {
-		add(finding.Problem, fmt.Sprintf("%s is %d with %d replicas: nothing can be appended", settingInSync, inSync, info.Replicas),
-			alter(settingInSync, wantedSettings(info.Replicas)[settingInSync]))
-	}
-	return found
+	f.appendTime("the age of a report is told by the clock of the edge")
+	f.inSync()
+	return f.all
 }
 
 // Put appends a record with a key, which takes the place of older ones of that
