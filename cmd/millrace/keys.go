@@ -30,6 +30,7 @@ transfer's configuration, the public one in signing.trusted of every edge's. A s
 one begins like this: transfer is started with the key_file; millrace status shows an index, and every record
 after it is signed; edges then trust the public key from the following index on.`,
 		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.keysNewCommand(), a.keysShowCommand())
 	return cmd
@@ -40,7 +41,7 @@ func (a *app) keysNewCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "new FILE",
 		Short: "Make a private key in FILE, and print the public one",
-		Args:  minArgs(1, "a file"),
+		Args:  exactArgs(1, "a file"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			_, key, err := ed25519.GenerateKey(rand.Reader)
 			if err != nil {
@@ -61,7 +62,7 @@ func (a *app) keysShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show FILE",
 		Short: "Print the public key of the private one in FILE",
-		Args:  minArgs(1, "a file"),
+		Args:  exactArgs(1, "a file"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			key, err := readKey(args[0])
 			if err != nil {

@@ -21,6 +21,13 @@ func TestKeyFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	refusal(t, dir, nil, exitOperator, []string{file, "chmod 600"}, "keys", "show", file)
+	for _, command := range []string{"new", "show"} {
+		refusal(t, dir, nil, exitUsage, []string{"takes a file", "more"}, "keys", command, filepath.Join(dir, "second.key"), "more")
+	}
+	refusal(t, dir, nil, exitUsage, []string{"takes no argument", "make"}, "keys", "make")
+	if _, err := os.Stat(filepath.Join(dir, "second.key")); !os.IsNotExist(err) {
+		t.Errorf("a key was made although it was not clear where: %v", err)
+	}
 	other := filepath.Join(dir, "other")
 	if err := os.WriteFile(other, []byte("no key"), 0o600); err != nil {
 		t.Fatal(err)

@@ -111,6 +111,20 @@ func minArgs(n int, what string) cobra.PositionalArgs {
 	}
 }
 
+// exactArgs refuses any other number of arguments: what is passed over in silence was
+// meant for something.
+func exactArgs(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := minArgs(n, what)(cmd, args); err != nil {
+			return err
+		}
+		if len(args) > n {
+			return usage("%s takes %s, got %s; see %[1]s --help", cmd.CommandPath(), what, strings.Join(args, " "))
+		}
+		return nil
+	}
+}
+
 // load reads the configuration.
 func (a *app) load() (*config.Config, error) { return config.Load(a.file, a.environ) }
 
