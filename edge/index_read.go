@@ -244,7 +244,7 @@ func (ix *Index) Scan(r Range, limit int, fn func(key []byte, row *Row) error) e
 	after := storeKey(nil, r.After)
 	var w walk
 	var row Row
-	more, step, err := ix.begin(&w, &r)
+	more, step, err := v.beginRange(&w, &r, ix.ix.name, x.seed)
 	for n := 0; err == nil && more && (limit <= 0 || n < limit); more, err = step() {
 		if err := v.usable(); err != nil {
 			return err
@@ -276,24 +276,6 @@ func (ix *Index) Scan(r Range, limit int, fn func(key []byte, row *Row) error) e
 		return bad(err)
 	}
 	return nil
-}
-
-// begin goes to the first entry to look at, and returns how to go on.
-func (ix *Index) begin(w *walk, r *Range) (more bool, step func() (bool, error), err error) {
-	v, name, seed := ix.t.v, ix.ix.name, ix.ix.index.seed
-	if !r.Descending {
-		more, err = v.seek(w, name, seed, scanStart(r.low(), r.After))
-		return more, w.next, err
-	}
-	if end := r.end(); end != nil {
-		_, err = v.seek(w, name, seed, end)
-	} else {
-		err = v.seekEnd(w, name)
-	}
-	if err == nil {
-		more, err = w.previous()
-	}
-	return more, w.previous, err
 }
 
 // row reads the row of an entry, which stands under the store key rowKey, and makes the entry's key from it, which must be
