@@ -158,6 +158,9 @@ type Edge struct {
 	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
 	Images  Images   `key:"images" doc:"Images of the local stores (millrace image)."`
 	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
+	RESP    RESP     `key:"resp" doc:"Where this edge answers clients of Redis."`
+	TLS     TLS      `key:"tls" doc:"Where other hosts reach this edge. Everybody shows who they are there, with a token or a certificate."`
+	Peers   Peers    `key:"peers" doc:"How this edge reaches others, for their images and logs, over https."`
 }
 
 // Images is where images of the stores are, and how many.

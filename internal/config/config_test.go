@@ -337,7 +337,7 @@ func TestProblems(t *testing.T) {
 			"addresses", "streams:\n- name: a" + kafka + "edge: {http: {listen: '0.0.0.0:7480'}}\ntransfer: {admin: 'here'}\n", nil,
 			[]string{
 				`m.yaml:5: transfer.admin: "here": want host:port, as in 127.0.0.1:9092`,
-				`m.yaml:4: edge.http.listen: 0.0.0.0:7480 is not a loopback address; millrace serves without encryption on loopback only, so use 127.0.0.1, [::1] or localhost`,
+				`m.yaml:4: edge.http.listen: 0.0.0.0:7480 is not a loopback address; without encryption millrace serves on loopback only, so use 127.0.0.1, [::1] or localhost, or edge.tls.http for other hosts`,
 			},
 		},
 		{

@@ -254,16 +254,7 @@ func (k *checker) edge() {
 	if e.Images.Keep < 0 || e.Images.Keep > 1000 {
 		k.bad("edge.images.keep", "%d: want 0 to keep all, up to 1000", e.Images.Keep)
 	}
-	k.loopback("edge.http.listen", e.HTTP.Listen)
-	if len(e.HTTP.Unix) > maxSocketPath {
-		k.bad("edge.http.unix", "a path of %d bytes; a unix socket's has at most %d", len(e.HTTP.Unix), maxSocketPath)
-	}
-	if e.HTTP.Listen == Off && e.HTTP.Unix == "" {
-		k.bad("edge.http.listen", "is off and there is no edge.http.unix; an edge has to answer somewhere")
-	}
-	if t := k.c.Transfer.Admin; t != Off && t == e.HTTP.Listen && !strings.HasSuffix(t, ":0") {
-		k.bad("edge.http.listen", "%s is the address of transfer.admin too; give each its own port", t)
-	}
+	k.network()
 }
 
 // indexes checks the indexes that are declared for streams.
@@ -383,8 +374,19 @@ func (k *checker) loopback(path, address string) {
 	}
 	host, _, _ := net.SplitHostPort(address) // hostPort has split it
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		k.bad(path, "%s is not a loopback address; millrace serves without encryption on loopback only, so use 127.0.0.1, [::1] or localhost", address)
+		k.bad(path, "%s is not a loopback address; without encryption millrace serves on loopback only, so use 127.0.0.1, [::1] or localhost%s", address, beyond(path))
 	}
+}
+
+// beyond says what serves other hosts in place of a loopback address.
+func beyond(path string) string {
+	switch path {
+	case "edge.http.listen":
+		return ", or edge.tls.http for other hosts"
+	case "edge.resp.listen":
+		return ", or edge.tls.resp for other hosts"
+	}
+	return ""
 }
 
 func hostPort(address string) error {
