@@ -96,7 +96,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	images := make(map[string]http.Handler, len(k.streams))
 	for _, one := range k.streams {
 		readers[one.Name()] = one.Home()
-		images[one.Name()] = image.Handler(filepath.Join(k.c.Edge.Images.Dir, one.Name()))
+		images[one.Name()] = image.Handler(filepath.Join(k.c.Edge.Images.Dir, one.Name()), nil)
 	}
 	var err error
 	k.server, err = serve.New(serve.Config{
