@@ -35,6 +35,11 @@ func appendHead(dst []byte, offset millrace.Offset, value []byte) []byte {
 	return binary.BigEndian.AppendUint32(dst, crc)
 }
 
+// AppendFrame appends the frame of a record, as a Decoder reads it.
+func AppendFrame(dst []byte, offset millrace.Offset, value []byte) []byte {
+	return append(appendHead(dst, offset, value), value...)
+}
+
 // frameSize reads from a head how long the record is, and whether it can be.
 func frameSize(head []byte) (int, error) {
 	size := binary.BigEndian.Uint32(head)

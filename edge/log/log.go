@@ -88,6 +88,9 @@ type Log struct {
 	// index and chain are where what is shown ends.
 	index millrace.Index
 	chain millrace.Chain
+	// time and topic are of the checkpoint there.
+	time  time.Time
+	topic string
 	// fault is why the log cannot be written; nil if it can.
 	fault error
 
@@ -139,6 +142,13 @@ type Status struct {
 	Epoch  millrace.Epoch
 	// Oldest is the first index held and Newest the last; both 0 if there is none.
 	Oldest, Newest millrace.Index
+	// Begin is the index that the log begins behind, End the one that it ends at, of
+	// which Chain is the chain and Time the source's time; all are zero if there is no
+	// segment. TopicID is Kafka's identity of the topic that the records came from.
+	Begin, End millrace.Index
+	Chain      millrace.Chain
+	Time       time.Time
+	TopicID    string
 	// Bytes is the size of the segments, and Segments how many there are.
 	Bytes    int64
 	Segments int
@@ -151,6 +161,9 @@ func (l *Log) Status() Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := Status{Stream: l.stream, Epoch: l.epoch, Segments: len(l.segments), Bytes: l.bytesLocked(), Fault: l.fault}
+	if s.Segments > 0 {
+		s.Begin, s.End, s.Chain, s.Time, s.TopicID = l.segments[0].begin.index, l.index, l.chain, l.time, l.topic
+	}
 	if s.Segments > 0 && l.index > l.segments[0].begin.index {
 		s.Oldest, s.Newest = l.segments[0].begin.index+1, l.index
 	}

@@ -94,7 +94,8 @@ func (l *Log) startLocked(c *millrace.Checkpoint) (*millrace.Checkpoint, error) 
 	}
 	s.end, s.whole = end.pos, true
 	s.sparse = slices.DeleteFunc(s.sparse, func(p place) bool { return p.pos > end.pos })
-	l.segments, l.index, l.chain, l.fault = all, end.index, end.chain, nil
+	l.segments, l.fault = all, nil
+	l.endLocked(from)
 	l.tellLocked()
 	return from, nil
 }

@@ -144,7 +144,7 @@ func (l *Log) Commit(at *millrace.Checkpoint) {
 	if s.time.IsZero() {
 		s.time = at.Time // of a stream that had no units yet
 	}
-	l.index, l.chain = at.Index, at.Chain
+	l.endLocked(at)
 	l.tellLocked()
 	if w.pos == s.end && l.rollDueLocked(s, at) {
 		if err := l.rollLocked(at, s.end); err != nil {
@@ -255,8 +255,14 @@ func (l *Log) renewLocked(at *millrace.Checkpoint) error {
 	if err := l.rollLocked(at, 0); err != nil {
 		return err
 	}
-	l.index, l.chain, l.fault = at.Index, at.Chain, nil
+	l.endLocked(at)
+	l.fault = nil
 	return nil
+}
+
+// endLocked notes where what is shown ends.
+func (l *Log) endLocked(at *millrace.Checkpoint) {
+	l.index, l.chain, l.time, l.topic = at.Index, at.Chain, at.Time, at.TopicID
 }
 
 // resetLocked forgets all segments; readers have to look up again.

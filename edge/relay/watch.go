@@ -1,0 +1,91 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/millrace-db/millrace"
+)
+
+// watchEvery is how often it is looked whether somebody is to be probed.
+const watchEvery = 250 * time.Millisecond
+
+// Run asks the upstreams that are not followed where they stand, and leaves the one that
+// is for one of them where that is better, until ctx ends.
+func (c *Client) Run(ctx context.Context) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		c.mu.Lock()
+		due := c.choice.probes(time.Now())
+		c.mu.Unlock()
+		for _, i := range due {
+			c.probe(ctx, i)
+		}
+	}
+}
+
+// probe asks one upstream where it stands, whether it has our history, and whether it is
+// to be gone over to.
+func (c *Client) probe(ctx context.Context, i int) {
+	at := c.config.Applied()
+	h := &hello{node: c.config.Node, stream: at.Stream, epoch: at.Place.Epoch, index: at.Place.Index, probe: true}
+	if h.index > 0 {
+		h.chain = at.Chain
+	}
+	l, err := c.connect(ctx, c.ups[i], h)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		c.failed(i, at.Place, err)
+		return
+	}
+	_ = l.conn.Close() // it has said what was asked
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	one := c.choice.all[i]
+	c.choice.hear(now, i, l.welcome.stand())
+	c.heardLocked(i, l.welcome)
+	one.fails, one.why, one.notBefore = 0, nil, time.Time{}
+	reason, leave := c.choice.better(now, i, c.config.Applied().Place)
+	if leave && c.source != nil {
+		c.config.Logger.Info("the edge leaves its upstream for another one", "upstream", c.ups[c.source.i].text, "for", c.ups[i].text, "reason", reason)
+		c.choice.current = -1
+		c.source.leave(errLeft)
+	}
+}
+
+// Ask asks each upstream for an epoch, and tells whether one of them serves it from its
+// beginning on, or has come to a later one. It is how an edge learns that an epoch has
+// begun, where it knows of no topics.
+func (c *Client) Ask(ctx context.Context, stream millrace.StreamID, epoch millrace.Epoch) (bool, error) {
+	var errs []error
+	for i := range c.ups {
+		l, err := c.connect(ctx, c.ups[i], &hello{node: c.config.Node, stream: stream, epoch: epoch, probe: true})
+		if err == nil {
+			begun := l.welcome.Newest > 0
+			_ = l.conn.Close() // it has said what was asked
+			if begun {
+				return true, nil
+			}
+			continue
+		}
+		var refusal *RefusedError
+		if errors.As(err, &refusal) && refusal.Code == CodePruned {
+			return true, nil // what it has of it begins later
+		}
+		errs = append(errs, err)
+	}
+	if len(errs) < len(c.ups) {
+		return false, nil
+	}
+	return false, errors.Join(errs...)
+}
