@@ -71,9 +71,10 @@ type Log interface {
 type Config struct {
 	// Store is where the rows go; it is open for writing.
 	Store *edge.Store
-	// OpenSource opens the source at the record after the given offset;
-	// NoOffset stands for the first one. It is called again after every error.
-	OpenSource func(ctx context.Context, after millrace.Offset) (Source, error)
+	// OpenSource opens the source at the record after the one that a checkpoint names;
+	// nil stands for the first one, as NoOffset does where offsets count. It is called
+	// again after every error.
+	OpenSource func(ctx context.Context, after *millrace.Checkpoint) (Source, error)
 	// Log takes the accepted records; nil for none.
 	Log Log
 	// Stream and Epoch are what the records must belong to. Zero takes what the
@@ -272,9 +273,12 @@ func unfit(err error) bool {
 func (a *Applier) read(ctx context.Context, f *fetcher, p *policy) error {
 	src, err := a.config.OpenSource(ctx, f.after)
 	if err != nil {
-		return fmt.Errorf("open source after offset %v: %w", f.after, err)
+		return fmt.Errorf("open source after offset %v: %w", f.offset(), err)
 	}
 	err = a.pump(ctx, f, src, p)
+	if s, ok := src.(Suspect); ok && ctx.Err() == nil && untrue(err, p) {
+		err, p.careful = s.Reject(err), false
+	}
 	if cerr := src.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("close source: %w", cerr)
 	}

@@ -19,8 +19,9 @@ type fetcher struct {
 	metrics *metrics
 	// fold is nil until the first record of a new store has said which stream
 	// this is.
-	fold  *millrace.Fold
-	after millrace.Offset
+	fold *millrace.Fold
+	// after is the checkpoint behind which is read; nil reads from the first record.
+	after *millrace.Checkpoint
 	topic string
 	// loading tells that the checkpoint has loads under way.
 	loading bool
@@ -39,7 +40,6 @@ func (f *fetcher) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read checkpoint: %w", err)
 	}
-	f.after = millrace.NoOffset
 	if c == nil {
 		return nil
 	}
@@ -55,8 +55,19 @@ func (f *fetcher) start(ctx context.Context) error {
 			f.config.Logger.Info("the log lacks records that the store has; they are read again", "index", from.Index, "want", c.Index)
 		}
 	}
-	f.fold, f.after, f.topic = millrace.FoldFrom(from), from.Offset, c.TopicID
+	f.fold, f.after, f.topic = millrace.FoldFrom(from), from, c.TopicID
 	return nil
+}
+
+// offset is that of the record behind which is read.
+func (f *fetcher) offset() millrace.Offset { return OffsetOf(f.after) }
+
+// OffsetOf is the offset of the record that a checkpoint names, NoOffset without one.
+func OffsetOf(c *millrace.Checkpoint) millrace.Offset {
+	if c == nil {
+		return millrace.NoOffset
+	}
+	return c.Offset
 }
 
 // meet checks that the source is the topic of the checkpoint.

@@ -36,8 +36,9 @@ func (s *kafkaSource) Close() error {
 }
 
 // openKafka is an OpenSource for a real topic.
-func openKafka(brokers []string, name string) func(context.Context, millrace.Offset) (Source, error) {
-	return func(ctx context.Context, after millrace.Offset) (Source, error) {
+func openKafka(brokers []string, name string) func(context.Context, *millrace.Checkpoint) (Source, error) {
+	return func(ctx context.Context, c *millrace.Checkpoint) (Source, error) {
+		after := OffsetOf(c)
 		t, err := topic.Open(ctx, topic.Config{Brokers: brokers, Topic: name})
 		if err != nil {
 			return nil, err

@@ -150,8 +150,8 @@ func TestLogIsFilledUp(t *testing.T) {
 	l = short()
 	p.unit(p.put(1, "c"))
 	r = run(t, s, topic, with(l), func(c *Config) {
-		c.OpenSource = func(ctx context.Context, after millrace.Offset) (Source, error) {
-			if after < offset {
+		c.OpenSource = func(ctx context.Context, after *millrace.Checkpoint) (Source, error) {
+			if OffsetOf(after) < offset {
 				return nil, fmt.Errorf("%w: it begins at offset %v", ErrSourceGone, offset)
 			}
 			return topic.open(ctx, after)

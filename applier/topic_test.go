@@ -51,11 +51,11 @@ func (m *memoryTopic) timesOpened() int {
 	return m.opened
 }
 
-func (m *memoryTopic) open(_ context.Context, after millrace.Offset) (Source, error) {
+func (m *memoryTopic) open(_ context.Context, after *millrace.Checkpoint) (Source, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.opened++
-	return &memorySource{m: m, next: after + 1}, nil
+	return &memorySource{m: m, next: OffsetOf(after) + 1}, nil
 }
 
 type memorySource struct {

@@ -41,7 +41,7 @@ func applyAtOnce(t *testing.T, s *edge.Store, topic *memoryTopic) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fetcher{config: &a.config, metrics: a.metrics, after: millrace.NoOffset}
+	f := &fetcher{config: &a.config, metrics: a.metrics}
 	q := newQueue(a.config.QueueBytes)
 	for i, record := range topic.records {
 		work, err := f.take(millrace.Offset(i), record)

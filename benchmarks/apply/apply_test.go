@@ -235,8 +235,8 @@ func applyRecords(b *testing.B, store *edge.Store, p *applyTopic, commitBytes in
 	b.Helper()
 	a, err := applier.New(applier.Config{
 		Store: store, CommitBytes: commitBytes,
-		OpenSource: func(_ context.Context, after millrace.Offset) (applier.Source, error) {
-			return &applySource{records: p.records, next: after + 1}, nil
+		OpenSource: func(_ context.Context, after *millrace.Checkpoint) (applier.Source, error) {
+			return &applySource{records: p.records, next: applier.OffsetOf(after) + 1}, nil
 		},
 	})
 	if err != nil {

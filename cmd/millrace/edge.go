@@ -38,8 +38,10 @@ somebody to act (exit code 4; with edge.on_stop: serve it goes on answering read
 			if err != nil {
 				return err
 			}
-			if err := c.NeedKafka(c.Edge.Streams); err != nil {
-				return err
+			if c.Edge.FollowsKafka() {
+				if err := c.NeedKafka(c.Edge.Streams); err != nil {
+					return err
+				}
 			}
 			k, err := newKeeper(cmd.Context(), c, a.logger(c), 0)
 			if err != nil {
@@ -100,7 +102,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	}
 	var err error
 	k.server, err = serve.New(serve.Config{
-		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k,
+		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k, Relays: relays{k},
 		Images:   func(stream string) http.Handler { return images[stream] },
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})

@@ -9,6 +9,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -31,9 +32,10 @@ type ClientConfig struct {
 	Upstreams, Secondaries []Upstream
 	// Applied returns what has been applied here of the epoch that readers use.
 	Applied func() Applied
-	// TLS is used for https; nil is the system's. Token is sent as a bearer token.
-	TLS   *tls.Config
-	Token string
+	// TLS returns what a connection over https is made with; nil is the system's.
+	TLS func() *tls.Config
+	// Authorize adds to a request over https what shows who asks; nil adds nothing.
+	Authorize func(*http.Request)
 	// Silence is how long an upstream may send nothing. Default 5 s.
 	Silence time.Duration
 	// Stale is how long it may bring nothing new before others are asked whether they

@@ -142,7 +142,7 @@ func (c *Client) dial(ctx context.Context, to Upstream) (net.Conn, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.config.TLS != nil {
-		config = c.config.TLS.Clone()
+		config = c.config.TLS().Clone()
 	}
 	config.NextProtos = []string{"http/1.1"}
 	if config.ServerName == "" {
@@ -169,8 +169,8 @@ func (c *Client) introduce(conn net.Conn, to Upstream, h *hello) (*link, error) 
 	request.Header.Set("Connection", "Upgrade")
 	request.Header.Set("Upgrade", Protocol)
 	request.Header.Set("User-Agent", "millrace")
-	if c.config.Token != "" {
-		request.Header.Set("Authorization", "Bearer "+c.config.Token)
+	if c.config.Authorize != nil && to.at.Scheme == "https" {
+		c.config.Authorize(request)
 	}
 	if err := request.Write(conn); err != nil {
 		return nil, err

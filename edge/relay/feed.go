@@ -106,14 +106,15 @@ func (f *feed) serve() {
 	})
 	err = f.run(ctx)
 	f.goodbye(err)
-	if heard == nil && isTimeout(err) {
-		f.s.metrics.cut.Inc()
-		err = fmt.Errorf("it takes nothing in: %w", err)
-	}
+	ended := ctx.Err() != nil
 	cancel()
 	listening.Wait()
-	if ctx.Err() != nil && heard != nil && errors.Is(err, context.Canceled) {
-		err = heard
+	switch {
+	case ended && f.s.ctx.Err() == nil:
+		err = heard // the child went first
+	case isTimeout(err):
+		f.s.metrics.cut.Inc()
+		err = fmt.Errorf("it takes nothing in: %w", err)
 	}
 	log.Info("an edge no longer follows this one", "epoch", uint64(f.epoch), "index", f.after, "reason", err)
 }

@@ -153,13 +153,13 @@ func (n *node) Epochs() (now, next millrace.Epoch) {
 
 func (n *node) Path() []string {
 	n.mu.Lock()
-	path := n.path
+	path, client := n.path, n.client
 	n.mu.Unlock()
 	switch {
 	case path != nil:
 		return path()
-	case n.client != nil:
-		return n.client.Path()
+	case client != nil:
+		return client.Path()
 	}
 	return nil
 }
@@ -270,7 +270,9 @@ func (n *node) follow(change func(*ClientConfig), ups ...Upstream) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	n.mu.Lock()
 	n.client = client
+	n.mu.Unlock()
 	n.run()
 }
 

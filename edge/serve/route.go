@@ -23,10 +23,14 @@ func (s *Server) serveTCP(w http.ResponseWriter, r *http.Request) {
 
 // ServeHTTP answers one request. It does not look at the Host header.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	q := s.begin(w, r)
 	// The escaped path, because a comma within a key value differs from one
 	// between two.
 	path := r.URL.EscapedPath()
+	if h := s.relayOf(path); h != nil {
+		h.ServeHTTP(w, r) // for as long as the other edge follows: no request to be measured
+		return
+	}
+	q := s.begin(w, r)
 	if path == "/metrics" && s.scrape != nil {
 		q.route = routeMetrics
 		s.scrape.ServeHTTP(w, r)

@@ -14,6 +14,7 @@
 //	GET  /v1/streams/{stream}/tables/{table}/rows           rows in key order: prefix, limit, cursor
 //	POST /v1/streams/{stream}/rows:get                      several rows in one snapshot
 //	GET  /v1/streams/{stream}/images/…                      images of its store, as files
+//	GET  /v1/streams/{stream}/relay                         its log, for other edges (package relay)
 //	GET  /livez /readyz /metrics
 //
 // Every answer about a stream carries X-Millrace-Epoch and X-Millrace-Index, the
@@ -82,6 +83,8 @@ type Config struct {
 	// Images answers requests for the images of a stream, with the path behind
 	// …/images; nil for none.
 	Images func(stream string) http.Handler
+	// Relays says whom streams follow, and serves who follows them; nil for none.
+	Relays Relays
 	// Gatherer gives what /metrics shows; nil for nothing.
 	Gatherer prometheus.Gatherer
 	// Registerer takes the server's own metrics; nil drops them.

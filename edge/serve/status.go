@@ -40,6 +40,10 @@ type Status struct {
 	Space SpaceStatus `json:"space"`
 	// Log is the edge's own log of the stream, if it keeps one.
 	Log *LogStatus `json:"log,omitempty"`
+	// Upstream is the edge that is followed, if it is not Kafka; Children are those
+	// that follow this one.
+	Upstream *UpstreamStatus `json:"upstream,omitempty"`
+	Children []ChildStatus   `json:"children,omitempty"`
 	// Fault says what keeps the stream from going on.
 	Fault string `json:"fault,omitempty"`
 	// Next is a newer epoch that is being copied while this one is read.
@@ -178,6 +182,9 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 	status.Space = spaceStatus(st.store.Space())
 	if s.config.Log != nil {
 		status.Log = s.config.Log(st.name)
+	}
+	if s.config.Relays != nil {
+		status.Upstream, status.Children = s.config.Relays.Upstream(st.name), s.config.Relays.Children(st.name)
 	}
 	if s.config.Fault != nil {
 		if err := s.config.Fault(st.name); err != nil {

@@ -161,12 +161,30 @@ type Edge struct {
 	RESP    RESP     `key:"resp" doc:"Where this edge answers clients of Redis."`
 	TLS     TLS      `key:"tls" doc:"Where other hosts reach this edge. Everybody shows who they are there, with a token or a certificate."`
 	Peers   Peers    `key:"peers" doc:"How this edge reaches others, for their images and logs, over https."`
+
+	Upstream    Choice   `key:"upstream" unit:"kafka, or URLs" default:"kafka" doc:"Where the edge takes its streams from: kafka, or other edges that keep a log, as in [http://10.0.0.7:7480, unix:/run/millrace.sock], one of which it follows. Edges with the same list spread over it."`
+	Secondaries []string `key:"secondaries" unit:"URLs" doc:"Edges that are followed where none of edge.upstream serves what is needed, for instance because their logs do not reach so far back."`
+	Relay       Relay    `key:"relay" doc:"What this edge gives to those that follow it, which it does where it keeps a log and answers HTTP."`
 }
 
 // Images is where images of the stores are, and how many.
 type Images struct {
 	Dir  string `key:"dir" unit:"path" default:"./data/images" doc:"Directory of images, one directory a stream within it. On a local file system; an image takes about what its rows take compressed."`
 	Keep int    `key:"keep" unit:"images" default:"2" doc:"How many images of a stream are kept: millrace image create and fetch remove the oldest ones beyond it. 0 keeps all; at most 1000."`
+}
+
+// Relay bounds what an edge gives to others.
+type Relay struct {
+	MaxPeers int  `key:"max_peers" unit:"edges" default:"64" doc:"The most edges that follow each stream here at once; further ones are turned away and try others. 1 to 1000."`
+	MaxRate  Size `key:"max_rate" unit:"bytes" default:"0" doc:"The most bytes that one of them gets in a second. 0 for no limit; otherwise at least 64KiB."`
+}
+
+// UpstreamKafka is the stream's topic.
+const UpstreamKafka = "kafka"
+
+// FollowsKafka reports whether the edge takes its streams from Kafka.
+func (e *Edge) FollowsKafka() bool {
+	return len(e.Upstream) == 0 || len(e.Upstream) == 1 && e.Upstream[0] == UpstreamKafka
 }
 
 // EdgeLog is what an edge keeps of the records it has taken in.

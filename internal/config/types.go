@@ -65,6 +65,9 @@ func (s Size) String() string {
 	return strconv.FormatInt(int64(s), 10)
 }
 
+// Choice is a single value, or a list of some.
+type Choice []string
+
 // Secret is a connection string. Printed or logged, it shows where it leads and
 // no password; Reveal gives all of it.
 type Secret string

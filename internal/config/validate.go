@@ -244,6 +244,7 @@ func (k *checker) edge() {
 	}
 	k.atLeast("edge.map_size", e.MapSize, 16<<20)
 	k.indexes("edge.indexes", e.Indexes)
+	k.upstreams()
 	k.between("edge.log.retain", e.Log.Retain, time.Minute, 100*365*24*time.Hour)
 	k.atLeast("edge.log.max_bytes", e.Log.MaxBytes, 16<<20)
 	k.oneOf("edge.on_stop", e.OnStop, OnStopExit, OnStopServe)

@@ -152,6 +152,10 @@ func (r *reader) list(node ast.Node, path string, v reflect.Value) {
 		return
 	}
 	sequence, ok := node.(*ast.SequenceNode)
+	if text, single := scalar(node); single && v.Type() == reflect.TypeFor[Choice]() {
+		v.Set(reflect.ValueOf(Choice{text}))
+		return
+	}
 	if !ok {
 		r.problem(line(node), "%s: want a list, as in [a, b]", path)
 		return

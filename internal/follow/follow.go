@@ -18,10 +18,10 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/relay"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
-	"github.com/millrace-db/millrace/internal/lineage"
 	"github.com/millrace-db/millrace/internal/mend"
 	"github.com/millrace-db/millrace/internal/topic"
 )
@@ -61,7 +61,12 @@ type Stream struct {
 	trusted *millrace.Keyring
 	// version is the program's.
 	version string
-	// reporter tells whoever asks for the edges of the stream.
+	// upstreams are the edges that are followed; nil where it is Kafka. relay serves
+	// the log to others; nil where none is kept.
+	upstreams *relay.Client
+	relay     *relay.Server
+	// reporter tells whoever asks for the edges of the stream; nil where there is no
+	// Kafka.
 	reporter *edgestatus.Reporter
 	// epoch is the one whose topic is followed for readers; 0 until it is known.
 	epoch atomic.Uint64
@@ -119,13 +124,31 @@ func New(c Config) (*Stream, error) {
 		return nil, err
 	}
 	f.epoch.Store(uint64(f.home.Place().Epoch))
-	if f.logs, err = openLogs(c.Whole, c.Stream, f.home.Place().Epoch, c.Logger, c.Metrics); err == nil {
-		f.reporter, err = f.reports()
-	}
-	if err != nil {
+	if err := f.open(c); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// open opens what the stream is made of beside its store.
+func (f *Stream) open(c Config) (err error) {
+	if f.logs, err = openLogs(c.Whole, c.Stream, f.home.Place().Epoch, c.Logger, c.Metrics); err != nil {
+		return err
+	}
+	peers, err := newPeers(&f.edge.Peers, c.Logger)
+	if err != nil {
+		return err
+	}
+	if f.upstreams, err = f.newUpstreams(peers, c.Metrics); err != nil {
+		return err
+	}
+	if f.relay, err = f.newRelay(c.Metrics); err != nil {
+		return err
+	}
+	if len(c.Stream.Kafka.Brokers) > 0 {
+		f.reporter, err = f.reports()
+	}
+	return err
 }
 
 // Name is the stream's in the configuration.
@@ -135,7 +158,16 @@ func (f *Stream) Name() string { return f.config.Name }
 func (f *Stream) Home() *edge.Home { return f.home }
 
 // Close gives store and log up, once nothing runs any more.
-func (f *Stream) Close() error { return errors.Join(f.logs.close(), f.home.Close()) }
+func (f *Stream) Close() error {
+	var errs []error
+	if f.relay != nil {
+		errs = append(errs, f.relay.Close())
+	}
+	if f.upstreams != nil {
+		errs = append(errs, f.upstreams.Close())
+	}
+	return errors.Join(append(errs, f.logs.close(), f.home.Close())...)
+}
 
 // stream is the one that all epochs must be of, zero if it is not known yet.
 func (f *Stream) stream() millrace.StreamID {
@@ -179,16 +211,18 @@ func (f *Stream) setTrouble(err error) {
 // Run follows the stream, and reports on it, until ctx ends or it stops. The last
 // report comes after the last commit.
 func (f *Stream) Run(ctx context.Context) error {
+	var work sync.WaitGroup
 	reporting, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	reported := make(chan struct{})
-	go func() {
-		defer close(reported)
-		f.reporter.Run(reporting)
-	}()
+	if f.reporter != nil {
+		work.Go(func() { f.reporter.Run(reporting) })
+	}
+	if f.upstreams != nil {
+		work.Go(func() { f.upstreams.Run(reporting) })
+	}
 	err := f.throughEpochs(ctx)
 	stop()
-	<-reported
+	work.Wait()
 	return err
 }
 
@@ -196,7 +230,7 @@ func (f *Stream) Run(ctx context.Context) error {
 func (f *Stream) throughEpochs(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := f.reign(ctx); err != nil {
-			err = fmt.Errorf("stream %s, topic %s, store %s: %w", f.config.Name, f.topicName(), f.home.Store().Dir(), err)
+			err = fmt.Errorf("stream %s, %s, store %s: %w", f.config.Name, f.origin(), f.home.Store().Dir(), err)
 			return mend.Error(f.config.Name, err)
 		}
 	}
@@ -247,9 +281,7 @@ func (f *Stream) apply(ctx context.Context, store *edge.Store, records applier.L
 	}
 	a, err := applier.New(applier.Config{
 		Store: store, Log: records, Stream: f.id, Epoch: epoch, Trusted: f.trusted, Logger: log, Registerer: metrics,
-		OpenSource: func(ctx context.Context, after millrace.Offset) (applier.Source, error) {
-			return f.openSource(ctx, store, epoch, after)
-		},
+		OpenSource: f.sourceOf(store, epoch, at == &f.current),
 	})
 	if err != nil {
 		return nil, err
@@ -286,7 +318,7 @@ func awaitCopy(ctx context.Context, store *edge.Store, t *task) {
 
 // watch sends the newest epoch after the one that readers use that has begun, 0
 // if there is none, again and again, and when it is asked to look.
-func (f *Stream) watch(ctx context.Context, s *lineage.Epochs, found chan<- millrace.Epoch, look <-chan struct{}) {
+func (f *Stream) watch(ctx context.Context, s epochs, found chan<- millrace.Epoch, look <-chan struct{}) {
 	defer s.Close()
 	tick := time.NewTicker(successorEvery)
 	defer tick.Stop()

@@ -10,7 +10,6 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/internal/config"
-	"github.com/millrace-db/millrace/internal/lineage"
 	"github.com/millrace-db/millrace/internal/mend"
 )
 
@@ -31,7 +30,7 @@ func (f *Stream) reign(ctx context.Context) error {
 		f.mu.Unlock()
 		work.Wait()
 	}()
-	successors, err := lineage.NewEpochs(f.config, f.log)
+	successors, err := f.newEpochs()
 	if err != nil {
 		return err
 	}

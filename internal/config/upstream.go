@@ -1,0 +1,59 @@
+package config
+
+import (
+	"net/url"
+	"strings"
+)
+
+// upstreams checks where an edge takes its streams from, and what it gives to others.
+func (k *checker) upstreams() {
+	e := &k.c.Edge
+	if len(e.Upstream) == 0 {
+		k.bad("edge.upstream", "is empty; write kafka, or the URLs of edges")
+	}
+	seen := map[string]string{}
+	for _, list := range []struct {
+		path string
+		all  []string
+	}{{"edge.upstream", e.Upstream}, {"edge.secondaries", e.Secondaries}} {
+		for _, text := range list.all {
+			switch {
+			case text == UpstreamKafka && list.path == "edge.upstream" && len(list.all) == 1:
+			case text == UpstreamKafka:
+				k.bad(list.path, "kafka stands beside edges; choose one of both")
+			case !isUpstream(text):
+				k.bad(list.path, "%q is not where an edge answers; write http://host:port, https://host:port or unix:/path", hideUser(text))
+			}
+			if other, twice := seen[text]; twice {
+				k.bad(list.path, "%s stands in %s already; name each edge once", hideUser(text), other)
+			}
+			seen[text] = list.path
+		}
+	}
+	if e.FollowsKafka() && len(e.Secondaries) > 0 {
+		k.bad("edge.secondaries", "mean nothing with edge.upstream: kafka; remove them, or name the edges to follow in edge.upstream")
+	}
+	if e.Relay.MaxPeers < 1 || e.Relay.MaxPeers > 1000 {
+		k.bad("edge.relay.max_peers", "%d: want 1 to 1000", e.Relay.MaxPeers)
+	}
+	if e.Relay.MaxRate != 0 {
+		k.atLeast("edge.relay.max_rate", e.Relay.MaxRate, 64<<10)
+	}
+}
+
+// isUpstream tells what relay.ParseUpstream takes.
+func isUpstream(text string) bool {
+	if path, ok := strings.CutPrefix(text, "unix:"); ok {
+		return strings.Trim(path, "/") != ""
+	}
+	at, err := url.Parse(text)
+	return err == nil && (at.Scheme == "http" || at.Scheme == "https") && at.Hostname() != "" && at.User == nil && at.RawQuery == "" && at.Fragment == ""
+}
+
+// hideUser leaves out what may be a password.
+func hideUser(text string) string {
+	if i := strings.LastIndexByte(text, '@'); i >= 0 {
+		return text[i+1:]
+	}
+	return text
+}
