@@ -113,6 +113,9 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 	if err := f.config.Trusted.Check(r, f.fold.Next()); err != nil {
 		return nil, fmt.Errorf("record at offset %v: %w; mend: find out who writes to the topic; if the publisher has a new key, name it in signing.trusted here", offset, err)
 	}
+	if err := f.fromStart(r); err != nil {
+		return nil, fmt.Errorf("record at offset %v: %w", offset, err)
+	}
 	f.planted.folding(f, r)
 	outcome, err := f.fold.Step(r)
 	if err != nil {
@@ -141,6 +144,16 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 		w.at = &c
 	}
 	return w, f.refilled(w)
+}
+
+// fromStart refuses a source of which the beginning was trimmed, for a store that has
+// nothing yet.
+func (f *fetcher) fromStart(r *millrace.Record) error {
+	if term, _ := f.fold.Term(); term != 0 || f.fold.Next() != 1 || r.Kind == millrace.RecordTerm || r.First <= 1 {
+		return nil
+	}
+	return fmt.Errorf("%w: the store %s is empty, and the source begins at index %v; mend: name peers in edge.images.from, or make the store from an image (millrace image fetch, millrace image restore)",
+		ErrSourceGone, f.config.Store.Dir(), r.First)
 }
 
 // refilled tells whether the store has a batch already, and ends the filling up of the

@@ -187,21 +187,21 @@ func (b *builder) add(set int, key, row []byte) error {
 		}
 	}
 	if len(key) == 0 {
-		return fmt.Errorf("restore table %s: %w: a row has no key", b.t.name(), errContents)
+		return fmt.Errorf("restore table %s: %w: a row has no key", b.t.name(), ErrContents)
 	}
 	stored := storeKey(b.stored, key)
 	if len(key) > maxWholeKey {
 		b.stored = stored
 	}
 	if b.rows > 0 && bytes.Compare(b.last, stored) >= 0 {
-		return fmt.Errorf("restore table %s: %w: key %s comes after a greater one", b.t.name(), errContents, b.t.describe(key))
+		return fmt.Errorf("restore table %s: %w: key %s comes after a greater one", b.t.name(), ErrContents, b.t.describe(key))
 	}
 	b.last = append(b.last[:0], stored...)
 	b.rows++
 	b.size += len(key) + len(row)
 	lacks, err := b.t.checkRow(row, b.g.usage == shadow, &b.row)
 	if err != nil {
-		return fmt.Errorf("restore table %s key %s: %w: %w", b.t.name(), b.t.describe(key), errContents, err)
+		return fmt.Errorf("restore table %s key %s: %w: %w", b.t.name(), b.t.describe(key), ErrContents, err)
 	}
 	if lacks {
 		if err := b.txn.Put(b.s.meta, missingKey(b.g, stored), nil, 0); err != nil {
@@ -255,7 +255,7 @@ func (b *builder) put(stored, key, row []byte) error {
 // turnTo ends the sets before one and begins with that.
 func (b *builder) turnTo(set int) error {
 	if set < b.at || set >= len(b.contents.Sets) {
-		return fmt.Errorf("restore store: %w: rows of set %d come after those of set %d, of %d", errContents, set, b.at, len(b.contents.Sets))
+		return fmt.Errorf("restore store: %w: rows of set %d come after those of set %d, of %d", ErrContents, set, b.at, len(b.contents.Sets))
 	}
 	for b.at < set {
 		if err := b.endSet(); err != nil {
@@ -279,7 +279,7 @@ func (b *builder) endSet() error {
 		return nil
 	}
 	if want := b.contents.Sets[b.at].Rows; b.rows != want {
-		return fmt.Errorf("restore table %v: %w: %d rows came, %d were announced", b.contents.Sets[b.at].Table, errContents, b.rows, want)
+		return fmt.Errorf("restore table %v: %w: %d rows came, %d were announced", b.contents.Sets[b.at].Table, ErrContents, b.rows, want)
 	}
 	return nil
 }

@@ -133,14 +133,15 @@ func (v *View) EachRow(ctx context.Context, set RowSet, fn func(key, row []byte)
 	return nil
 }
 
-// errContents occurs where Contents cannot be those of a store.
-var errContents = errors.New("these cannot be the contents of a store")
+// ErrContents occurs where Contents, or rows that come with them, cannot be those of a
+// store. Mend: take them from elsewhere.
+var ErrContents = errors.New("these cannot be the contents of a store")
 
 // validate makes the catalog of what is to be a store's contents. What comes from
 // elsewhere may be anything.
 func (c *Contents) validate() (*catalog, error) {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("%w: %s", errContents, fmt.Sprintf(format, args...))
+		return fmt.Errorf("%w: %s", ErrContents, fmt.Sprintf(format, args...))
 	}
 	if c.Checkpoint == nil || c.Checkpoint.Index == 0 {
 		return nil, bad("nothing has been applied")

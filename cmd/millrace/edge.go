@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -16,7 +14,6 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
-	"github.com/millrace-db/millrace/edge/image"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/follow"
@@ -61,6 +58,7 @@ type keeper struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	streams  []*follow.Stream
+	images   *imageMakers
 	server   *serve.Server
 }
 
@@ -95,15 +93,16 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 		where.Listen = ""
 	}
 	readers := make(map[string]serve.Reader, len(k.streams))
-	images := make(map[string]http.Handler, len(k.streams))
 	for _, one := range k.streams {
 		readers[one.Name()] = one.Home()
-		images[one.Name()] = image.Handler(filepath.Join(k.c.Edge.Images.Dir, one.Name()), nil)
 	}
 	var err error
+	if k.images, err = k.newImageMakers(); err != nil {
+		return err
+	}
 	k.server, err = serve.New(serve.Config{
 		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k, Relays: relays{k},
-		Images:   func(stream string) http.Handler { return images[stream] },
+		Images: k.images.of, Bootstrap: k.bootstrap,
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})
 	if err != nil {
@@ -144,6 +143,9 @@ func (k *keeper) Compaction(stream string) *serve.Compaction {
 	return k.follower(stream).Compaction()
 }
 
+// bootstrap says how far the taking of an image of a stream is.
+func (k *keeper) bootstrap(stream string) *serve.Bootstrap { return k.follower(stream).Bootstrap() }
+
 // logStatus is what the log of a stream holds.
 func (k *keeper) logStatus(stream string) *serve.LogStatus { return k.follower(stream).LogStatus() }
 
@@ -155,6 +157,7 @@ func (k *keeper) run(ctx context.Context) error {
 	for _, one := range k.streams {
 		group.Go(func() error { return one.Run(ctx) })
 	}
+	k.images.run(ctx, group.Go)
 	return group.Wait()
 }
 

@@ -78,6 +78,12 @@ func List(dir string) ([]Entry, error) {
 	return all, nil
 }
 
+// Begun reports whether a part of an image has been downloaded to a directory.
+func Begun(dir, name string) bool {
+	_, err := os.Stat(filepath.Join(dir, name+loadSuffix))
+	return err == nil
+}
+
 // lockDir makes this process the one that writes into a directory of images. The
 // lock is the kernel's, gone with the process.
 func lockDir(dir string) (*os.File, error) {

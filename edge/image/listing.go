@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -38,6 +41,31 @@ type Making struct {
 	Rows uint64    `json:"rows"`
 	Of   uint64    `json:"of"`
 	At   time.Time `json:"started_at"`
+}
+
+// Ask sends a request to an edge's images, to list them (GET) or have one made (POST),
+// and returns the answer. An error says what the edge has answered.
+func Ask(client *http.Client, q *http.Request) (*Listing, error) {
+	r, err := client.Do(q)
+	if err != nil {
+		var whole *url.Error
+		if errors.As(err, &whole) {
+			err = whole.Err // without what may be secret in the URL
+		}
+		return nil, fmt.Errorf("%s %s: %w", q.Method, shown(q.URL), err)
+	}
+	text, err := io.ReadAll(io.LimitReader(r.Body, maxListing))
+	if err = errors.Join(err, r.Body.Close()); err != nil {
+		return nil, err
+	}
+	if r.StatusCode != http.StatusOK && r.StatusCode != http.StatusAccepted {
+		return nil, fmt.Errorf("%s answers %s: %.300q", shown(q.URL), r.Status, text)
+	}
+	var l Listing
+	if err := json.Unmarshal(text, &l); err != nil {
+		return nil, fmt.Errorf("%s: the answer is not a list of images: %w", shown(q.URL), err)
+	}
+	return &l, nil
 }
 
 // listing lists the images in a directory. What is not whole is left out.

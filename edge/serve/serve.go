@@ -56,6 +56,7 @@ type Reader interface {
 	Verified() []edge.TableVerify
 	Verifying() millrace.Index
 	Space() edge.Space
+	Unproven() edge.Unproven
 }
 
 // Config of a Server. Streams and one of Listen and Unix must be set.
@@ -78,6 +79,9 @@ type Config struct {
 	// Log says what the edge's own log of a stream holds; nil where it keeps none. It
 	// is shown in the stream's status. May be nil.
 	Log func(stream string) *LogStatus
+	// Bootstrap says how far the taking of an image of a stream is; nil if none was. It
+	// is shown in the stream's status. May be nil.
+	Bootstrap func(stream string) *Bootstrap
 	// Compactor compacts stores when it is asked to; nil for never.
 	Compactor Compactor
 	// Images answers requests for the images of a stream, with the path behind

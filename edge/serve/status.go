@@ -36,6 +36,11 @@ type Status struct {
 	// there are none.
 	Verify    []edge.TableVerify `json:"verify"`
 	Verifying millrace.Index     `json:"verifying"`
+	// Unproven are rows that came with an image and were not compared with the source
+	// since; null if there are none.
+	Unproven *UnprovenStatus `json:"unproven,omitempty"`
+	// Bootstrap says how far the taking of an image is, or how the last one ended.
+	Bootstrap *Bootstrap `json:"bootstrap,omitempty"`
 	// Space is the room that the store takes and has.
 	Space SpaceStatus `json:"space"`
 	// Log is the edge's own log of the stream, if it keeps one.
@@ -179,6 +184,10 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 		status.Tables = append(status.Tables, tableStatus(&infos[i]))
 	}
 	status.Verify, status.Verifying = st.store.Verified(), st.store.Verifying()
+	status.Unproven = unprovenStatus(st.store.Unproven(), infos)
+	if s.config.Bootstrap != nil {
+		status.Bootstrap = s.config.Bootstrap(st.name)
+	}
 	status.Space = spaceStatus(st.store.Space())
 	if s.config.Log != nil {
 		status.Log = s.config.Log(st.name)

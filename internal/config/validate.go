@@ -255,6 +255,7 @@ func (k *checker) edge() {
 	if e.Images.Keep < 0 || e.Images.Keep > 1000 {
 		k.bad("edge.images.keep", "%d: want 0 to keep all, up to 1000", e.Images.Keep)
 	}
+	k.images()
 	k.network()
 }
 

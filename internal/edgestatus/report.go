@@ -75,6 +75,12 @@ type Report struct {
 	LeftOut int `json:"left_out,omitempty"`
 	// Log is the edge's own log of the stream; nil if it keeps none.
 	Log *Log `json:"log,omitempty"`
+	// UnprovenSince is the index of the image that rows here came with which were not
+	// compared with the source since; 0 if there are none.
+	UnprovenSince millrace.Index `json:"unproven_since_image,omitempty"`
+	// Bootstrap is how far the taking of an image is, or failed where the newest try was
+	// in vain; empty otherwise.
+	Bootstrap string `json:"bootstrap,omitempty"`
 	// Version is that of the program.
 	Version    string    `json:"version"`
 	StartedAt  time.Time `json:"started_at"`

@@ -97,6 +97,10 @@ func (r *epochReign) beginCompaction() {
 		r.failCompaction(errors.New("a newer epoch is being copied, which takes the place of the store; mend: wait until readers have gone over to it"))
 		return
 	}
+	if r.boot.task != nil {
+		r.failCompaction(errors.New("an image is being taken, whose store takes the place of this one; mend: wait until readers have gone over to it"))
+		return
+	}
 	ctx, cancel := context.WithCancel(r.ctx)
 	t := &compactTask{cancel: cancel, made: make(chan struct{})}
 	r.compact = t

@@ -81,6 +81,9 @@ type Stream struct {
 	compaction *serve.Compaction
 	// compactAsked has an item when one is to begin.
 	compactAsked chan struct{}
+	// boots is what is known of images taken from peers, imageDir where they are kept.
+	boots    *boots
+	imageDir string
 }
 
 // Config of a Stream. All but Trusted and Metrics must be set.
@@ -110,8 +113,9 @@ func StoreDir(c *config.Config, s *config.Stream) string {
 func New(c Config) (*Stream, error) {
 	f := &Stream{
 		config: c.Stream, edge: &c.Whole.Edge, log: c.Logger, metrics: c.Metrics, trusted: c.Trusted, version: c.Version,
-		compactAsked: make(chan struct{}, 1),
+		compactAsked: make(chan struct{}, 1), imageDir: filepath.Join(c.Whole.Edge.Images.Dir, c.Stream.Name),
 	}
+	f.boots = newBoots(f)
 	if c.Stream.ID != "" {
 		f.id, _ = millrace.ParseStreamID(c.Stream.ID) // the configuration has checked it
 	}
@@ -127,6 +131,7 @@ func New(c Config) (*Stream, error) {
 	if err := f.open(c); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	f.boots.register(c.Metrics)
 	return f, nil
 }
 

@@ -25,6 +25,9 @@ func (f *Stream) reign(ctx context.Context) error {
 		r.next.stop()
 		r.current.stop()
 		r.endCompaction(errors.New("the edge has stopped following the stream"))
+		if err := r.dropImage(); err != nil {
+			f.log.Warn("what is left of an image", "error", err)
+		}
 		f.mu.Lock()
 		f.next = nil
 		f.mu.Unlock()
@@ -35,8 +38,10 @@ func (f *Stream) reign(ctx context.Context) error {
 		return err
 	}
 	work.Go(func() { f.watch(ctx, successors, r.found, r.look) })
-	if err := r.follow(); err != nil {
-		return err
+	if !r.bootFirst() {
+		if err := r.follow(); err != nil {
+			return err
+		}
 	}
 	return r.run()
 }
@@ -50,6 +55,7 @@ type epochReign struct {
 	look          chan struct{}
 	current, next *task
 	compact       *compactTask
+	boot          bootReign
 	// ending is the stop of readers' epoch that ends the stream unless a newer
 	// one has begun. held tells that it is being served with its fault instead.
 	ending, held error
@@ -95,6 +101,23 @@ func (r *epochReign) run() error {
 			}
 		case <-r.next.copiedC():
 			return r.goOver()
+		case <-r.boot.again:
+			r.boot.again = nil
+			r.wantImage(r.boot.why, r.boot.epoch)
+		case <-r.boot.behindC():
+			r.lookBehind()
+		case <-r.boot.task.takenC():
+			if err := r.imageTaken(); err != nil {
+				return err
+			}
+		case <-r.boot.task.endedC():
+			if err := r.imageFollowed(); err != nil {
+				return err
+			}
+		case <-r.boot.task.confirmedC():
+			if over, err := r.imageConfirmed(); over || err != nil {
+				return err
+			}
 		case <-r.compactAsked:
 			r.beginCompaction()
 		case <-r.compact.madeC():
@@ -124,7 +147,15 @@ func (r *epochReign) stoppedCurrent(err error) {
 	case r.next != nil:
 		r.log.Warn("readers' epoch has stopped; a newer one is being copied", "error", err)
 	case lost(err):
-		if news {
+		take := passed(err) && len(r.peers()) > 0
+		if take {
+			r.wantImage(bootGone, r.home.Place().Epoch)
+		}
+		switch {
+		case take && news:
+			r.log.Error("the source no longer has what comes after the rows here; they are answered until an image has been taken from a peer",
+				"error", mend.Error(r.config.Name, err))
+		case news:
 			r.log.Error("the stream's topic is lost; its last rows are still answered, until a new epoch is begun",
 				"error", mend.Error(r.config.Name, err), "mend", mend.EpochCommand(r.config.Name))
 		}
@@ -158,7 +189,17 @@ func (r *epochReign) begin(epoch millrace.Epoch) {
 		r.log.Info("a still newer epoch has begun; the copy under way is given up", "epoch", uint64(r.next.epoch))
 		r.dropNextTask()
 	}
+	if r.boot.task != nil && r.boot.epoch >= epoch {
+		return // an image of it is being taken
+	}
 	r.endCompaction(fmt.Errorf("epoch %v has begun, whose store takes the place of this one", epoch))
+	if r.boot.task != nil {
+		if err := r.noImage(fmt.Errorf("epoch %v has begun, whose store takes the place of this one", epoch)); err != nil {
+			r.setTrouble(err)
+			return
+		}
+	}
+	r.boot.again = nil
 	store, err := r.home.Next(epoch)
 	var records applier.Log
 	if err == nil {
@@ -201,7 +242,11 @@ func (r *epochReign) stoppedNext() error {
 	r.setTrouble(err)
 	if lost(err) {
 		// Should the topic have been made again, the copy begins again too.
-		return r.home.DropNext()
+		derr := r.home.DropNext()
+		if derr == nil && passed(err) {
+			r.wantImage(bootGone, epoch)
+		}
+		return derr
 	}
 	r.failed = epoch
 	return r.hold(err)

@@ -95,6 +95,10 @@ func (f *Stream) report(ctx context.Context) (*edgestatus.Report, error) {
 	if l := f.LogStatus(); l != nil {
 		r.Log = &edgestatus.Log{Oldest: l.Oldest, Newest: l.Newest}
 	}
+	r.UnprovenSince = f.home.Unproven().Image
+	if b := f.Bootstrap(); b != nil && (b.Running() || b.Problem != "") {
+		r.Bootstrap = b.State
+	}
 	// First what is pending, so that nothing is left out of both.
 	r.Verifying = f.home.Verifying()
 	for _, v := range f.home.Verified() {
