@@ -61,6 +61,10 @@ type tableHash struct {
 	// moves into hasher when a second run comes or at Absorb.
 	run    []byte
 	hasher *blake3.Hasher
+	// mid takes the hasher's place where the hash goes on from one that was made
+	// elsewhere, given that of entries that are not here: nothing can be added.
+	mid   *midstate
+	given *[32]byte
 }
 
 var hashers = sync.Pool{New: func() any { return blake3.New() }}
@@ -70,11 +74,15 @@ var hashers = sync.Pool{New: func() any { return blake3.New() }}
 // Absorb, Chain or Reset has been called.
 func (u *UnitHash) Add(table TableID, run []byte) {
 	t := u.table(table)
-	if t.hasher == nil && t.run == nil {
+	if t.hasher == nil && t.mid == nil && t.run == nil {
 		t.run = run
 		return
 	}
 	t.absorb()
+	if t.mid != nil {
+		t.mid.write(run)
+		return
+	}
 	_, _ = t.hasher.Write(run)
 }
 
@@ -93,14 +101,8 @@ func (u *UnitHash) Absorb() {
 func (u *UnitHash) Chain(prev Chain) Chain {
 	u.buf = u.buf[:0]
 	for i := range u.tables {
-		t := &u.tables[i]
-		u.buf = t.id.appendTo(u.buf)
-		if t.hasher == nil {
-			sum := blake3.Sum256(t.run)
-			u.buf = append(u.buf, sum[:]...)
-			continue
-		}
-		u.buf = t.hasher.Sum(u.buf)
+		u.buf = u.tables[i].id.appendTo(u.buf)
+		u.buf = u.tables[i].appendSum(u.buf)
 	}
 	unit := blake3.Sum256(u.buf)
 	var b [64]byte
@@ -112,10 +114,7 @@ func (u *UnitHash) Chain(prev Chain) Chain {
 // Reset forgets the unit and makes u ready for a new one.
 func (u *UnitHash) Reset() {
 	for i := range u.tables {
-		if h := u.tables[i].hasher; h != nil {
-			h.Reset()
-			hashers.Put(h)
-		}
+		u.tables[i].release()
 		u.tables[i] = tableHash{}
 	}
 	u.tables = u.tables[:0]
@@ -133,7 +132,75 @@ func (u *UnitHash) table(id TableID) *tableHash {
 	return &u.tables[len(u.tables)-1]
 }
 
+// give sets the hash of all entries of a table so far, which are not here.
+func (u *UnitHash) give(table TableID, hash [32]byte) {
+	t := u.table(table)
+	t.release()
+	t.given = &hash
+}
+
+// resume goes on with the hash of a table whose entries so far are not here. It
+// reports whether their hash is the one that was given.
+func (u *UnitHash) resume(table TableID, from *midstate) bool {
+	t := u.table(table)
+	if t.given == nil || *t.given != from.sum() {
+		return false
+	}
+	t.given, t.mid = nil, from
+	return true
+}
+
+// given reports whether further entries of a table need resume first.
+func (u *UnitHash) given(table TableID) bool {
+	for i := range u.tables {
+		if u.tables[i].id == table {
+			return u.tables[i].given != nil
+		}
+	}
+	return false
+}
+
+// lacks reports whether further entries of any table do.
+func (u *UnitHash) lacks() bool {
+	for i := range u.tables {
+		if u.tables[i].given != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *tableHash) appendSum(dst []byte) []byte {
+	var sum [32]byte
+	switch {
+	case t.given != nil:
+		sum = *t.given
+	case t.mid != nil:
+		t.absorb()
+		sum = t.mid.sum()
+	case t.hasher != nil:
+		return t.hasher.Sum(dst)
+	default:
+		sum = blake3.Sum256(t.run)
+	}
+	return append(dst, sum[:]...)
+}
+
+// release gives the table's hasher back and forgets what was added.
+func (t *tableHash) release() {
+	if t.hasher != nil {
+		t.hasher.Reset()
+		hashers.Put(t.hasher)
+	}
+	t.hasher, t.mid, t.run = nil, nil, nil
+}
+
 func (t *tableHash) absorb() {
+	if t.mid != nil {
+		t.mid.write(t.run)
+		t.run = nil
+		return
+	}
 	if t.hasher == nil {
 		t.hasher = hashers.Get().(*blake3.Hasher)
 	}

@@ -33,6 +33,12 @@ var (
 	// key is pinned. Mend: find out who writes to the topic.
 	ErrSignature = errors.New("bad signature")
 
+	// ErrFilter occurs when a partial edge and what it is sent do not fit together:
+	// hashes stand in the place of entries that it holds, or an edge that holds
+	// everything gets them, or a filter names what a table's key does not have.
+	// Mend: follow an upstream that holds as much, or correct the filter.
+	ErrFilter = errors.New("filter does not fit")
+
 	// ErrTooLarge occurs when an entry or record is larger than the format
 	// allows.
 	ErrTooLarge = errors.New("too large")
@@ -46,7 +52,7 @@ var ErrStop = errors.New("stream stopped")
 // somebody acts on it. All other errors are worth a retry from the last known
 // good place.
 func NeedsOperator(err error) bool {
-	for _, e := range []error{ErrStop, ErrMalformed, ErrGap, ErrDiverged, ErrForeign, ErrUnknownTerm, ErrSignature, ErrTooLarge} {
+	for _, e := range []error{ErrStop, ErrMalformed, ErrGap, ErrDiverged, ErrForeign, ErrUnknownTerm, ErrSignature, ErrFilter, ErrTooLarge} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -73,6 +73,14 @@ type Fold struct {
 	pending []Entry
 	recent  []Recent
 	err     error
+
+	// filter is what a partial edge holds; nil for everything. The rest is of
+	// partial batches: kept tells that entries of the open unit are here.
+	filter *Filter
+	scopes map[TableID]*foldScope
+	kept   bool
+	parts  partialBatch
+	here   []TableID
 }
 
 // NewFold begins at the start of a topic.
@@ -150,7 +158,7 @@ func (f *Fold) begin(r *Record) {
 	f.term, f.publisher = r.Term, r.Publisher
 	f.next = f.index + 1
 	f.unit.Reset()
-	f.pending = nil
+	f.pending, f.kept = nil, false
 	f.recent = slices.DeleteFunc(f.recent, func(b Recent) bool { return b.Last > f.index })
 }
 
@@ -166,6 +174,11 @@ func (f *Fold) state(r *Record) (Outcome, error) {
 	// repeated batch.
 	if at < f.index || f.Open() {
 		return Repeated, nil
+	}
+	if f.filter != nil {
+		if err := f.agrees(r); err != nil {
+			return 0, err
+		}
 	}
 	return Noted, nil
 }
@@ -183,7 +196,11 @@ func (f *Fold) batch(r *Record) (Outcome, error) {
 	if r.Prev != f.chain {
 		return 0, fmt.Errorf("%w: batch %v to %v continues chain %v, the history is at %v", ErrDiverged, r.First, r.Last(), r.Prev.Short(), f.chain.Short())
 	}
-	if err := f.entries(r); err != nil {
+	take := f.entries
+	if r.Partial {
+		take = f.partial
+	}
+	if err := take(r); err != nil {
 		return 0, err
 	}
 	if len(f.recent) == KeepRecent {
@@ -212,25 +229,22 @@ func (f *Fold) entries(r *Record) error {
 		h       Head
 		err     error
 	)
+	lacking := f.filter != nil && started && f.unit.lacks()
 	for i := r.First; i <= r.Last(); i++ {
 		if payload, err = NextHead(payload, &h); err != nil {
 			return fmt.Errorf("batch %v to %v: entry %v: %w", r.First, r.Last(), i, err)
+		}
+		if lacking && f.unit.given(h.Table) {
+			return bad(i, "entries of table %v follow others that were left out, without a state", h.Table)
 		}
 		if want := uint64(i - index - 1); h.Ordinal != want {
 			return bad(i, "ordinal %d, want %d", h.Ordinal, want)
 		}
 		run.Extend(&f.unit, &h)
 		if h.Kind.changesCatalog() {
-			var e Entry
-			if err := DecodeEntry(h.Body, &e); err != nil {
+			if err := f.pend(&h); err != nil {
 				return fmt.Errorf("batch %v to %v: entry %v: %w", r.First, r.Last(), i, err)
 			}
-			// They may wait for the end of their unit longer than the record.
-			e.Key, e.From, e.Row = nil, nil, nil
-			if e.LoadInfo != nil {
-				e.LoadInfo.Progress, e.LoadInfo.Added = bytes.Clone(e.LoadInfo.Progress), bytes.Clone(e.LoadInfo.Added)
-			}
-			f.pending = append(f.pending, e)
 		}
 		if h.Last {
 			run.Flush(&f.unit)
@@ -260,9 +274,31 @@ func (f *Fold) entries(r *Record) error {
 		return fmt.Errorf("batch %v to %v: %w", r.First, r.Last(), err)
 	}
 	f.index, f.chain, f.next, f.time = index, chain, r.Last()+1, at
+	f.kept = open
 	if !open {
 		f.position = r.Position
 	}
+	return nil
+}
+
+// pend keeps an entry that changes the catalog until its unit ends.
+func (f *Fold) pend(h *Head) error {
+	if f.filter != nil && h.Kind == KindLoadProgress {
+		return nil // only who captures needs it, and not all of them come
+	}
+	var e Entry
+	if err := DecodeEntry(h.Body, &e); err != nil {
+		return err
+	}
+	// They may wait for the end of their unit longer than the record.
+	e.Key, e.From, e.Row = nil, nil, nil
+	if e.LoadInfo != nil {
+		e.LoadInfo.Progress, e.LoadInfo.Added = bytes.Clone(e.LoadInfo.Progress), bytes.Clone(e.LoadInfo.Added)
+		if f.filter != nil {
+			e.LoadInfo.Progress = nil
+		}
+	}
+	f.pending = append(f.pending, e)
 	return nil
 }
 

@@ -122,6 +122,9 @@ type Record struct {
 	Header
 	// Payload is uncompressed: entries in payload form, or an encoded State.
 	Payload []byte
+	// Partial tells that the payload is in partial form: a batch of which an
+	// upstream has left entries out. Record.Entries walks both forms.
+	Partial bool
 	// CRC is the record's own checksum. Byte-identical copies agree in it.
 	CRC uint32
 	// signed aliases the bytes under the signature.
@@ -146,26 +149,15 @@ func AppendRecord(dst []byte, h *Header, payload []byte, key ed25519.PrivateKey)
 		return dst[:start], fmt.Errorf("encode %v record: position of %d bytes: %w", h.Kind, transport-start-signedSize, ErrTooLarge)
 	}
 	binary.BigEndian.PutUint16(dst[start+6:], uint16(transport-start-signedSize))
-	sigSize := 0
+	var (
+		id  KeyID
+		sig []byte
+	)
 	if key != nil {
-		sigSize = signatureSize
+		id = NewKeyID(key.Public().(ed25519.PublicKey))
+		sig = ed25519.Sign(key, dst[start:transport])
 	}
-	dst = append(dst, byte(CodecNone), 0)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(sigSize))
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(payload)))
-	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0) // stored length and CRC
-	if key != nil {
-		id := NewKeyID(key.Public().(ed25519.PublicKey))
-		sig := ed25519.Sign(key, dst[start:transport])
-		dst = append(dst, id[:]...)
-		dst = append(dst, sig...)
-	}
-	stored := len(dst)
-	dst, codec := appendPacked(dst, payload)
-	dst[transport] = byte(codec)
-	binary.BigEndian.PutUint32(dst[transport+8:], uint32(len(dst)-stored))
-	binary.BigEndian.PutUint32(dst[transport+12:], recordCRC(dst[start:], transport-start+12))
-	return dst, nil
+	return appendTransport(dst, start, formWhole, id, sig, payload), nil
 }
 
 // appendPacked appends the payload in the form in which it is stored.
@@ -257,8 +249,8 @@ func DecodeRecord(b, buf []byte) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t[1] != 0 {
-		return nil, fmt.Errorf("%w: reserved byte is set", ErrMalformed)
+	if r.Partial = t[1] == formPartial; t[1] > formPartial || r.Partial && r.Kind != RecordBatch {
+		return nil, fmt.Errorf("%w: %v record of unknown form %d: written by a newer version of millrace; upgrade this process", ErrMalformed, r.Kind, t[1])
 	}
 	if err := r.validate(r.Payload); err != nil {
 		return nil, err
