@@ -710,6 +710,142 @@ func FuzzPartial(f *testing.F) {
 	})
 }
 
+// partsOf makes a history of two tables, a and b, and one unit in parts, and what a
+// rewriter makes of the parts.
+func partsOf(t *testing.T, filter *Filter, parts ...[]*Entry) (before func() *Fold, records []*Record) {
+	t.Helper()
+	h := newPartialHistory(1)
+	send := func(last bool, first uint64, entries []*Entry, hash *UnitHash) []byte {
+		var payload []byte
+		for i, e := range entries {
+			c := *e
+			c.Ordinal, c.Last = first+uint64(i), last && i == len(entries)-1
+			one := AppendEntry(nil, &c)
+			at := len(payload)
+			payload = prefixLength(append(append(payload, payloadTag), one...), at+1)
+			hash.Add(c.Table, bytes.Clone(payload[at:]))
+		}
+		hd := h.header
+		hd.Kind, hd.First, hd.Count, hd.Prev, hd.Chain = RecordBatch, h.next, uint32(len(entries)), h.prev, hash.Chain(h.prev)
+		if last {
+			h.prev = hd.Chain
+			hash.Reset()
+		}
+		h.next += Index(len(entries))
+		h.add(hd, payload)
+		return h.records[len(h.records)-1]
+	}
+	var hash UnitHash
+	send(true, 0, []*Entry{h.schema(1, "a"), h.schema(2, "b")}, &hash)
+	w := NewRewriter(filter, nil)
+	for _, b := range h.records {
+		if _, err := w.Rewrite(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before = func() *Fold {
+		f := NewFold(h.header.Stream, 1)
+		f.Hold(filter)
+		for _, b := range h.records[:2] {
+			r, err := DecodeRecord(b, nil)
+			if err == nil {
+				_, err = f.Step(r)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return f
+	}
+	first := uint64(0)
+	for i, entries := range parts {
+		b, err := w.Rewrite(send(i == len(parts)-1, first, entries, &hash))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := DecodeRecord(b, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, r)
+		first += uint64(len(entries))
+	}
+	f := before()
+	for i, r := range records {
+		if _, err := f.Step(r); err != nil {
+			t.Fatalf("part %d: %v", i+1, err)
+		}
+	}
+	return before, records
+}
+
+// TestPartialParts: the borders of a unit that spans batches, forged.
+func TestPartialParts(t *testing.T) {
+	h := newPartialHistory(1)
+	put := func(table TableID, zone int) *Entry {
+		row := AppendRow(nil, 1, []Datum{text("1"), text("1"), text(strings.Repeat("x", 100))})
+		return &Entry{Kind: KindPut, Table: table, Key: append(h.key(zone), h.key(1)...), Row: row}
+	}
+	forge := func(r *Record, change func(*partialBatch)) *Record {
+		var p partialBatch
+		if err := p.decode(r.Payload); err != nil {
+			t.Fatal(err)
+		}
+		change(&p)
+		b, err := appendPartial(nil, r, p.append(nil))
+		if err == nil {
+			r, err = DecodeRecord(b, nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	filter := mustFilter(t, []string{"public.a"}, map[string][][]string{"public.b": {{"3"}}})
+
+	// An upstream says that a unit has ended where a batch cut it.
+	before, parts := partsOf(t, filter, []*Entry{put(1, 1), put(2, 1), put(2, 2)}, []*Entry{put(1, 1)})
+	if !parts[0].Partial {
+		t.Fatal("the first part is whole")
+	}
+	if _, err := before().Step(forge(parts[0], func(p *partialBatch) { p.units[0].open = false })); !errors.Is(err, ErrMalformed) {
+		t.Errorf("an end that is none: %v", err)
+	}
+
+	// It hides the first of the wanted entries in the state that stands before them.
+	before, parts = partsOf(t, filter, []*Entry{put(2, 1), put(2, 1)}, []*Entry{put(2, 3), put(2, 3), put(2, 3)})
+	f := before()
+	if _, err := f.Step(parts[0]); err != nil {
+		t.Fatal(err)
+	}
+	hidden := forge(parts[1], func(p *partialBatch) {
+		var m midstate
+		if err := m.decode(p.tables[0].state); err != nil {
+			t.Fatal(err)
+		}
+		n, err := entrySize(p.entries)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.write(p.entries[:n])
+		p.entries, p.units[0].kept, p.tables[0].state = p.entries[n:], p.units[0].kept-1, m.append(nil)
+	})
+	if _, err := f.Step(hidden); !errors.Is(err, ErrDiverged) || !strings.Contains(err.Error(), "state") {
+		t.Errorf("an entry hidden in a state: %v", err)
+	}
+
+	// A part that goes out whole is something that the end has to be shown of.
+	_, parts = partsOf(t, filter, []*Entry{{Kind: KindHeartbeat}}, []*Entry{put(2, 1), put(2, 1)})
+	if parts[0].Partial {
+		t.Fatal("the first part is partial")
+	}
+	// A batch that would grow is partial all the same where the state is needed.
+	_, parts = partsOf(t, filter, []*Entry{put(2, 1), put(2, 1)}, []*Entry{put(2, 3)})
+	if !parts[1].Partial {
+		t.Error("the second part is whole, without the state before it")
+	}
+}
+
 // TestPartialHiddenSchema: a relay that leaves out that a table has come to be called
 // what an edge holds is found out at the next State record.
 func TestPartialHiddenSchema(t *testing.T) {
