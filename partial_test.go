@@ -835,7 +835,9 @@ func TestPartialParts(t *testing.T) {
 	}
 
 	// A part that goes out whole is something that the end has to be shown of.
-	_, parts = partsOf(t, filter, []*Entry{{Kind: KindHeartbeat}}, []*Entry{put(2, 1), put(2, 1)})
+	small := put(2, 1)
+	small.Row = AppendRow(nil, 1, []Datum{text("1"), text("1"), text("")})
+	_, parts = partsOf(t, filter, []*Entry{small}, []*Entry{put(2, 1), put(2, 1)})
 	if parts[0].Partial {
 		t.Fatal("the first part is partial")
 	}
