@@ -46,6 +46,11 @@ type accepted struct {
 	ledgered                   millrace.Index // last index of the newest ledger row
 	ledgeredState              millrace.Offset
 	progress                   bool
+
+	// read is where the record after the newest that was folded begins. Who waits for
+	// it to come to until has readTo closed.
+	read, until millrace.Offset
+	readTo      chan struct{}
 }
 
 func newAccepted(h *history, term millrace.Term, me millrace.PublisherID) *accepted {
@@ -182,6 +187,39 @@ func (a *accepted) count(p *published, r *millrace.Record) error {
 		a.progress = true
 	}
 	return nil
+}
+
+// folded notes where the record after the newest that was folded begins.
+func (a *accepted) folded(next millrace.Offset) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.read = next
+	if a.readTo != nil && a.read >= a.until {
+		close(a.readTo)
+		a.readTo = nil
+	}
+}
+
+// reaches returns a channel that is closed when everything before an offset has been
+// folded. One goroutine at a time asks.
+func (a *accepted) reaches(end millrace.Offset) <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := make(chan struct{})
+	if a.readTo = c; a.read >= end {
+		close(c)
+		a.readTo = nil
+	}
+	a.until = end
+	return c
+}
+
+// mark is the newest accepted state record as a place where the topic may begin;
+// counted is how many bytes were read by then, and total by now.
+func (a *accepted) mark() (m control.Mark, total uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return control.Mark{Offset: a.history.state, Index: a.history.stateIndex, Bytes: a.history.stateBytes}, a.history.bytes
 }
 
 // row returns the ledger row for what was accepted since the newest one, or nil

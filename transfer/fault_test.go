@@ -27,6 +27,19 @@ type hooked struct {
 	*topic.Topic
 	append appendFunc
 	read   func(from millrace.Offset)
+	// deleting sees deletions, delete does them.
+	deleting func()
+	delete   func(ctx context.Context, log *topic.Topic, offset millrace.Offset) (millrace.Offset, error)
+}
+
+func (h *hooked) DeleteBefore(ctx context.Context, offset millrace.Offset) (millrace.Offset, error) {
+	if h.deleting != nil {
+		h.deleting()
+	}
+	if h.delete != nil {
+		return h.delete(ctx, h.Topic, offset)
+	}
+	return h.Topic.DeleteBefore(ctx, offset)
 }
 
 func (h *hooked) Append(ctx context.Context, value []byte, first millrace.Index, count uint32) (millrace.Offset, error) {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/failpoint"
 )
@@ -64,13 +65,56 @@ func (r *reign) writeLedger(ctx context.Context) error {
 	r.accepted.wrote(row)
 	r.t.metrics.ledgerRows.Inc()
 	failpoint.Hit("ledger")
+	r.mark(limited, row)
 	return nil
+}
+
+// mark keeps the state record that a row attests as a place where the topic may begin,
+// once. What fails costs that place alone: the next one is written a minute later.
+func (r *reign) mark(ctx context.Context, row *control.LedgerRow) {
+	m, _ := r.accepted.mark()
+	if m.Offset != row.StateOffset || m.Offset == r.marked {
+		return
+	}
+	base, err := r.countedBefore(ctx, r.ledger)
+	if err == nil {
+		m.Bytes += base
+		err = r.ledger.Mark(ctx, m)
+	}
+	if err == nil {
+		r.marked = m.Offset
+	}
+	r.t.marking(err)
+}
+
+// countedBefore is how many bytes publishers have counted before the record that this
+// one began to read at.
+func (r *reign) countedBefore(ctx context.Context, ledger Ledger) (uint64, error) {
+	if base := r.base.Load(); base != nil {
+		return *base, nil
+	}
+	marks, err := ledger.Marks(ctx)
+	if err != nil {
+		return 0, err
+	}
+	base := uint64(0)
+	for _, m := range marks {
+		if m.Offset <= r.accepted.history.from {
+			base = m.Bytes
+		}
+	}
+	r.base.Store(&base)
+	return base, nil
 }
 
 func (r *reign) pruneLedger(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, ledgerLimit)
 	defer cancel()
-	return r.ledger.Prune(limited, r.t.config.LedgerKeep)
+	if err := r.ledger.Prune(limited, r.t.config.LedgerKeep); err != nil {
+		return err
+	}
+	r.t.marking(r.ledger.ThinMarks(limited))
+	return nil
 }
 
 // pgLedger is the ledger in the source database, on a connection that is opened
@@ -130,6 +174,35 @@ func (l *pgLedger) Prune(ctx context.Context, keep time.Duration) error {
 		_, err := control.PruneLedger(ctx, conn, l.stream.Name, keep)
 		return err
 	})
+}
+
+// Mark implements Ledger.
+func (l *pgLedger) Mark(ctx context.Context, m control.Mark) error {
+	return l.with(ctx, func(conn *pgx.Conn) error { return control.InsertMark(ctx, conn, l.stream.Name, l.stream.Epoch, m) })
+}
+
+// Marks implements Ledger.
+func (l *pgLedger) Marks(ctx context.Context) (all []control.Mark, err error) {
+	err = l.with(ctx, func(conn *pgx.Conn) error {
+		all, err = control.Marks(ctx, conn, l.stream.Name, l.stream.Epoch)
+		return err
+	})
+	return all, err
+}
+
+// ThinMarks implements Ledger.
+func (l *pgLedger) ThinMarks(ctx context.Context) error {
+	return l.with(ctx, func(conn *pgx.Conn) error { return control.ThinMarks(ctx, conn, l.stream.Name, l.stream.Epoch) })
+}
+
+// DropMarks implements Ledger.
+func (l *pgLedger) DropMarks(ctx context.Context, before millrace.Offset) error {
+	return l.with(ctx, func(conn *pgx.Conn) error { return control.DropMarks(ctx, conn, l.stream.Name, l.stream.Epoch, before) })
+}
+
+// DecideTrim implements Ledger.
+func (l *pgLedger) DecideTrim(ctx context.Context, t control.Trim) error {
+	return l.with(ctx, func(conn *pgx.Conn) error { return control.DecideTrim(ctx, conn, t) })
 }
 
 // Close implements Ledger.

@@ -12,6 +12,7 @@ type metrics struct {
 	batches, entries, bytes prometheus.Counter
 	states, reigns, stale   prometheus.Counter
 	ledgerRows, ledgerFails prometheus.Counter
+	trims, trimFails        prometheus.Counter
 	produce, readBack       prometheus.Histogram
 }
 
@@ -46,6 +47,8 @@ func newMetrics(registerer prometheus.Registerer, t *Transfer) (*metrics, error)
 		stale:       counter("stale_records_total", "Records of other publishers that were void when read."),
 		ledgerRows:  counter("ledger_rows_total", "Rows written to the ledger."),
 		ledgerFails: counter("ledger_failures_total", "Rows that could not be written to the ledger and were tried again."),
+		trims:       counter("trims_total", "Times that records were deleted from the topic, as kafka.retain says."),
+		trimFails:   counter("trim_failures_total", "Looks at what may go of the topic that failed."),
 		produce:     latency("produce_seconds", "Time from sending a batch to its acknowledgement."),
 		readBack:    latency("read_back_seconds", "Time from sending a record to its acceptance by the publisher's own fold."),
 	}
@@ -64,6 +67,19 @@ func newMetrics(registerer prometheus.Registerer, t *Transfer) (*metrics, error)
 		}
 		return *s.LagSeconds
 	})
+	trim := func(name, help string, value func(*Trim) float64) {
+		all = append(all, prometheus.NewGaugeFunc(
+			prometheus.GaugeOpts{Name: "millrace_transfer_" + name, Help: help, ConstLabels: labels},
+			func() float64 {
+				newest, _ := t.newestTrim()
+				if newest == nil {
+					return math.NaN()
+				}
+				return value(newest)
+			}))
+	}
+	trim("topic_start_index", "Index behind which the topic begins, as of the newest look; NaN before.", func(t *Trim) float64 { return float64(t.ToIndex) })
+	trim("trim_held_edges", "Edges that still need records which kafka.retain would let go.", func(t *Trim) float64 { return float64(len(t.Holders) + t.More) })
 	if registerer == nil {
 		return m, nil
 	}

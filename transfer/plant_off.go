@@ -11,3 +11,5 @@ type planted struct{}
 func (planted) units(u *millrace.Unit) []*millrace.Unit { return []*millrace.Unit{u} }
 
 func (planted) sequenced(*reign, *millrace.Unit) {}
+
+func (planted) trimsPastEdges() bool { return false }

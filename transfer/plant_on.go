@@ -23,6 +23,7 @@ import (
 //	alter_byte        a byte of the last row of a unit changes before it is hashed
 //	skip_index        an index is left out
 //	confirm_unfolded  units are confirmed before the fold has accepted them
+//	trim_past_edges   the topic is trimmed although an edge needs what goes
 type planted struct {
 	seen    int64
 	held    *millrace.Unit
@@ -96,6 +97,11 @@ func (p *planted) sequenced(r *reign, u *millrace.Unit) {
 	case "confirm_unfolded":
 		r.source.Confirm(u.Position)
 	}
+}
+
+// trimsPastEdges is a mistake at any time.
+func (planted) trimsPastEdges() bool {
+	return strings.HasPrefix(os.Getenv("MILLRACE_PLANT"), "trim_past_edges")
 }
 
 // entries calls do for each entry of a unit; what it is given is part of payload.

@@ -74,6 +74,23 @@ func TestPlantedConfirm(t *testing.T) {
 	}
 }
 
+// TestPlantedTrim trims past an edge, which then does not find the record that comes
+// after what it has.
+func TestPlantedTrim(t *testing.T) {
+	t.Setenv("MILLRACE_PLANT", "trim_past_edges")
+	w := newWorld(t, kafkatest.Fake(t))
+	f := new(fleet)
+	r := w.start(w.trimming(f))
+	w.publish(10)
+	w.awaitMarks()
+	edge := w.places()[3]
+	f.set(Reader{Name: "fra-1", Epoch: 1, Index: edge.index})
+	trim(t, r, TrimRequest{})
+	if err := w.canGoOn(edge); !errors.Is(err, topic.ErrOffsetGone) {
+		t.Errorf("an edge that was trimmed past finds its next record: %v", err)
+	}
+}
+
 // quietT counts errors in place of reporting them.
 type quietT struct {
 	testing.TB

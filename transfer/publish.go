@@ -116,6 +116,7 @@ func (r *reign) readBack(ctx context.Context) error {
 		if outcome == millrace.Stale {
 			r.t.metrics.stale.Inc()
 		}
+		a.folded(m.Offset + 1)
 		if own != nil {
 			r.t.metrics.readBack.Observe(time.Since(own.at).Seconds())
 		}

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,12 @@ type history struct {
 	// complete is the offset of the record that ended the newest complete unit,
 	// state that of the newest accepted state record; NoOffset if there is none.
 	complete, state millrace.Offset
+	// stateIndex and stateBytes are the index that the newest state record stands
+	// behind, and the bytes of the records that were read before it; bytes are those of
+	// all that were read, which began at offset from.
+	stateIndex        millrace.Index
+	stateBytes, bytes uint64
+	from              millrace.Offset
 }
 
 // step takes the next message in.
@@ -57,10 +64,11 @@ func (h *history) step(m *topic.Message, buf []byte) (*millrace.Record, millrace
 	}
 	switch {
 	case outcome == millrace.Noted:
-		h.state = m.Offset
+		h.state, h.stateIndex, h.stateBytes = m.Offset, h.fold.Index(), h.bytes
 	case outcome == millrace.Accepted && !h.fold.Open():
 		h.complete = m.Offset
 	}
+	h.bytes += uint64(len(m.Value))
 	return record, outcome, nil
 }
 
@@ -114,7 +122,7 @@ func (t *Transfer) recover(ctx context.Context, log Log, ledger Ledger) (_ *hist
 	}
 	from, err := startOf(&t.config.Stream, &info, row)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, cmp.Or(movedOn(ctx, ledger, row), err)
 	}
 	reader, err := log.Read(ctx, from)
 	if err != nil {
@@ -196,6 +204,20 @@ func startOf(s *control.Stream, info *topic.Info, row *control.LedgerRow) (millr
 	return from, nil
 }
 
+// movedOn tells that the ledger attests a later state record than it did: a publisher
+// that does not know yet that it is fenced has written that, and has trimmed the topic
+// since. Then the next attempt begins there.
+func movedOn(ctx context.Context, ledger Ledger, row *control.LedgerRow) error {
+	now, err := ledger.Newest(ctx)
+	if err != nil {
+		return err
+	}
+	if row != nil && now != nil && now.StateOffset > row.StateOffset {
+		return fmt.Errorf("the ledger went on from offset %v to %v while it was read", row.StateOffset, now.StateOffset)
+	}
+	return nil
+}
+
 // fromState reads the state record that the ledger attests.
 func (t *Transfer) fromState(ctx context.Context, reader *topic.Reader, row *control.LedgerRow) (*history, error) {
 	m, err := reader.Next(ctx)
@@ -224,7 +246,10 @@ func (t *Transfer) fromState(ctx context.Context, reader *topic.Reader, row *con
 	}
 	// The newest unit at that place ended before the state record; the record
 	// itself is as good a mark.
-	return &history{fold: fold, trusted: t.config.Trusted, complete: m.Offset, state: m.Offset}, nil
+	return &history{
+		fold: fold, trusted: t.config.Trusted, complete: m.Offset, state: m.Offset, stateIndex: fold.Index(),
+		bytes: uint64(len(m.Value)), from: m.Offset,
+	}, nil
 }
 
 // meet holds the fold's place against the witnesses. A fold that begins behind a

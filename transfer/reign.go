@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,6 +45,10 @@ type reign struct {
 	queue    *queue
 	sequence *sequencer
 	planted  planted
+	// marked is the newest state record that is kept as a mark, base what countedBefore
+	// has found.
+	marked millrace.Offset
+	base   atomic.Pointer[uint64]
 
 	record []byte // buffer of the record in flight
 	// sinceState are the bytes published since the newest state record, which
@@ -70,7 +75,7 @@ func (r *reign) progress() bool {
 
 // reign runs one reign. It returns nil only after ctx has ended.
 func (t *Transfer) reign(ctx context.Context) (r *reign, err error) {
-	r = &reign{t: t}
+	r = &reign{t: t, marked: millrace.NoOffset}
 	if _, err := rand.Read(r.me[:]); err != nil {
 		return r, fmt.Errorf("make publisher ID: %w", err)
 	}
@@ -154,6 +159,7 @@ func (r *reign) run(ctx, work context.Context) (err error) {
 		return err
 	}
 	r.accepted = newAccepted(r.history, r.term, r.me)
+	r.accepted.read = r.reader.Position()
 	r.stateAt = r.now()
 	t.metrics.reigns.Inc()
 	t.current.Store(r.accepted)
@@ -247,6 +253,10 @@ func (r *reign) publishUnits(ctx, work context.Context) error {
 	})
 	group.Go(func() error {
 		r.keepLedger(reading)
+		return nil
+	})
+	group.Go(func() error {
+		r.keepTrimmed(reading)
 		return nil
 	})
 	err := group.Wait()

@@ -59,6 +59,10 @@ type Status struct {
 	Problem string `json:"problem,omitempty"`
 	// Warning says what is amiss at the source while the stream goes on.
 	Warning string `json:"warning,omitempty"`
+	// Trim is the newest look at what may go of the topic, TrimProblem why it failed;
+	// both are missing where all records are kept.
+	Trim        *Trim  `json:"trim,omitempty"`
+	TrimProblem string `json:"trim_problem,omitempty"`
 }
 
 // Status returns the current one. It may be called at any time.
@@ -71,6 +75,10 @@ func (t *Transfer) Status() Status {
 	}
 	if t.config.Warning != nil {
 		s.Warning = t.config.Warning()
+	}
+	trim, err := t.newestTrim()
+	if s.Trim = trim; err != nil {
+		s.TrimProblem = err.Error()
 	}
 	a := t.current.Load()
 	if a == nil {

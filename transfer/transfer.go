@@ -72,6 +72,15 @@ type Ledger interface {
 	Insert(ctx context.Context, row *control.LedgerRow) error
 	// Prune deletes rows older than keep and keeps the newest.
 	Prune(ctx context.Context, keep time.Duration) error
+	// Mark keeps a place where the topic may begin, Marks returns them in the order of
+	// their offsets, ThinMarks and DropMarks delete those that are not needed.
+	Mark(ctx context.Context, m control.Mark) error
+	Marks(ctx context.Context) ([]control.Mark, error)
+	ThinMarks(ctx context.Context) error
+	DropMarks(ctx context.Context, before millrace.Offset) error
+	// DecideTrim notes a decision, unless a later publisher has written anything: then
+	// it gives control.ErrDeposed.
+	DecideTrim(ctx context.Context, t control.Trim) error
 	Close(ctx context.Context) error
 }
 
@@ -82,6 +91,7 @@ type Log interface {
 	Check(ctx context.Context) ([]finding.Finding, error)
 	Append(ctx context.Context, value []byte, first millrace.Index, count uint32) (millrace.Offset, error)
 	Read(ctx context.Context, from millrace.Offset) (*topic.Reader, error)
+	DeleteBefore(ctx context.Context, offset millrace.Offset) (millrace.Offset, error)
 	Close() error
 }
 
@@ -123,6 +133,8 @@ type Config struct {
 	// Unread bounds the bytes that are published and not yet read back. One
 	// batch may always be. Default: 32 MiB.
 	Unread int64
+	// Retain says which records of the topic may go. The zero value keeps all.
+	Retain Retain
 	// Grace is how long a clean end waits until what was published is read
 	// back. Default: 5 s.
 	Grace time.Duration
@@ -156,6 +168,10 @@ type Transfer struct {
 	seen *witness
 	// warned tells that the topic's warnings were logged.
 	warned bool
+
+	// trims are what Trim asks of the reign; trim is what trimming has come to.
+	trims chan trimAsk
+	trim  trimState
 }
 
 // New checks the configuration and registers the metrics.
@@ -197,7 +213,10 @@ func New(config Config) (*Transfer, error) {
 		}
 		c.OpenLog = func(ctx context.Context) (Log, error) { return topic.Open(ctx, c.Topic) }
 	}
-	t := &Transfer{config: c, log: c.Logger.With("stream", s.Name)}
+	if err := c.Retain.complete(); err != nil {
+		return nil, err
+	}
+	t := &Transfer{config: c, log: c.Logger.With("stream", s.Name), trims: make(chan trimAsk)}
 	t.setPhase(PhaseStarting)
 	var err error
 	if t.metrics, err = newMetrics(c.Registerer, t); err != nil {

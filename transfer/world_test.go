@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -46,6 +47,9 @@ type world struct {
 	opened    int           // times that the source was opened
 	make      func(n int) *millrace.Unit
 	rows      []control.LedgerRow
+	marks     []control.Mark
+	marked    map[millrace.Offset]time.Time // when
+	decided   []control.Trim
 	ledgerErr error
 	held      bool
 }
@@ -218,7 +222,49 @@ func (l memoryLedger) Insert(_ context.Context, row *control.LedgerRow) (err err
 }
 
 func (memoryLedger) Prune(context.Context, time.Duration) error { return nil }
-func (memoryLedger) Close(context.Context) error                { return nil }
+func (memoryLedger) ThinMarks(context.Context) error            { return nil }
+
+func (l memoryLedger) Mark(_ context.Context, m control.Mark) error {
+	l.w.change(func() {
+		if l.w.marked == nil {
+			l.w.marked = map[millrace.Offset]time.Time{}
+		}
+		l.w.marks, l.w.marked[m.Offset] = append(l.w.marks, m), time.Now()
+	})
+	return nil
+}
+
+func (l memoryLedger) Marks(context.Context) ([]control.Mark, error) {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	all := slices.Clone(l.w.marks)
+	for i := range all {
+		all[i].Age = time.Since(l.w.marked[all[i].Offset])
+	}
+	return all, nil
+}
+
+func (l memoryLedger) DropMarks(_ context.Context, before millrace.Offset) error {
+	l.w.change(func() {
+		l.w.marks = slices.DeleteFunc(l.w.marks, func(m control.Mark) bool { return m.Offset < before })
+	})
+	return nil
+}
+
+func (l memoryLedger) DecideTrim(_ context.Context, t control.Trim) (err error) {
+	l.w.change(func() {
+		for _, row := range l.w.rows {
+			if row.Term > t.Term {
+				err = control.ErrDeposed
+				return
+			}
+		}
+		l.w.decided = append(l.w.decided, t)
+	})
+	return err
+}
+
+func (memoryLedger) Close(context.Context) error { return nil }
 
 // hold is the world's exclusive hold, or, if it is nothing's, one that every
 // publisher gets.
@@ -414,6 +460,11 @@ func (w *world) read() *verdict {
 		r, err := millrace.DecodeRecord(m.Value, nil)
 		if err != nil {
 			w.t.Fatalf("offset %v: %v", m.Offset, err)
+		}
+		if m.Offset == info.Start && r.Kind == millrace.RecordState { // it was trimmed
+			if v.fold, err = millrace.FoldFromState(r); err != nil {
+				w.t.Fatal(err)
+			}
 		}
 		o, err := v.fold.Step(r)
 		if err != nil {

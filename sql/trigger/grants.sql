@@ -8,7 +8,7 @@ GRANT INSERT ON millrace.ddl_event TO {{.Owner}};
 GRANT USAGE ON SCHEMA millrace TO {{.Capture}};
 GRANT SELECT ON ALL TABLES IN SCHEMA millrace TO {{.Capture}};
 GRANT EXECUTE ON FUNCTION millrace.segment(bigint) TO {{.Capture}};
-GRANT INSERT, UPDATE, DELETE ON millrace.hold, millrace.ledger, millrace.followed TO {{.Capture}};
+GRANT INSERT, UPDATE, DELETE ON millrace.hold, millrace.ledger, millrace.followed, millrace.mark, millrace.trim TO {{.Capture}};
 GRANT UPDATE ON millrace.stream TO {{.Capture}};
 GRANT INSERT, DELETE ON millrace.tick TO {{.Capture}};
 GRANT INSERT, UPDATE ON millrace.wanted_load TO {{.Capture}};
@@ -16,4 +16,4 @@ GRANT DELETE ON millrace.ddl_event TO {{.Capture}};
 GRANT UPDATE (mark) ON millrace.key_log TO {{.Capture}};
 
 GRANT USAGE ON SCHEMA millrace TO {{.Verifier}};
-GRANT SELECT ON millrace.stream, millrace.ledger, millrace.key_log, millrace.tick, millrace.ddl_event TO {{.Verifier}};
+GRANT SELECT ON millrace.stream, millrace.ledger, millrace.key_log, millrace.tick, millrace.ddl_event, millrace.mark, millrace.trim TO {{.Verifier}};
