@@ -47,7 +47,16 @@ func New(s *millrace.Schema) (*Encoder, error) { return NewAs(s, s) }
 // that the row does not have is null, as it is at the source after ALTER TABLE …
 // ADD COLUMN without a default.
 func NewAs(row, as *millrace.Schema) (*Encoder, error) {
-	types := builder{schema: row, done: make(map[uint32]*encoder)}
+	return newAs(row, as, builder{schema: row, done: make(map[uint32]*encoder)})
+}
+
+// NewBigIntText is NewAs with every bigint as a string, also within arrays and
+// composites, for readers whose numbers end at 2^53.
+func NewBigIntText(row, as *millrace.Schema) (*Encoder, error) {
+	return newAs(row, as, builder{schema: row, done: make(map[uint32]*encoder), bigIntText: true})
+}
+
+func newAs(row, as *millrace.Schema, types builder) (*Encoder, error) {
 	e := &Encoder{row: row, columns: make([]column, len(as.Columns))}
 	e.pool.New = func() any { return new(scratch) }
 	for i := range as.Columns {

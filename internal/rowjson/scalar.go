@@ -11,6 +11,10 @@ const hexDigits = "0123456789abcdef"
 
 var errNotUTF8 = errors.New("the text is not UTF-8, which JSON must be: give the database at the source an encoding other than SQL_ASCII")
 
+// AppendString appends text as a JSON string. On error, of text that is not UTF-8, what
+// it returns is of no use.
+func AppendString(dst, text []byte) ([]byte, error) { return appendString(dst, text) }
+
 // appendString appends text as a JSON string.
 func appendString(dst, text []byte) ([]byte, error) {
 	dst = append(dst, '"')

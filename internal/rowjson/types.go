@@ -42,6 +42,8 @@ type field struct {
 type builder struct {
 	schema *millrace.Schema
 	done   map[uint32]*encoder
+	// bigIntText makes bigint a string.
+	bigIntText bool
 }
 
 // encoder returns the encoder of a type. Types built of themselves do not exist
@@ -106,10 +108,15 @@ func (b *builder) build(t *millrace.TypeDesc, depth int) (*encoder, error) {
 		if isHstore(t) {
 			return &encoder{form: formHstore}, nil
 		}
+		if t.OID == oidInt8 && b.bigIntText {
+			return &encoder{form: formString}, nil
+		}
 		return &encoder{form: baseForm(t.OID)}, nil
 	}
 	return &encoder{form: formString}, nil // enums, ranges and multiranges
 }
+
+const oidInt8 = 20
 
 // baseForm goes by the OIDs of the built-in types, which never change.
 func baseForm(oid uint32) form {

@@ -1,0 +1,339 @@
+package postgrest
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
+)
+
+// path is the rows that a plan looks at.
+type path struct {
+	// index names the columns of the secondary index to read, nil for the table's
+	// key.
+	index []string
+	// points are whole keys of rows, in their order; ranges are what to read where
+	// they are nil. Both may be empty: no row can be wanted.
+	points [][]byte
+	ranges []edge.Range
+	// reverse goes through them from the last one to the first.
+	reverse bool
+}
+
+// maxPoints is how many keys, or ranges, one path may have. What an in names beyond
+// it is looked up by fewer columns.
+const maxPoints = 2000
+
+// bound is what the conditions say of one column: one of values, or a range.
+type bound struct {
+	// values are encoded texts that the column has, in the order of their keys; null
+	// tells that it is null instead.
+	values []string
+	equal  bool
+	null   bool
+	// notNull tells that it is not null. A range says so, too.
+	notNull bool
+	// low and high are texts, with lowKey and highKey as they encode.
+	low, high         string
+	lowKey, highKey   []byte
+	lowOpen, highOpen bool
+	prefix            []byte
+}
+
+// ranged reports whether there is a range.
+func (b *bound) ranged() bool {
+	return b.lowKey != nil || b.highKey != nil || len(b.prefix) > 0 || b.notNull
+}
+
+// storeOrdered reports whether the store keeps the values in their order.
+func (c *column) storeOrdered() bool {
+	return c.codec != nil && c.unordered == "" && c.kind != kindEnum
+}
+
+// bounds gathers what all conditions together say of each column. A condition that
+// says nothing is still held against the rows. empty tells that no row fulfils them.
+func (p *Plan) bounds() (all map[*column]*bound, empty bool) {
+	all = make(map[*column]*bound)
+	of := func(c *column) *bound {
+		if all[c] == nil {
+			all[c] = new(bound)
+		}
+		return all[c]
+	}
+	var walk func(list []predicate)
+	walk = func(list []predicate) {
+		for i := range list {
+			w := &list[i]
+			if w.not {
+				if w.op == IsNull {
+					of(w.col).notNull = true
+				}
+				continue
+			}
+			switch w.op {
+			case And:
+				walk(w.kids)
+			case Or:
+				if values, keys, col := w.alternatives(); col != nil {
+					empty = of(col).among(values, keys) || empty
+				}
+			case Eq, IsTrue, IsFalse:
+				empty = of(w.col).among([]string{w.text}, [][]byte{w.key}) || empty
+			case In:
+				empty = of(w.col).among(w.texts, w.keys) || empty
+			case IsNull, IsUnknown:
+				b := of(w.col)
+				empty = empty || b.equal && !b.null || w.col.notNull
+				b.equal, b.null, b.values = true, true, nil
+			case IsNotNull:
+				of(w.col).notNull = true
+			case Gt, Gte:
+				if b := of(w.col); w.col.storeOrdered() && (b.lowKey == nil || bytes.Compare(w.key, b.lowKey) >= 0) {
+					b.low, b.lowOpen = w.text, w.op == Gt || b.lowOpen && bytes.Equal(w.key, b.lowKey)
+					b.lowKey = w.key
+				}
+			case Lt, Lte:
+				if b := of(w.col); w.col.storeOrdered() && (b.highKey == nil || bytes.Compare(w.key, b.highKey) <= 0) {
+					b.high, b.highOpen = w.text, w.op == Lt || b.highOpen && bytes.Equal(w.key, b.highKey)
+					b.highKey = w.key
+				}
+			case Like:
+				w.like.bind(of(w.col), w.col)
+			}
+		}
+	}
+	walk(p.where)
+	return all, empty
+}
+
+// bind says what a pattern says of its column. Blanks at the end of character are not
+// in keys.
+func (l *pattern) bind(b *bound, c *column) {
+	prefix := l.prefix
+	if c.kind == kindBpchar {
+		prefix = bytes.TrimRight(prefix, " ")
+	}
+	if len(prefix) > len(b.prefix) {
+		b.prefix = prefix
+	}
+}
+
+// alternatives returns the values of an Or that only names values of one column.
+func (w *predicate) alternatives() (texts []string, keys [][]byte, col *column) {
+	type value struct {
+		text string
+		key  []byte
+	}
+	var all []value
+	for i := range w.kids {
+		k := &w.kids[i]
+		if k.not || k.op != Eq && k.op != In || col != nil && k.col != col {
+			return nil, nil, nil
+		}
+		col = k.col
+		if k.op == Eq {
+			all = append(all, value{k.text, k.key})
+		}
+		for j := range k.texts {
+			all = append(all, value{k.texts[j], k.keys[j]})
+		}
+	}
+	slices.SortFunc(all, func(a, b value) int { return bytes.Compare(a.key, b.key) })
+	all = slices.CompactFunc(all, func(a, b value) bool { return bytes.Equal(a.key, b.key) })
+	for _, v := range all {
+		texts, keys = append(texts, v.text), append(keys, v.key)
+	}
+	return texts, keys, col
+}
+
+// among narrows the bound to some values. It keeps the shorter of two lists, because
+// rows are held against both anyway. It returns true where nothing is left.
+func (b *bound) among(texts []string, keys [][]byte) (empty bool) {
+	if len(keys) == 0 || b.equal && b.null {
+		return true
+	}
+	if !b.equal || len(texts) < len(b.values) {
+		b.equal, b.values = true, texts
+	}
+	return false
+}
+
+// candidate is one path that could be taken.
+type candidate struct {
+	index   []string
+	columns []*column // of the index, then of the key
+	// own is how many of columns are the index's.
+	own int
+	// equal is how many leading columns are bound to values, points in how many ways.
+	equal, points int
+	ranged        bool
+	sorted        bool
+	reverse       bool
+}
+
+// choose finds the path that leads to the fewest rows, going by how many columns it
+// is bound in.
+func (p *Plan) choose(indexes func() [][]string) error {
+	bounds, empty := p.bounds()
+	if empty {
+		p.path, p.sorted = path{points: [][]byte{}}, true
+		return nil
+	}
+	best := p.candidate(nil, bounds)
+	if best.equal < len(p.t.key) {
+		for _, columns := range indexes() {
+			if c := p.candidate(columns, bounds); c != nil && best.worse(c) {
+				best = c
+			}
+		}
+	}
+	p.sorted = best.sorted
+	return p.build(best, bounds)
+}
+
+// candidate looks at one path. It is nil where the index has a column that the table
+// has no more.
+func (p *Plan) candidate(index []string, bounds map[*column]*bound) *candidate {
+	c := &candidate{index: index, own: len(index), points: 1}
+	for _, name := range index {
+		col, err := p.t.column(name)
+		if err != nil || col.codec == nil {
+			return nil
+		}
+		c.columns = append(c.columns, col)
+	}
+	for _, at := range p.t.key {
+		c.columns = append(c.columns, &p.t.columns[at])
+	}
+	for i, col := range c.columns {
+		b := bounds[col]
+		if b == nil || i >= c.own && slices.Contains(c.columns[:i], col) {
+			break
+		}
+		if b.equal && (b.null || c.points*len(b.values) <= maxPoints) && !(b.null && i >= c.own) {
+			c.equal++
+			c.points *= max(1, len(b.values))
+			continue
+		}
+		if b.equal {
+			break // too many values
+		}
+		c.ranged = b.ranged() && (len(b.prefix) > 0 || b.lowKey != nil || b.highKey != nil || i < c.own)
+		break
+	}
+	c.sorted, c.reverse = p.sortedBy(c, bounds)
+	return c
+}
+
+// worse reports whether o is better than c.
+func (c *candidate) worse(o *candidate) bool {
+	rank := func(c *candidate) int {
+		n := 4 * c.equal
+		if c.ranged {
+			n += 2
+		}
+		if c.sorted {
+			n++
+		}
+		return n
+	}
+	return cmp.Compare(rank(c), rank(o)) < 0
+}
+
+// sortedBy reports whether the path gives the rows in the order that is asked for, and
+// whether it does so from its end. Columns that have one value do not matter.
+func (p *Plan) sortedBy(c *candidate, bounds map[*column]*bound) (sorted, reverse bool) {
+	constant := func(col *column) bool {
+		b := bounds[col]
+		return b != nil && b.equal && (b.null || len(b.values) == 1)
+	}
+	at, first := 0, true
+	seen := make(map[*column]bool)
+	for i := range p.order {
+		term := &p.order[i]
+		if constant(term.col) || seen[term.col] {
+			continue
+		}
+		seen[term.col] = true
+		for at < len(c.columns) && (constant(c.columns[at]) || at > 0 && slices.Contains(c.columns[:at], c.columns[at])) {
+			at++
+		}
+		if at == len(c.columns) {
+			return true, reverse // the key is complete: no two rows are equal
+		}
+		if c.columns[at] != term.col || !term.col.storeOrdered() {
+			return false, false
+		}
+		// Null comes after all values in the store.
+		if !term.col.notNull && term.nullsFirst != term.desc {
+			return false, false
+		}
+		if first {
+			reverse, first = term.desc, false
+		}
+		if term.desc != reverse {
+			return false, false
+		}
+		at++
+	}
+	return true, reverse
+}
+
+// build makes the keys or ranges of a path.
+func (p *Plan) build(c *candidate, bounds map[*column]*bound) error {
+	p.path = path{index: c.index, reverse: c.reverse}
+	k, err := p.t.keyer(c)
+	if err != nil {
+		return err
+	}
+	prefixes := [][]byte{nil}
+	values := make([]millrace.Datum, 0, c.equal)
+	if c.equal > 0 {
+		prefixes = prefixes[:0]
+		err = product(c, bounds, values, func(values []millrace.Datum) error {
+			b, err := k.append(nil, values)
+			if err == nil {
+				prefixes = append(prefixes, b)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(prefixes, bytes.Compare)
+	}
+	if c.index == nil && c.equal == len(p.t.key) {
+		p.path.points = prefixes
+		return nil
+	}
+	for _, prefix := range prefixes {
+		r := edge.Range{Prefix: prefix, Descending: c.reverse}
+		if c.ranged {
+			col := c.columns[c.equal]
+			if !k.narrow(&r, c.equal, bounds[col]) {
+				continue
+			}
+		}
+		p.path.ranges = append(p.path.ranges, r)
+	}
+	return nil
+}
+
+// product calls fn with every combination of the values of the bound columns.
+func product(c *candidate, bounds map[*column]*bound, values []millrace.Datum, fn func([]millrace.Datum) error) error {
+	if len(values) == c.equal {
+		return fn(values)
+	}
+	b := bounds[c.columns[len(values)]]
+	if b.null {
+		return product(c, bounds, append(values, null), fn)
+	}
+	for _, text := range b.values {
+		if err := product(c, bounds, append(values, millrace.Datum{Text: []byte(text)}), fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
