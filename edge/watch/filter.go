@@ -1,0 +1,79 @@
+package watch
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge/event"
+)
+
+// filter says which events a watcher is told. It is used by one goroutine.
+type filter struct {
+	names   []string
+	prefix  []string
+	partial bool
+	// known are tables that were looked at.
+	known map[*table]match
+}
+
+// match is what a filter makes of a table.
+type match struct {
+	named  bool
+	prefix []byte
+	err    error
+}
+
+func newFilter(o *Options) (*filter, error) {
+	f := &filter{names: o.Tables, known: make(map[*table]match)}
+	var err error
+	if f.prefix, f.partial, err = millrace.ParseKeyPrefix(o.Prefix); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrPrefix, err)
+	}
+	if o.Prefix != "" && len(o.Tables) != 1 {
+		return nil, fmt.Errorf("%w: a prefix is of one table, %d are named", ErrPrefix, len(o.Tables))
+	}
+	return f, nil
+}
+
+// of looks at a table.
+func (f *filter) of(t *table) match {
+	m, ok := f.known[t]
+	if ok {
+		return m
+	}
+	if m.named = len(f.names) == 0 || slices.Contains(f.names, t.name); m.named && (len(f.prefix) > 0 || f.partial) {
+		texts := make([][]byte, len(f.prefix))
+		for i, v := range f.prefix {
+			texts[i] = []byte(v)
+		}
+		if m.prefix, m.err = t.codec.AppendPrefix(nil, texts, f.partial); m.err != nil {
+			m.err = fmt.Errorf("%w: table %s: %w", ErrPrefix, t.name, m.err)
+		}
+	}
+	if len(f.known) >= maxForms {
+		clear(f.known)
+	}
+	f.known[t] = m
+	return m
+}
+
+// lets reports whether a watcher is to be told.
+func (f *filter) lets(i *Item) (bool, error) {
+	if i.table == nil {
+		return len(f.names) == 0, nil
+	}
+	m := f.of(i.table)
+	if !m.named {
+		return i.was != "" && slices.Contains(f.names, i.was), nil
+	}
+	if m.err != nil {
+		return false, m.err
+	}
+	switch i.op {
+	case event.Put, event.Delete, event.Quarantine:
+		return len(i.key) == 0 || bytes.HasPrefix(i.key, m.prefix), nil
+	}
+	return true, nil // it is of all rows
+}
