@@ -20,10 +20,10 @@ odd      cert:odd               read:a%20b/public.x%25
 	if err != nil {
 		t.Fatal(err)
 	}
-	billing := list.Token(token)
-	edge2 := list.Certificate(&x509.Certificate{DNSNames: []string{"other", "edge-2.internal"}, Subject: pkix.Name{CommonName: "odd"}})
-	operator := list.Certificate(&x509.Certificate{URIs: []*url.URL{{Scheme: "spiffe", Host: "x", Path: "/op"}}})
-	odd := list.Certificate(&x509.Certificate{Subject: pkix.Name{CommonName: "odd"}})
+	billing := list.Find(OfToken(token))
+	edge2 := list.Find(OfCertificate(&x509.Certificate{DNSNames: []string{"other", "edge-2.internal"}, Subject: pkix.Name{CommonName: "odd"}}))
+	operator := list.Find(OfCertificate(&x509.Certificate{URIs: []*url.URL{{Scheme: "spiffe", Host: "x", Path: "/op"}}}))
+	odd := list.Find(OfCertificate(&x509.Certificate{Subject: pkix.Name{CommonName: "odd"}}))
 	var nobody *Identity
 	for _, c := range []struct {
 		what string
@@ -56,11 +56,11 @@ odd      cert:odd               read:a%20b/public.x%25
 		}
 	}
 	for _, wrong := range []string{"", token + "x", shown, strings.TrimPrefix(shown, "sha256:")} {
-		if list.Token(wrong) != nil {
+		if list.Find(OfToken(wrong)) != nil {
 			t.Errorf("token %q is somebody's", wrong)
 		}
 	}
-	if list.Certificate(&x509.Certificate{}) != nil {
+	if list.Find(OfCertificate(&x509.Certificate{})) != nil || list.Find(Credential{}) != nil {
 		t.Error("a certificate without names is somebody's")
 	}
 	if From(t.Context()) != nil || From(With(t.Context(), odd)) != odd {
@@ -71,8 +71,9 @@ odd      cert:odd               read:a%20b/public.x%25
 func TestParseRefuses(t *testing.T) {
 	hash := "sha256:" + strings.Repeat("ab", 32)
 	for text, word := range map[string]string{
-		"a " + hash:                                  "at least one right",
-		"a sha256:12 read:x":                         "64 hexadecimal digits",
+		"a " + hash:          "at least one right",
+		"a sha256:12 read:x": "64 hexadecimal digits",
+		"a sha256:" + strings.Repeat("0", 64) + " admin": "zeros",
 		"a secret read:x":                            "neither",
 		"a cert: read:x":                             "cert:",
 		"a " + hash + " read:":                       "want read:STREAM",

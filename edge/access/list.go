@@ -60,6 +60,9 @@ func (l *List) add(fields []string, names map[string]bool) error {
 			return fmt.Errorf("%s: want sha256: and 64 hexadecimal digits, the hash of a token (millrace access new makes one)", id.name)
 		}
 		copy(hash[:], raw)
+		if hash == ([sha256.Size]byte{}) {
+			return fmt.Errorf("%s: a hash of zeros is no token's", id.name)
+		}
 		if other := l.byToken[hash]; other != nil {
 			return fmt.Errorf("%s: %s has the same token; give each its own", id.name, other.name)
 		}
@@ -122,30 +125,36 @@ func (id *Identity) allow(right string) error {
 	return nil
 }
 
-// Token returns whose token it is, nil if nobody's.
-func (l *List) Token(token string) *Identity {
-	if token == "" {
-		return nil
-	}
-	// The list is looked up by the hash, so the time that takes tells nothing of
-	// the tokens in it.
-	return l.byToken[sha256.Sum256([]byte(token))]
+// Credential is what somebody shows. The zero value is nothing.
+type Credential struct {
+	hash [sha256.Size]byte
+	cert *x509.Certificate
 }
 
-// Certificate returns whose client certificate it is, nil if nobody's. It must
-// have been verified.
-func (l *List) Certificate(cert *x509.Certificate) *Identity {
-	for _, uri := range cert.URIs {
+// OfToken is a bearer token.
+func OfToken(token string) Credential { return Credential{hash: sha256.Sum256([]byte(token))} }
+
+// OfCertificate is a client certificate, which must have been verified.
+func OfCertificate(cert *x509.Certificate) Credential { return Credential{cert: cert} }
+
+// Find returns whose credential it is, nil if nobody's.
+func (l *List) Find(c Credential) *Identity {
+	if c.cert == nil {
+		// The list is looked up by the hash, so the time that takes tells nothing of
+		// the tokens in it.
+		return l.byToken[c.hash]
+	}
+	for _, uri := range c.cert.URIs {
 		if id := l.byCert[uri.String()]; id != nil {
 			return id
 		}
 	}
-	for _, name := range cert.DNSNames {
+	for _, name := range c.cert.DNSNames {
 		if id := l.byCert[name]; id != nil {
 			return id
 		}
 	}
-	return l.byCert[cert.Subject.CommonName]
+	return l.byCert[c.cert.Subject.CommonName]
 }
 
 // NewToken makes a token of 256 random bits, and what stands in the list for it.

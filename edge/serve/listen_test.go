@@ -115,11 +115,11 @@ func TestRunOnTCPAndUnix(t *testing.T) {
 func TestRefusesAddresses(t *testing.T) {
 	store, _ := newStore(t)
 	for address, want := range map[string]string{
-		"0.0.0.0:7480":     "only loopback addresses",
-		":7480":            "only loopback addresses",
-		"[::]:7480":        "only loopback addresses",
-		"192.168.1.1:7480": "only loopback addresses",
-		"example.com:7480": "only loopback addresses",
+		"0.0.0.0:7480":     "only loopback addresses are served",
+		":7480":            "only loopback addresses are served",
+		"[::]:7480":        "only loopback addresses are served",
+		"192.168.1.1:7480": "only loopback addresses are served",
+		"example.com:7480": "only loopback addresses are served",
 		"7480":             "give host and port",
 	} {
 		_, err := serve.New(serve.Config{Streams: map[string]serve.Reader{"bank": store}, Listen: address})

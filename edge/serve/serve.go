@@ -45,6 +45,8 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/internal/rowjson"
+	"github.com/millrace-db/millrace/internal/sockets"
 )
 
 // Reader is what is read of a stream: an *edge.Store, or the *edge.Home that leads
@@ -133,7 +135,7 @@ type Server struct {
 type stream struct {
 	name     string
 	store    Reader
-	encoders encoders
+	encoders rowjson.Encoders
 	// complained is when damage was last logged, in Unix seconds.
 	complained atomic.Int64
 }
@@ -141,7 +143,7 @@ type stream struct {
 // New returns a server that does not listen yet.
 func New(config Config) (*Server, error) {
 	if config.Listen != "" {
-		if err := checkLoopback(config.Listen); err != nil {
+		if err := sockets.CheckLoopback(config.Listen); err != nil {
 			return nil, err
 		}
 	}

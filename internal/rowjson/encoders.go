@@ -1,4 +1,4 @@
-package serve
+package rowjson
 
 import (
 	"maps"
@@ -6,36 +6,37 @@ import (
 	"sync/atomic"
 
 	"github.com/millrace-db/millrace"
-	"github.com/millrace-db/millrace/internal/rowjson"
 )
 
 // schemaPair is the schema that a row was written with and the one as which it
 // is shown. Schemas are shared and never changed, so the pointers name them.
 type schemaPair struct{ row, as *millrace.Schema }
 
-// encoders keeps the encoders of a stream. Lookups take no lock.
-type encoders struct {
+// Encoders keeps the encoders of a stream. The zero value is ready; look-ups take no
+// lock, and any number of goroutines may make them.
+type Encoders struct {
 	mu  sync.Mutex // held to add one
-	all atomic.Pointer[map[schemaPair]*rowjson.Encoder]
+	all atomic.Pointer[map[schemaPair]*Encoder]
 }
 
 // maxEncoders bounds what tables with a long history of schemas leave behind.
 const maxEncoders = 4096
 
-func (e *encoders) get(row, as *millrace.Schema) (*rowjson.Encoder, error) {
+// Get returns what NewAs does, made once.
+func (e *Encoders) Get(row, as *millrace.Schema) (*Encoder, error) {
 	pair := schemaPair{row, as}
 	if all := e.all.Load(); all != nil {
 		if enc := (*all)[pair]; enc != nil {
 			return enc, nil
 		}
 	}
-	enc, err := rowjson.NewAs(row, as)
+	enc, err := NewAs(row, as)
 	if err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	next := make(map[schemaPair]*rowjson.Encoder)
+	next := make(map[schemaPair]*Encoder)
 	if all := e.all.Load(); all != nil && len(*all) < maxEncoders {
 		maps.Copy(next, *all)
 	}

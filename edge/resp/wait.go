@@ -1,0 +1,98 @@
+package resp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/millrace-db/millrace/edge"
+)
+
+// waitIndex waits until the stream has come to an index: WAITINDEX index
+// milliseconds. A client that goes away meanwhile ends it.
+func (c *conn) waitIndex() {
+	index, err := indexOf(c.args[1])
+	if err != nil {
+		c.fail(err.Error())
+		return
+	}
+	limit, err := strconv.ParseUint(string(c.args[2]), 10, 32)
+	if err != nil || time.Duration(limit)*time.Millisecond > c.s.config.MaxWait {
+		c.fail(fmt.Sprintf("ERR '%s' is not a number of milliseconds from 0 to %d", short(c.args[2]), c.s.config.MaxWait.Milliseconds()))
+		return
+	}
+	if !c.who.Stream(c.stream.name) {
+		c.fail("NOPERM " + c.who.Name() + " may not see stream " + c.stream.name)
+		return
+	}
+	// What was answered before goes out before the wait.
+	if c.stream.reader.Place().Index < index && limit > 0 {
+		if !c.flush() {
+			c.closing = true
+			return
+		}
+		c.mark = 0
+		err = c.await(func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Duration(limit)*time.Millisecond)
+			defer cancel()
+			return c.stream.reader.WaitIndex(ctx, index)
+		})
+	}
+	now := c.stream.reader.Place().Index
+	switch {
+	case now >= index:
+		c.out.int(int64(now))
+	case c.closing:
+	case err == nil || errors.Is(err, context.DeadlineExceeded):
+		c.fail(fmt.Sprintf("TIMEOUT stream %s is at index %v, not at %v yet", c.stream.name, now, index))
+	case errors.Is(err, edge.ErrClosed), errors.Is(err, context.Canceled):
+		c.fail("CLOSED the edge is shutting down; ask again, or another edge")
+	default:
+		c.fail("ERR " + err.Error())
+	}
+}
+
+// await runs wait beside a look at the connection: when the client goes, or the
+// server ends, the context ends. What the client sends meanwhile stays in the
+// buffer, until that is full.
+func (c *conn) await(wait func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		err := wait(ctx)
+		c.mu.Lock()
+		if !c.woken {
+			_ = c.net.SetReadDeadline(time.Unix(1, 0)) // the look below ends
+		}
+		c.mu.Unlock()
+		done <- err
+	}()
+	for {
+		if c.start > 0 {
+			c.end = copy(c.in, c.in[c.start:c.end])
+			c.start = 0
+		}
+		if c.end == len(c.in) {
+			break
+		}
+		n, err := c.net.Read(c.in[c.end:])
+		c.end += n
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.closing = true // the client has gone
+		}
+		break
+	}
+	if c.closing || c.isWoken() {
+		cancel()
+	}
+	err := <-done
+	c.readBy(0)
+	return err
+}
