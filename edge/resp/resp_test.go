@@ -118,7 +118,7 @@ func (p *peer) wants(want string, args ...string) {
 	p.t.Helper()
 	got := p.ask(args...)
 	if got != want && (!strings.HasPrefix(want, "-") || !strings.HasPrefix(got, want)) {
-		p.t.Errorf("%s\n got %s\nwant %s", strings.Join(args, " "), got, want)
+		p.t.Errorf("%.200s\n got %.500s\nwant %s", strings.Join(args, " "), got, want)
 	}
 }
 
