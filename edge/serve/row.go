@@ -152,7 +152,7 @@ func (q *request) table(v *edge.View, name string) (*edge.Table, error) {
 
 // encoder returns what writes the row as one of the table's newest schema.
 func (q *request) encoder(t *edge.Table, row *edge.Row) (*rowjson.Encoder, error) {
-	return q.stream.encoders.Get(row.Schema, t.Schema())
+	return q.stream.encoders.get(row.Schema, t.Schema())
 }
 
 // appendRow appends the row as JSON, or returns full where there is no room.

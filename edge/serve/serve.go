@@ -45,7 +45,6 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
-	"github.com/millrace-db/millrace/internal/rowjson"
 	"github.com/millrace-db/millrace/internal/sockets"
 )
 
@@ -135,7 +134,7 @@ type Server struct {
 type stream struct {
 	name     string
 	store    Reader
-	encoders rowjson.Encoders
+	encoders encoders
 	// complained is when damage was last logged, in Unix seconds.
 	complained atomic.Int64
 }
