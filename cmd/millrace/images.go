@@ -52,4 +52,3 @@ func (m *imageMakers) run(ctx context.Context, start func(func() error)) {
 		})
 	}
 }
-

@@ -38,6 +38,3 @@ func (e *Encoder) AppendKnown(dst []byte, unchanged []string, row *millrace.Row)
 	}
 	return append(dst, '}'), unchanged, nil
 }
-
-// AppendString appends text as a JSON string. It must be UTF-8.
-func AppendString(dst, text []byte) ([]byte, error) { return appendString(dst, text) }
