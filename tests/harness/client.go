@@ -35,12 +35,26 @@ type Status struct {
 		Epoch uint64 `json:"epoch"`
 		Index uint64 `json:"index"`
 	} `json:"next"`
+	// Upstream is whom an edge follows, nil where it is Kafka.
+	Upstream *Upstream `json:"upstream"`
 	// Tables are an edge's, with the rows that readers see.
 	Tables []TableStatus `json:"tables"`
 	// Loading are the tables of which an edge has a load under way.
 	Loading []string `json:"loading"`
 	// Verify is what an edge has found.
 	Verify []TableVerify `json:"verify"`
+}
+
+// Upstream is whom an edge follows.
+type Upstream struct {
+	URL       string   `json:"url"`
+	Node      string   `json:"node"`
+	Path      []string `json:"path"`
+	Upstreams []struct {
+		URL     string `json:"url"`
+		Problem string `json:"problem"`
+		Untrue  string `json:"untrue"`
+	} `json:"upstreams"`
 }
 
 // TableVerify is what an edge has found of a table.

@@ -200,6 +200,11 @@ type Edge struct {
 	*Client
 	// ID of the edge, DataDir of all its streams.
 	ID, Config, DataDir, Address string
+	// Upstream are the edges that it follows, by their URLs; none stands for Kafka. An
+	// edge that follows others knows no brokers.
+	Upstream []string
+	// More is put behind the other keys of the configuration's edge.
+	More string
 
 	s *System
 }
@@ -221,8 +226,13 @@ func (s *System) NewEdge(id string) *Edge {
 // WriteConfig writes the edge's configuration anew after a field has changed.
 func (e *Edge) WriteConfig() {
 	e.s.T.Helper()
-	writeFile(e.s.T, e.Config, e.s.stream(false)+fmt.Sprintf(
-		"edge:\n  id: %s\n  streams: [%s]\n  data_dir: %q\n  http: {listen: %q}\n", e.ID, e.s.Stream, e.DataDir, e.Address))
+	text, more := e.s.stream(false), e.More
+	if e.Upstream != nil {
+		text = fmt.Sprintf("streams:\n  - name: %s\n", e.s.Stream)
+		more = fmt.Sprintf("  upstream: [\"%s\"]\n", strings.Join(e.Upstream, `", "`)) + more
+	}
+	writeFile(e.s.T, e.Config, text+fmt.Sprintf(
+		"edge:\n  id: %s\n  streams: [%s]\n  data_dir: %q\n  http: {listen: %q}\n%s", e.ID, e.s.Stream, e.DataDir, e.Address, more))
 }
 
 // StoreDir is where the edge keeps the stream.
