@@ -21,6 +21,8 @@ type rules struct {
 	probe, check time.Duration
 	// retryMin and retryMax bound the pause after a failure.
 	retryMin, retryMax time.Duration
+	// silence is how long an upstream's word about itself counts.
+	silence time.Duration
 	// ban is how long an upstream that gave something untrue twice is not asked.
 	ban time.Duration
 }
@@ -299,6 +301,9 @@ func (c *choice) better(now time.Time, i int, want millrace.Place) (reason strin
 		return "", false
 	}
 	one, current := c.all[i], c.all[c.current]
+	if now.Sub(current.heard) > c.silence {
+		return "", false // nothing is read of it now: who is slow is this edge
+	}
 	a, b := one.said, current.said
 	if a.epoch != want.Epoch || b.epoch != want.Epoch {
 		return "", false // a newer epoch is gone over to in another way
@@ -307,7 +312,7 @@ func (c *choice) better(now time.Time, i int, want millrace.Place) (reason strin
 	switch {
 	case a.newest > b.newest && ahead >= c.margin:
 		reason = fmt.Sprintf("it is %v behind", ahead.Round(time.Millisecond))
-	case current.secondary && !one.secondary && a.newest >= want.Index && -ahead < c.margin/2:
+	case current.secondary && !one.secondary && -ahead < c.margin/2:
 		reason = "a primary serves again"
 	default:
 		return "", false

@@ -136,7 +136,7 @@ func newClient(config ClientConfig, aside bool) *Client {
 	c.ups = append(slices.Clone(primaries), secondaries...)
 	c.states = make([]*State, len(c.ups))
 	c.choice = newChoice(rules{
-		stale: config.Stale, margin: config.Margin, probe: config.Probe, check: config.Check,
+		stale: config.Stale, margin: config.Margin, probe: config.Probe, check: config.Check, silence: config.Silence,
 		retryMin: config.RetryMin, retryMax: config.RetryMax, ban: config.Ban,
 	}, rand.New(rand.NewPCG(config.Seed, 1)), texts(primaries), texts(secondaries)) //nolint:gosec // it spreads pauses
 	c.metrics = newClientMetrics(c)

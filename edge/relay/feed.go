@@ -216,7 +216,7 @@ func (f *feed) find() error {
 	node := f.s.config.Node
 	now, next := f.s.config.Local.Epochs()
 	switch {
-	case f.epoch != 0 && f.epoch < max(now, next) && f.epoch != now && f.epoch != next, f.epoch != 0 && f.epoch < now:
+	case f.epoch != 0 && f.epoch < max(now, next) && f.epoch != now:
 		return bye(CodeEpochOver, "epoch %v is over at %s, which serves epoch %v", f.epoch, node, now)
 	case f.epoch > max(now, next):
 		return bye(CodeEpochUnknown, "epoch %v has not begun at %s, which serves epoch %v", f.epoch, node, now)

@@ -79,10 +79,12 @@ func (c *Client) Ask(ctx context.Context, stream millrace.StreamID, epoch millra
 			continue
 		}
 		var refusal *RefusedError
-		if errors.As(err, &refusal) && refusal.Code == CodePruned {
+		switch {
+		case !errors.As(err, &refusal):
+			errs = append(errs, err)
+		case refusal.Code == CodePruned:
 			return true, nil // what it has of it begins later
 		}
-		errs = append(errs, err)
 	}
 	if len(errs) < len(c.ups) {
 		return false, nil
