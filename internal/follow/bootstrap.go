@@ -19,21 +19,34 @@ import (
 
 // An edge takes an image in four steps, while it serves the rows that it has. An image is
 // fetched from a peer; a store is made of it beside the one that readers use; an applier
-// of its own follows the source from there, and the first record that it takes in shows
-// that source and image are of one history; readers go over. Whatever goes wrong before
-// that costs only the image, and the next peer is asked.
+// of its own follows the source from there, and the first record that it takes in, or the
+// one that the image was taken at, shows that source and image are of one history; readers
+// go over. Whatever goes wrong before that costs only the image, and the next peer is asked.
 
-const (
-	// confirmLimit is how long a store that was restored waits for a first record before
+// bootRules are the times and sizes that the taking of images goes by.
+type bootRules struct {
+	// confirm is how long a store that was restored waits for a first record before
 	// readers go over to it all the same, where they have none, or its history is
 	// proven by a signature.
-	confirmLimit = 10 * time.Second
-	// bootRetryMin and bootRetryMax bound the pause after all peers were asked in vain.
-	bootRetryMin, bootRetryMax = 5 * time.Second, 2 * time.Minute
+	confirm time.Duration
+	// retryMin and retryMax bound the pause after all peers were asked in vain.
+	retryMin, retryMax time.Duration
 	// behindEvery is how often an edge that is behind looks whether an image is nearer,
-	// and behindLag from which lag on.
-	behindEvery, behindLag = time.Minute, 5 * time.Minute
-)
+	// lag from which lag on, and few how many entries it follows in any case.
+	behindEvery, lag time.Duration
+	few              uint64
+	// stale is how old an image may be before a peer is asked to make a new one.
+	stale time.Duration
+	// pause is image.Source's.
+	pause time.Duration
+}
+
+func defaultBootRules() bootRules {
+	return bootRules{
+		confirm: 10 * time.Second, retryMin: 5 * time.Second, retryMax: 2 * time.Minute,
+		behindEvery: time.Minute, lag: 5 * time.Minute, few: 100_000, stale: time.Hour,
+	}
+}
 
 // boots is what is known of images that were taken, or are being taken.
 type boots struct {
@@ -80,6 +93,14 @@ func (b *boots) register(r prometheus.Registerer) {
 	}
 }
 
+func (b *boots) unregister(r prometheus.Registerer) {
+	if r != nil {
+		for _, c := range []prometheus.Collector{b.outcomes, b.bytes, b.rows, b.unproven} {
+			r.Unregister(c)
+		}
+	}
+}
+
 // news reports whether something else than the last time is to be said of a peer.
 func (b *boots) news(from string, err error) bool {
 	b.mu.Lock()
@@ -122,8 +143,10 @@ type bootTask struct {
 	taken    chan struct{}
 	restored *edge.Restored
 	err      error
-	// image is the index at which it was taken.
-	image millrace.Index
+	// image is the index at which it was taken; agreed tells that the source has the
+	// record that it was taken at.
+	image  millrace.Index
+	agreed bool
 	// follow is the restored store's applier. confirmed is closed when readers may go
 	// over to it.
 	follow    *task
@@ -177,7 +200,7 @@ func (r *epochReign) bootFirst() bool {
 	if len(r.peers()) == 0 {
 		return false
 	}
-	r.boot.behind = time.NewTicker(behindEvery)
+	r.boot.behind = time.NewTicker(r.bootRules.behindEvery)
 	r.work.Go(func() { <-r.ctx.Done(); r.boot.behind.Stop() })
 	r.boots.mu.Lock()
 	tried := r.boots.tried
@@ -211,13 +234,13 @@ func (r *epochReign) takeImage(why string, epoch millrace.Epoch) {
 		defer close(t.taken)
 		if epoch == 0 {
 			// A new store's is the newest that has begun, where that can be asked.
-			asked, end := context.WithTimeout(ctx, confirmLimit)
+			asked, end := context.WithTimeout(ctx, r.bootRules.confirm)
 			epoch, _ = r.choose(asked) // any epoch is better than none
 			end()
 		}
 		taker := &taker{Stream: r.Stream, why: why, epoch: epoch, refused: r.boots.refused}
 		if t.restored, t.err = taker.take(ctx); t.err == nil {
-			t.image = t.restored.Store().Place().Index
+			t.image, t.agreed = t.restored.Store().Place().Index, taker.agreed
 		}
 	})
 }
@@ -241,19 +264,19 @@ func (r *epochReign) imageTaken() error {
 	return nil
 }
 
-// awaitConfirmed closes confirmed when the source has gone on from the image, and the
-// store is not behind readers.
+// awaitConfirmed closes confirmed when source and image are known to be of one history,
+// and the store is not behind readers.
 func (r *epochReign) awaitConfirmed(t *bootTask, store *edge.Store, confirmed chan<- struct{}) {
 	var limit <-chan time.Time
 	if r.home.Place().Index == 0 || r.trusted != nil {
-		timer := time.NewTimer(confirmLimit)
+		timer := time.NewTimer(r.bootRules.confirm)
 		defer timer.Stop()
 		limit = timer.C
 	}
 	for {
 		changed := store.Changed()
 		here, there := r.home.Place(), store.Place()
-		if there.Index > t.image && (there.Epoch > here.Epoch || there.Index >= here.Index) {
+		if (t.agreed || there.Index > t.image) && (there.Epoch > here.Epoch || there.Index >= here.Index) {
 			close(confirmed)
 			return
 		}
@@ -316,7 +339,7 @@ func (r *epochReign) noImage(err error) error {
 	b := &r.boot
 	again := time.Duration(0)
 	if b.why == bootGone {
-		again = min(bootRetryMin<<min(b.fails, 10), bootRetryMax)
+		again = min(r.bootRules.retryMin<<min(b.fails, 10), r.bootRules.retryMax)
 		again = again/2 + rand.N(again) //nolint:gosec // to spread load
 		b.fails++
 		b.again = time.After(again)
@@ -370,6 +393,8 @@ func (r *epochReign) imageConfirmed() (over bool, err error) {
 	r.stopped = nil
 	if to.Epoch != from.Epoch {
 		err = r.logs.goOver(to.Epoch)
+	} else {
+		err = r.renewLog()
 	}
 	r.mu.Unlock()
 	if err != nil {
@@ -380,10 +405,25 @@ func (r *epochReign) imageConfirmed() (over bool, err error) {
 	return true, nil
 }
 
+// renewLog begins the log anew where the store is now: what lies between would have to be
+// read for the log alone.
+func (r *epochReign) renewLog() error {
+	if r.logs.current == nil {
+		return nil
+	}
+	return r.home.View(context.WithoutCancel(r.ctx), func(v *edge.View) error {
+		c, err := v.Checkpoint()
+		if err == nil {
+			r.logs.current.Renew(c)
+		}
+		return err
+	})
+}
+
 // lookBehind takes an image where that is less than what there is to follow.
 func (r *epochReign) lookBehind() {
 	here := r.home.Place()
-	if r.current == nil || here.Index == 0 || time.Since(here.Time) < behindLag || r.compact != nil {
+	if r.current == nil || here.Index == 0 || time.Since(here.Time) < r.bootRules.lag || r.compact != nil {
 		return
 	}
 	r.wantImage(bootBehind, here.Epoch)

@@ -82,8 +82,10 @@ type Stream struct {
 	// compactAsked has an item when one is to begin.
 	compactAsked chan struct{}
 	// boots is what is known of images taken from peers, imageDir where they are kept.
-	boots    *boots
-	imageDir string
+	boots     *boots
+	bootRules bootRules
+	imageDir  string
+	clients   imageClients
 }
 
 // Config of a Stream. All but Trusted and Metrics must be set.
@@ -115,11 +117,14 @@ func New(c Config) (*Stream, error) {
 		config: c.Stream, edge: &c.Whole.Edge, log: c.Logger, metrics: c.Metrics, trusted: c.Trusted, version: c.Version,
 		compactAsked: make(chan struct{}, 1), imageDir: filepath.Join(c.Whole.Edge.Images.Dir, c.Stream.Name),
 	}
-	f.boots = newBoots(f)
+	f.boots, f.bootRules = newBoots(f), defaultBootRules()
+	var err error
+	if f.clients, err = newImageClients(&f.edge.Peers, c.Logger); err != nil {
+		return nil, err
+	}
 	if c.Stream.ID != "" {
 		f.id, _ = millrace.ParseStreamID(c.Stream.ID) // the configuration has checked it
 	}
-	var err error
 	f.home, err = edge.OpenHome(edge.Options{
 		Dir: StoreDir(c.Whole, c.Stream), Stream: f.id, MapSize: int64(f.edge.MapSize), MaxViewAge: c.ViewAge, Logger: c.Logger, Registerer: c.Metrics,
 		Indexes: f.edge.Indexes[c.Stream.Name],
@@ -164,6 +169,7 @@ func (f *Stream) Home() *edge.Home { return f.home }
 
 // Close gives store and log up, once nothing runs any more.
 func (f *Stream) Close() error {
+	f.boots.unregister(f.metrics)
 	var errs []error
 	if f.relay != nil {
 		errs = append(errs, f.relay.Close())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -17,22 +18,19 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/image"
 	"github.com/millrace-db/millrace/edge/serve"
+	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/lineage"
+	"github.com/millrace-db/millrace/internal/tlsfiles"
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
 const (
-	// staleImage is how old an image may be before a peer is asked to make a new one.
-	staleImage = time.Hour
 	// makingPoll is how often a peer is asked how far the image is that it makes, and
 	// makingFails how often in a row it may give no answer.
 	makingPoll  = time.Second
 	makingFails = 10
 	// askLimit bounds one such question.
 	askLimit = 30 * time.Second
-	// fewEntries is how many entries an edge follows in any case rather than take an
-	// image.
-	fewEntries = 100_000
 )
 
 // The reasons for which an edge takes an image.
@@ -92,6 +90,36 @@ func shownURL(at string) string {
 	return u.String()
 }
 
+// imageClients are what images are fetched with.
+type imageClients struct {
+	// edges shows certificate and token, files the certificate alone: a server of files
+	// is no edge, and a bucket would refuse a token that it does not know.
+	edges, files *tlsfiles.Client
+}
+
+func newImageClients(p *config.Peers, log *slog.Logger) (c imageClients, err error) {
+	files := tlsfiles.ClientFiles{CA: p.CA, Cert: p.Cert, Key: p.Key, Token: p.Token}
+	if c.edges, err = tlsfiles.NewClient(files, log); err == nil {
+		files.Token = ""
+		c.files, err = tlsfiles.NewClient(files, log)
+	}
+	if err != nil {
+		return c, fmt.Errorf("edge.peers: %w", err)
+	}
+	return c, nil
+}
+
+// of returns the client for a URL.
+func (c *imageClients) of(at, stream string) *http.Client {
+	switch {
+	case strings.HasPrefix(at, "file:"):
+		return image.NewClient()
+	case isEdge(at, stream):
+		return c.edges.HTTP()
+	}
+	return c.files.HTTP()
+}
+
 // taker takes an image from a stream's peers and makes a store of it. It is used by one
 // goroutine.
 type taker struct {
@@ -102,12 +130,12 @@ type taker struct {
 	// refused are images that have come and turned out to be of no use, by name.
 	refused map[string]error
 	client  *http.Client
+	// agreed tells that the source has the record at which the image was taken.
+	agreed bool
 }
 
 // take tries each peer once, in random order.
 func (t *taker) take(ctx context.Context) (*edge.Restored, error) {
-	t.client = image.NewClient()
-	defer t.client.CloseIdleConnections()
 	peers := t.peers()
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] }) //nolint:gosec // to spread load
 	var errs []error
@@ -161,6 +189,8 @@ func untrue(err error) bool {
 // a new one that the peer is asked to make.
 func (t *taker) from(ctx context.Context, from string) (*edge.Restored, error) {
 	asks := isEdge(from, t.config.Name)
+	t.client = t.clients.of(from, t.config.Name)
+	defer t.client.CloseIdleConnections()
 	c, err := t.fetch(ctx, from, asks)
 	if asks && (errors.Is(err, errUnfit) || errors.Is(err, image.ErrNone)) {
 		made := t.haveMade(ctx, from)
@@ -179,7 +209,7 @@ func (t *taker) from(ctx context.Context, from string) (*edge.Restored, error) {
 
 func (t *taker) fetch(ctx context.Context, from string, young bool) (*image.Created, error) {
 	return image.Fetch(ctx, t.imageDir, image.Source{
-		URL: from, Stream: t.stream(), Trusted: t.trusted, Keep: t.edge.Images.Keep, Client: t.client,
+		URL: from, Stream: t.stream(), Trusted: t.trusted, Keep: t.edge.Images.Keep, Client: t.client, Pause: t.bootRules.pause,
 		Accept: func(m *image.Manifest) error {
 			if err := t.fits(ctx, m, young); err != nil {
 				return fmt.Errorf("image %s: %w", m.Name(), err)
@@ -212,13 +242,14 @@ func (t *taker) fits(ctx context.Context, m *image.Manifest, young bool) error {
 		return unfit("it is of epoch %v, wanted is %v", c.Epoch, t.epoch)
 	case c.Epoch < here.Epoch || c.Epoch == here.Epoch && c.Index <= here.Index:
 		return unfit("it is of epoch %v, index %v, and the rows here are of %v, %v", c.Epoch, c.Index, here.Epoch, here.Index)
-	case t.why == bootBehind && uint64(c.Index-here.Index) < max(fewEntries, m.Rows()):
+	case t.why == bootBehind && uint64(c.Index-here.Index) < max(t.bootRules.few, m.Rows()):
 		return unfit("it has %d rows, and %d entries are to be followed", m.Rows(), uint64(c.Index-here.Index))
-	case young && !m.Created.IsZero() && time.Since(m.Created) > staleImage && !image.Begun(t.imageDir, m.Name()):
-		return unfit("it is older than %v", staleImage)
+	case young && !m.Created.IsZero() && time.Since(m.Created) > t.bootRules.stale && !image.Begun(t.imageDir, m.Name()):
+		return unfit("it is older than %v", t.bootRules.stale)
 	}
-	err := t.reaches(ctx, c)
-	if here.Index == 0 && err != nil && !errors.Is(err, errUnfit) {
+	var err error
+	t.agreed, err = t.reaches(ctx, c)
+	if here.Index == 0 && err != nil && !errors.Is(err, errUnfit) && !untrue(err) {
 		// Nothing can be asked. Some rows are better than none.
 		t.log.Warn("it cannot be told whether the source goes on from the image", "error", err)
 		return nil
@@ -226,29 +257,50 @@ func (t *taker) fits(ctx context.Context, m *image.Manifest, young bool) error {
 	return err
 }
 
-// reaches returns nil where the source has what comes after a checkpoint.
-func (f *Stream) reaches(ctx context.Context, c *millrace.Checkpoint) error {
+// reaches returns nil where the source has what comes after a checkpoint. agreed tells
+// that it still has the record that ends there, and that this is of the same history; of
+// another one is ErrDiverged.
+func (f *Stream) reaches(ctx context.Context, c *millrace.Checkpoint) (agreed bool, err error) {
 	t, err := lineage.OpenTopic(ctx, f.config, topic.EpochName(f.config.Kafka.Topic, c.Epoch), f.log)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = t.Close() }() // nothing is appended
 	info, err := t.Info(ctx)
 	switch {
 	case errors.Is(err, topic.ErrNoTopic):
-		return unfit("the topic of its epoch is not there")
+		return false, unfit("the topic of its epoch is not there")
 	case err != nil:
-		return err
+		return false, err
 	case info.ID != c.TopicID:
-		return unfit("it was made from topic ID %s, and %s has %s", c.TopicID, t.Name(), info.ID)
+		return false, unfit("it was made from topic ID %s, and %s has %s", c.TopicID, t.Name(), info.ID)
 	case c.Offset == millrace.NoOffset:
-		return unfit("it does not say where in the topic it stands")
+		return false, unfit("it does not say where in the topic it stands")
 	case c.Offset+1 < info.Start:
-		return unfit("it stands at offset %v, and the topic begins at %v", c.Offset, info.Start)
+		return false, unfit("it stands at offset %v, and the topic begins at %v", c.Offset, info.Start)
 	case c.Offset >= info.End:
-		return unfit("it stands at offset %v, and the topic ends at %v", c.Offset, info.End)
+		return false, unfit("it stands at offset %v, and the topic ends at %v", c.Offset, info.End)
+	case c.Offset < info.Start:
+		return false, nil // the first record is the next one
 	}
-	return nil
+	reader, err := t.Read(ctx, c.Offset)
+	if err != nil {
+		return false, err
+	}
+	defer reader.Close()
+	message, err := reader.Next(ctx)
+	if err != nil {
+		return false, err
+	}
+	h, err := millrace.DecodeHeader(message.Value)
+	switch {
+	case err != nil || message.Offset != c.Offset:
+		return false, nil // what is wrong there is seen by who follows
+	case h.Kind != millrace.RecordBatch || h.Stream != c.Stream || h.Epoch != c.Epoch || h.Last() != c.Index || h.Chain != c.Chain:
+		return false, fmt.Errorf("%w: the record at offset %v of topic %s ends at index %v with chain %v, and the image says index %v, chain %v",
+			millrace.ErrDiverged, c.Offset, t.Name(), h.Last(), h.Chain.Short(), c.Index, c.Chain.Short())
+	}
+	return true, nil
 }
 
 // haveMade asks an edge to make an image, and waits until it has.
