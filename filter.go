@@ -275,6 +275,9 @@ type Scope struct {
 	prefixes [][]byte
 }
 
+// AllKeys is the Scope of a table of which everything is held.
+func AllKeys() Scope { return Scope{all: true} }
+
 // Scope returns what is held of the table that a schema describes. The error is for a
 // prefix whose values are none of the key's columns; it is an ErrFilter.
 func (f *Filter) Scope(s *Schema) (Scope, error) {

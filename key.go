@@ -164,6 +164,22 @@ func (k *KeyCodec) Decode(key []byte, dst [][]byte) ([][]byte, error) {
 	return dst, nil
 }
 
+// DecodePrefix returns the values of the leading columns that the keys which begin with
+// prefix have. ok is false where prefix ends within a value.
+func (k *KeyCodec) DecodePrefix(prefix []byte) (values []string, ok bool) {
+	for i := 0; len(prefix) > 0; i++ {
+		if i == len(k.parts) {
+			return nil, false
+		}
+		text, rest, ok := k.parts[i].decode(nil, prefix)
+		if !ok {
+			return nil, false
+		}
+		values, prefix = append(values, string(text)), rest
+	}
+	return values, true
+}
+
 func (k *KeyCodec) names() string {
 	names := k.parts[0].name
 	for _, p := range k.parts[1:] {

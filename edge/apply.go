@@ -25,6 +25,9 @@ func (w *Writer) Apply(e *millrace.Entry, mode millrace.Mode) error {
 	}
 	w.s.metrics.entries.Inc()
 	w.verify.pass(e)
+	if w.cat.partial() && w.passes(e) {
+		return nil
+	}
 	switch e.Kind {
 	case millrace.KindPut:
 		return w.put(e)
@@ -188,8 +191,22 @@ func (w *Writer) schema(schema *millrace.Schema) error {
 		return w.inconsistent("schema version %v of %s comes a second time", schema.Version, schema.QualifiedName())
 	}
 	c := w.catalog()
-	if err := c.table(schema.Table).addSchema(schema); err != nil {
+	t := c.table(schema.Table)
+	var was millrace.FilterTable
+	held := false
+	if t.schema != nil {
+		was, held = c.filter.Table(t.name())
+	}
+	if err := t.addSchema(schema); err != nil {
 		return fmt.Errorf("apply schema of %s: %w", schema.QualifiedName(), err)
+	}
+	if c.partial() {
+		if err := c.rescopeTable(t); err != nil {
+			return fmt.Errorf("apply schema of %s: %w", schema.QualifiedName(), err)
+		}
+		if err := w.renamed(t, was, held); err != nil {
+			return err
+		}
 	}
 	c.index()
 	if err := w.refitIndexes(c.tables[schema.Table]); err != nil {
@@ -268,7 +285,12 @@ func (w *Writer) loadEnd(id millrace.TableID, load millrace.LoadID) error {
 		return err
 	}
 	t = w.catalog().tables[id]
-	if n := t.shadow.missing; n > 0 {
+	lacking := t.shadow.missing > 0 && t.some()
+	if lacking {
+		if err := w.endLacking(t); err != nil {
+			return err
+		}
+	} else if n := t.shadow.missing; n > 0 {
 		return w.inconsistent("load %v of table %s ends, and %d of its rows lack columns", load, t.name(), n)
 	}
 	old := t.live
@@ -280,7 +302,7 @@ func (w *Writer) loadEnd(id millrace.TableID, load millrace.LoadID) error {
 	if err := w.discard(old); err != nil {
 		return err
 	}
-	if t.diverged != "" {
+	if t.diverged != "" && !lacking {
 		t.diverged = ""
 		if err := w.txn.Del(w.s.meta, divergedKey(id), nil); err != nil {
 			return w.s.fail("clear mark of "+t.name(), err)
@@ -333,7 +355,9 @@ func (w *Writer) completeRow(t *table, g *generation, ch *change, key, base []by
 	if err := w.decodeRow(t, ch.row, &w.row); err != nil {
 		return nil, false, err
 	}
-	if base == nil && g.usage == live {
+	// Where the other key is not held there is nothing that could be here.
+	away := t.some() && !t.scope.Holds(key)
+	if base == nil && g.usage == live && (ch.tolerant || !away) {
 		if ch.tolerant {
 			return nil, false, nil
 		}
@@ -364,13 +388,18 @@ func (w *Writer) completeRow(t *table, g *generation, ch *change, key, base []by
 			d.State = millrace.ColumnNull
 		}
 		if d.State == millrace.ColumnMissing {
-			if g.usage == live {
+			if g.usage == live && !t.some() {
 				return nil, false, w.inconsistent("a change of table %s, key %s leaves column %s unchanged, which the row here does not have",
 					t.name(), t.describe(key), schema.Columns[i].Name)
 			}
 			lacks = true
 		}
 		w.cols[i] = d
+	}
+	if lacks && g.usage == live {
+		if err := w.incomplete(t, ch.key, key); err != nil {
+			return nil, false, err
+		}
 	}
 	w.buf = millrace.AppendRow(w.buf[:0], w.row.Version, w.cols)
 	return w.arena.hold(w.buf), lacks, nil

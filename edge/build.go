@@ -46,7 +46,7 @@ type builder struct {
 // durable but for the name of the directory. What is there after an error is to
 // be removed.
 func build(ctx context.Context, o Options, c *Contents, fill func(add func(set int, key, row []byte) error) error) error {
-	cat, err := c.validate()
+	cat, err := c.validate(o.Filter)
 	if err != nil {
 		return err
 	}
@@ -97,8 +97,9 @@ func (b *builder) open() error {
 		b.cat.pieces, err = b.txn.CreateDBI(piecesName)
 	}
 	for i := 0; err == nil && i < len(b.contents.Sets); i++ {
-		g := b.generation(i)
-		g.dbi, err = b.txn.CreateDBI(g.name)
+		if g := b.contents.places[i]; g != nil {
+			g.dbi, err = b.txn.CreateDBI(g.name)
+		}
 	}
 	return b.fail(err)
 }
@@ -116,15 +117,6 @@ func (b *builder) room() error {
 		return fmt.Errorf("restore store: %w: the rows take %d bytes or more, and %d are free; mend: free space on the disk of %s", ErrFull, need, free, b.s.dir)
 	}
 	return nil
-}
-
-// generation returns that of a set of rows.
-func (b *builder) generation(set int) *generation {
-	t := b.cat.tables[b.contents.Sets[set].Table]
-	if b.contents.Sets[set].Load != 0 {
-		return t.shadow
-	}
-	return t.live
 }
 
 func (b *builder) begin() (err error) {
@@ -180,7 +172,7 @@ func (b *builder) add(set int, key, row []byte) error {
 			return err
 		}
 	}
-	if b.cur == nil {
+	if b.cur == nil && b.g != nil {
 		var err error
 		if b.cur, err = b.txn.OpenCursor(b.g.dbi); err != nil {
 			return b.fail(err)
@@ -198,12 +190,15 @@ func (b *builder) add(set int, key, row []byte) error {
 	}
 	b.last = append(b.last[:0], stored...)
 	b.rows++
+	if b.g == nil || !b.t.scope.Holds(key) {
+		return nil // of an edge that holds more
+	}
 	b.size += len(key) + len(row)
-	lacks, err := b.t.checkRow(row, b.g.usage == shadow, &b.row)
+	lacks, err := b.t.checkRow(row, b.g.usage == shadow || b.t.some(), &b.row)
 	if err != nil {
 		return fmt.Errorf("restore table %s key %s: %w: %w", b.t.name(), b.t.describe(key), ErrContents, err)
 	}
-	if lacks {
+	if lacks && b.g.usage == shadow {
 		if err := b.txn.Put(b.s.meta, missingKey(b.g, stored), nil, 0); err != nil {
 			return b.fail(err)
 		}
@@ -268,8 +263,8 @@ func (b *builder) turnTo(set int) error {
 		b.cur.Close()
 		b.cur = nil
 	}
-	b.g = b.generation(set)
-	b.t = b.cat.tables[b.g.table]
+	b.g = b.contents.places[set]
+	b.t = b.cat.tables[b.contents.Sets[set].Table]
 	return nil
 }
 
@@ -307,13 +302,18 @@ func (b *builder) finish() error {
 		put(schemaKey(s.Table, s.Version), millrace.AppendSchema(nil, s))
 	}
 	for _, d := range b.contents.Diverged {
-		put(divergedKey(d.Table), []byte(d.Reason))
+		if b.cat.table(d.Table).diverged != "" {
+			put(divergedKey(d.Table), []byte(d.Reason))
+		}
 	}
 	for name, g := range b.cat.generations {
 		put(databaseKey(name), g.append(nil))
 	}
 	if err != nil {
 		return b.fail(err)
+	}
+	if err := b.s.writeFilter(b.txn, b.cat.filter); err != nil {
+		return err
 	}
 	// One that proves nothing is of no use to whoever takes an image from this store.
 	if r, err := millrace.DecodeSignedHeader(b.contents.Header); err == nil && r.Proves(c) == nil {

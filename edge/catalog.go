@@ -110,6 +110,8 @@ type table struct {
 	codec   *millrace.KeyCodec
 	live    *generation
 	shadow  *generation
+	// scope is what is held of the table.
+	scope millrace.Scope
 	// diverged says why the table is not what the source has, or is empty.
 	diverged string
 }
@@ -117,6 +119,7 @@ type table struct {
 func newTable(id millrace.TableID) *table {
 	return &table{
 		id:      id,
+		scope:   millrace.AllKeys(),
 		seed:    crc32.Checksum(binary.BigEndian.AppendUint32(nil, uint32(id)), castagnoli),
 		schemas: make(map[millrace.SchemaVersion]*millrace.Schema),
 		codecs:  make(map[millrace.SchemaVersion]*millrace.KeyCodec),
@@ -157,6 +160,10 @@ type catalog struct {
 	pieces      lmdb.DBI
 	tables      map[millrace.TableID]*table
 	generations map[string]*generation
+	// filter is what the store holds, narrowing how far rows are removed that it held
+	// before; nil if none are.
+	filter    *millrace.Filter
+	narrowing []byte
 	// visible holds the tables that have a live generation, by name.
 	visible map[string]*table
 }
@@ -165,13 +172,14 @@ func newCatalog() *catalog {
 	return &catalog{
 		tables:      make(map[millrace.TableID]*table),
 		generations: make(map[string]*generation),
+		filter:      new(millrace.Filter),
 	}
 }
 
 // clone copies everything but the schemas and codecs, which nobody changes.
 func (c *catalog) clone() *catalog {
 	d := newCatalog()
-	d.number, d.pieces = c.number, c.pieces
+	d.number, d.pieces, d.filter, d.narrowing = c.number, c.pieces, c.filter, c.narrowing
 	for name, g := range c.generations {
 		h := *g
 		h.indexes = nil
@@ -239,6 +247,12 @@ func (c *catalog) withUsage(u usage) []*generation {
 func (s *Store) readCatalog(txn *lmdb.Txn, number uint64, handle func(name string) (dbi lmdb.DBI, known bool)) (c *catalog, unknown []string, err error) {
 	c = newCatalog()
 	c.number = number
+	if c.filter, err = s.readFilter(txn); err != nil {
+		return nil, nil, err
+	}
+	if c.narrowing, err = s.readNarrowing(txn); err != nil {
+		return nil, nil, err
+	}
 	cur, err := txn.OpenCursor(s.meta)
 	if err != nil {
 		return nil, nil, s.fail("read meta", err)
@@ -261,6 +275,9 @@ func (s *Store) readCatalog(txn *lmdb.Txn, number uint64, handle func(name strin
 		if err != nil {
 			return nil, nil, s.corrupt("%v", err)
 		}
+	}
+	if err := c.rescope(); err != nil {
+		return nil, nil, fmt.Errorf("store %s: %w", s.dir, err)
 	}
 	for _, g := range c.generations {
 		dbi, known := handle(g.name)

@@ -208,7 +208,7 @@ func (w *Writer) settle(c *changes, cur *lmdb.Cursor, list []change) error {
 		return nil
 	}
 	last := &list[len(list)-1]
-	if c.g.missing > 0 || lacks {
+	if c.g.usage == shadow && (c.g.missing > 0 || lacks) {
 		if err := w.noteMissing(c.g, last.stored, state == present && lacks); err != nil {
 			return err
 		}

@@ -6,7 +6,7 @@ func (w *Writer) HasChores() bool {
 	if w.indexing.idle && w.indexing.idleFor == declared {
 		return false
 	}
-	if w.garbage() != nil || w.indexTask() != nil {
+	if w.garbage() != nil || w.indexTask() != nil || w.cat.narrowing != nil {
 		return true
 	}
 	w.indexing.idle, w.indexing.idleFor = true, declared
@@ -14,7 +14,8 @@ func (w *Writer) HasChores() bool {
 }
 
 // Chore does a slice of what is to be done in the background, in a transaction of
-// its own: it removes some rows of generations that are gone, or makes, goes on
+// its own: it removes some rows of generations that are gone or of keys that are not
+// held any more, or makes, goes on
 // building, or drops an index. It takes a few milliseconds, and reports whether
 // there is more to do. It must not be called within a transaction.
 func (w *Writer) Chore() (more bool, err error) {
@@ -26,6 +27,8 @@ func (w *Writer) Chore() (more bool, err error) {
 		}
 	}
 	switch {
+	case w.cat.narrowing != nil:
+		err = w.narrowSlice()
 	case g != nil:
 		err = w.sweep(g)
 	case task != nil:

@@ -23,10 +23,17 @@ type Contents struct {
 	// Schemas are all versions of all tables, in the order of table and version:
 	// rows name the version that they were written with.
 	Schemas []*millrace.Schema
+	// Filter is what the store holds; nil for everything. Sets of a partial store are
+	// of that.
+	Filter *millrace.Filter
 	// Diverged are the tables that are not what the source has.
 	Diverged []Divergence
 	// Sets are the sets of rows, in the order of table and load.
 	Sets []RowSet
+
+	// places are the generations of the sets in the catalog that validate made; nil
+	// for those that are not held.
+	places []*generation
 }
 
 // Divergence is a table that is not what the source has, and why.
@@ -60,7 +67,7 @@ func (v *View) Contents() (*Contents, error) {
 	if checkpoint == nil {
 		return nil, fmt.Errorf("read store %s: nothing has been applied to it yet", v.s.dir)
 	}
-	c := &Contents{Checkpoint: checkpoint}
+	c := &Contents{Checkpoint: checkpoint, Filter: v.cat.filter}
 	if c.Header, err = v.s.readHeader(v.txn, checkpoint.Index); err != nil {
 		return nil, err
 	}
@@ -137,9 +144,9 @@ func (v *View) EachRow(ctx context.Context, set RowSet, fn func(key, row []byte)
 // store. Mend: take them from elsewhere.
 var ErrContents = errors.New("these cannot be the contents of a store")
 
-// validate makes the catalog of what is to be a store's contents. What comes from
-// elsewhere may be anything.
-func (c *Contents) validate() (*catalog, error) {
+// validate makes the catalog of what is to be a store's contents, of which it is to
+// hold what filter says. What comes from elsewhere may be anything.
+func (c *Contents) validate(filter *millrace.Filter) (*catalog, error) {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %s", ErrContents, fmt.Sprintf(format, args...))
 	}
@@ -166,11 +173,26 @@ func (c *Contents) validate() (*catalog, error) {
 			return nil, bad("%v", err)
 		}
 	}
-	for _, d := range c.Diverged {
-		cat.table(d.Table).diverged = d.Reason
+	if filter != nil {
+		cat.filter = filter
 	}
+	if !c.Filter.Covers(cat.filter) {
+		return nil, fmt.Errorf("%w: they are of an edge that holds %v, and this one is to hold %v; mend: take those of an edge that holds as much", ErrWider, c.Filter, cat.filter)
+	}
+	if err := cat.rescope(); err != nil {
+		return nil, err
+	}
+	for _, d := range c.Diverged {
+		if t := cat.table(d.Table); t.schema == nil || !t.scope.None() {
+			t.diverged = d.Reason
+		}
+	}
+	c.places = make([]*generation, len(c.Sets))
 	for i, set := range c.Sets {
-		g := &generation{name: fmt.Sprintf("t%06d", i+1), usage: live, table: set.Table, load: set.Load}
+		if t := cat.tables[set.Table]; t != nil && t.schema != nil && t.scope.None() {
+			continue
+		}
+		g := &generation{name: fmt.Sprintf("t%06d", len(cat.generations)+1), usage: live, table: set.Table, load: set.Load}
 		if set.Load != 0 {
 			g.usage = shadow
 		}
@@ -178,6 +200,7 @@ func (c *Contents) validate() (*catalog, error) {
 		if err := cat.place(g); err != nil {
 			return nil, bad("%v", err)
 		}
+		c.places[i] = g
 	}
 	return cat, nil
 }

@@ -24,6 +24,10 @@ var (
 	// asked for. Mend: give the stream its own directory, or remove the store.
 	ErrOtherStream error = stopError("store of another stream")
 
+	// ErrWider occurs when a store is to hold more than it does: what it left out
+	// so far is not here. Mend: let the edge fill a new store, or narrow the filter.
+	ErrWider error = stopError("store holds less than is wanted")
+
 	// ErrInUse occurs when the store is already open for writing, by this
 	// process or another. Mend: stop the other one.
 	ErrInUse = errors.New("store is in use")
@@ -57,6 +61,11 @@ var (
 	// ErrNoTable occurs when the stream has no table of the name, or its first
 	// load has not ended.
 	ErrNoTable = errors.New("no such table")
+
+	// ErrNotHeld occurs when a partial store is asked for what it does not hold, so
+	// that it cannot say what there is. Mend: ask an edge that holds it, or widen
+	// edge.partial.
+	ErrNotHeld = errors.New("not held here")
 
 	// ErrNoIndex occurs when a table has no index over the columns, or the one
 	// that it is to have is not whole yet. Mend: read the rows by their keys, or

@@ -111,6 +111,10 @@ func (h *Home) open() (err error) {
 func (h *Home) storeOptions(name string, r prometheus.Registerer) Options {
 	o := h.opts
 	o.Dir, o.Registerer, o.exact = filepath.Join(h.opts.Dir, name), r, true
+	// What is made beside the store that readers use holds what that holds.
+	if current := h.current.Load(); current != nil {
+		o.Filter = current.Filter()
+	}
 	return o
 }
 

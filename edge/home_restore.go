@@ -31,7 +31,8 @@ type Restored struct {
 // from anywhere.
 //
 // Readers never go back: what is behind the store that they use, or has another
-// history at the same index, is refused.
+// history at the same index, is refused; and of a partial home contents of less than
+// that holds. What they have beyond it is left out.
 func (h *Home) Restore(ctx context.Context, c *Contents, fill func(add func(set int, key, row []byte) error) error, checking func()) (*Restored, error) {
 	r, err := h.restore(ctx, c, fill, checking)
 	if err != nil {
@@ -41,7 +42,7 @@ func (h *Home) Restore(ctx context.Context, c *Contents, fill func(add func(set 
 }
 
 func (h *Home) restore(ctx context.Context, c *Contents, fill func(add func(set int, key, row []byte) error) error, checking func()) (*Restored, error) {
-	if _, err := c.validate(); err != nil {
+	if _, err := c.validate(h.Filter()); err != nil {
 		return nil, err
 	}
 	if h.next.Load() != nil || h.compacted.Load() != nil {

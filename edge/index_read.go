@@ -241,6 +241,9 @@ func (ix *Index) Scan(r Range, limit int, fn func(key []byte, row *Row) error) e
 	bad := func(err error) error {
 		return &CorruptError{Dir: v.s.dir, Table: t.Name(), Text: fmt.Sprintf("index %s: %v", x.name(), err)}
 	}
+	if err := ix.holds(&r); err != nil {
+		return err
+	}
 	after := storeKey(nil, r.After)
 	var w walk
 	var row Row

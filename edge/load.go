@@ -300,9 +300,9 @@ func (s *Store) load() error {
 		if err != nil {
 			return err
 		}
-		if format[0] < 1 || format[0] > formatVersion {
+		if format[0] < 1 || format[0] > formatPartial {
 			return fmt.Errorf("open store %s: it has format version %d, this process reads up to %d; mend: upgrade it, or move the directory away and start the edge again",
-				s.dir, format[0], formatVersion)
+				s.dir, format[0], formatPartial)
 		}
 		if err := s.loadStream(txn); err != nil {
 			return err

@@ -19,6 +19,9 @@ const (
 	// formatVersion is the version of the layout. Version 1 had no pieces; a store
 	// of it becomes one of the newest version when it is opened for writing.
 	formatVersion = 2
+	// formatPartial is that of a store that does not hold everything, which programs
+	// that know of none must not read.
+	formatPartial = 3
 )
 
 var (

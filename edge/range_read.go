@@ -12,6 +12,9 @@ func (t *Table) ScanRange(r Range, limit int, fn func(key []byte, row *Row) erro
 	if err := t.v.usable(); err != nil {
 		return err
 	}
+	if err := t.holdsRange(&r); err != nil {
+		return err
+	}
 	after := storeKey(nil, r.After)
 	var w walk
 	var row Row

@@ -53,6 +53,11 @@ type Options struct {
 	// by the writer, in the background; a column that is not there, or of a type
 	// that cannot be indexed, leaves that index out. Readers need not set it.
 	Indexes map[string][][]string
+	// Filter is what the store is to hold. Nil takes what it does, a new one then
+	// holds everything; a filter that holds everything asks for that. A store that
+	// holds more removes the rest, one that holds less is refused (ErrWider).
+	// Readers need not set it.
+	Filter *millrace.Filter
 	// ReadOnly opens a store that another process may be writing. It must run
 	// as the same user and in the same PID namespace.
 	ReadOnly bool
@@ -240,7 +245,10 @@ func (s *Store) open() (err error) {
 	if err := s.openMeta(); err != nil {
 		return err
 	}
-	return s.load()
+	if err := s.load(); err != nil {
+		return err
+	}
+	return s.refilter()
 }
 
 func (s *Store) prepareDir() error {

@@ -66,7 +66,10 @@ const unprovenFormat = 1
 // unprovenOf is what has to be proven of contents that a store is made from.
 func unprovenOf(c *Contents) *unproven {
 	u := &unproven{image: c.Checkpoint.Index}
-	for _, set := range c.Sets {
+	for i, set := range c.Sets {
+		if c.places[i] == nil {
+			continue
+		}
 		if n := len(u.tables); n == 0 || u.tables[n-1].id != set.Table {
 			u.tables = append(u.tables, unprovenTable{id: set.Table})
 		}

@@ -70,6 +70,7 @@ const (
 	skipLoading = "a load of the table is under way"
 	skipUnknown = "the table has no rows here yet"
 	skipClosed  = "the store was closed"
+	skipPartial = "only keys under some prefixes are held here, and the range has others"
 )
 
 // take hands the Verify entries of a commit to the background. It is called by
@@ -202,6 +203,9 @@ func (v *verifier) compareTable(j *verifyJob, ranges []tableRange) {
 	switch {
 	case t.live == nil:
 		v.skip(j.view.cat, ranges, j.index, skipUnknown)
+		return
+	case !t.comparable(ranges[0].v):
+		v.skip(j.view.cat, ranges, j.index, skipPartial)
 		return
 	case t.shadow != nil:
 		v.skip(j.view.cat, ranges, j.index, skipLoading)

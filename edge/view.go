@@ -151,6 +151,9 @@ type TableInfo struct {
 	// Diverged says why the rows are not what the source has; empty if they
 	// are.
 	Diverged string
+	// Prefixes are the leading values of the keys that are held, in the form of keys
+	// in URLs, and Rows those of these; empty where all keys are.
+	Prefixes []string
 	// Indexes are those of the table that are there or declared.
 	Indexes []IndexInfo
 }
@@ -163,7 +166,7 @@ func (v *View) Tables() ([]TableInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, TableInfo{Name: name, ID: t.id, Rows: rows, Loading: t.shadow != nil, Diverged: t.diverged, Indexes: v.indexesOf(name, t)})
+		all = append(all, TableInfo{Name: name, ID: t.id, Rows: rows, Loading: t.shadow != nil, Diverged: t.diverged, Prefixes: v.prefixes(name), Indexes: v.indexesOf(name, t)})
 	}
 	slices.SortFunc(all, func(a, b TableInfo) int { return cmp.Compare(a.Name, b.Name) })
 	return all, nil
@@ -177,8 +180,12 @@ func (v *View) rows(t *table) (uint64, error) {
 	return stat.Entries, nil
 }
 
-// Table returns the table with the qualified name, or ErrNoTable.
+// Table returns the table with the qualified name, or ErrNoTable, or ErrNotHeld where
+// the store is partial and does not hold it.
 func (v *View) Table(name string) (*Table, error) {
+	if err := v.holdsTable(name); err != nil {
+		return nil, err
+	}
 	t := v.cat.visible[name]
 	if t == nil {
 		return nil, v.noTable(name)
@@ -189,6 +196,9 @@ func (v *View) Table(name string) (*Table, error) {
 func (v *View) noTable(name string) error {
 	for _, t := range v.cat.tables {
 		if t.schema != nil && t.name() == name {
+			if v.cat.partial() && t.shadow == nil {
+				return fmt.Errorf("%w: table %s came to be called so without its rows; mend: millrace load %s", ErrNotHeld, name, name)
+			}
 			return fmt.Errorf("%w: %s: its first load has not ended", ErrNoTable, name)
 		}
 	}
@@ -244,7 +254,8 @@ func (t *Table) Rows() (uint64, error) { return t.v.rows(t.t) }
 func (t *Table) Diverged() string { return t.t.diverged }
 
 // Get reads the row with the encoded key into row, reusing its Columns. It
-// returns ErrNotFound where there is none, and an ErrCorrupt that names table
+// returns ErrNotFound where there is none, ErrNotHeld for a key that a partial store
+// does not hold, and an ErrCorrupt that names table
 // and key where the row is damaged. It does not keep key.
 func (t *Table) Get(key []byte, row *Row) error {
 	if err := t.v.usable(); err != nil {
@@ -252,6 +263,9 @@ func (t *Table) Get(key []byte, row *Row) error {
 	}
 	if len(key) == 0 {
 		return ErrNotFound
+	}
+	if err := t.holdsKeys(key); err != nil {
+		return err
 	}
 	stored := key
 	if len(key) > maxWholeKey {
@@ -351,6 +365,9 @@ func (t *Table) Scan(prefix, after []byte, limit int, fn func(key []byte, row *R
 	if err := t.v.usable(); err != nil {
 		return err
 	}
+	if err := t.holdsKeys(prefix); err != nil {
+		return err
+	}
 	start := scanStart(prefix, after)
 	var w walk
 	more, err := t.seek(&w, start)
@@ -443,7 +460,9 @@ func (t *table) decode(body []byte, row *Row) error {
 		return fmt.Errorf("row has %d columns, its schema version %v has %d", len(row.Columns), row.Version, len(row.Schema.Columns))
 	}
 	for i := range row.Columns {
-		if s := row.Columns[i].State; s > millrace.ColumnNull {
+		if s := row.Columns[i].State; s == millrace.ColumnMissing && t.some() {
+			return fmt.Errorf("column %s: %w", row.Schema.Columns[i].Name, errLacks)
+		} else if s > millrace.ColumnNull {
 			return fmt.Errorf("column %s is marked as %v", row.Schema.Columns[i].Name, s)
 		}
 	}
@@ -453,6 +472,9 @@ func (t *table) decode(body []byte, row *Row) error {
 // corruptRow says which row is damaged. key is the encoded key or its store
 // form.
 func (s *Store) corruptRow(t *table, key []byte, err error) error {
+	if errors.Is(err, errLacks) {
+		return fmt.Errorf("%w: table %s key %s: %w; mend: millrace load %s", ErrNotHeld, t.name(), t.describe(key), err, t.name())
+	}
 	return &CorruptError{Dir: s.dir, Table: t.name(), Key: t.describe(key), Text: err.Error()}
 }
 

@@ -98,6 +98,7 @@ const (
 	manifestFrame      protowire.Number = 5
 	manifestCreated    protowire.Number = 6
 	manifestHeader     protowire.Number = 7
+	manifestFilter     protowire.Number = 8
 
 	divergedTable  protowire.Number = 1
 	divergedReason protowire.Number = 2
@@ -152,6 +153,9 @@ func AppendManifest(dst []byte, m *Manifest) ([]byte, error) {
 	}
 	if len(m.Header) > 0 {
 		dst = appendBytes(dst, manifestHeader, m.Header)
+	}
+	if !m.Filter.All() {
+		dst = appendBytes(dst, manifestFilter, millrace.AppendFilter(nil, m.Filter))
 	}
 	body := len(dst) - start - headSize
 	if len(dst)-start+sha256.Size > MaxManifest {
@@ -259,6 +263,10 @@ func (m *Manifest) decode(b []byte) error {
 			m.Header = append([]byte(nil), f.bytes...)
 			if err = f.once(); err == nil && len(m.Header) > maxHeader {
 				err = malformed("the header of the batch has %d bytes, at most %d are possible", len(m.Header), maxHeader)
+			}
+		case manifestFilter:
+			if err = f.once(); err == nil {
+				m.Filter, err = decodeFilter(f.bytes)
 			}
 		default:
 			err = f.unknown()
