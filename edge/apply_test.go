@@ -106,7 +106,7 @@ func TestQuarantineAndRename(t *testing.T) {
 		t.Errorf("tables are %+v", got)
 	}
 	f.must(tf.control(millrace.KindLoadEnd, 8))
-	if got := fmt.Sprint(info()); got != "[{public.renamed 1 1 false  []}]" {
+	if got := fmt.Sprint(info()); got != "[{public.renamed 1 1 false  [] []}]" {
 		t.Errorf("tables are %v", got)
 	}
 	f.sweep()
