@@ -32,7 +32,7 @@ type FilterTable struct {
 
 const (
 	// MaxFilter is the largest encoded filter in bytes.
-	MaxFilter = 256 << 10
+	MaxFilter = 32 << 10
 
 	filterTables protowire.Number = 1
 

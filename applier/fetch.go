@@ -56,6 +56,7 @@ func (f *fetcher) start(ctx context.Context) error {
 		}
 	}
 	f.fold, f.after, f.topic = millrace.FoldFrom(from), from, c.TopicID
+	f.fold.Hold(f.config.Store.Filter())
 	return nil
 }
 
@@ -117,6 +118,7 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 		return nil, fmt.Errorf("record at offset %v: %w", offset, err)
 	}
 	f.planted.folding(f, r)
+	unit := f.fold.Index()
 	outcome, err := f.fold.Step(r)
 	if err != nil {
 		if errors.Is(err, millrace.ErrGap) || errors.Is(err, millrace.ErrUnknownTerm) || errors.Is(err, millrace.ErrMalformed) {
@@ -128,7 +130,7 @@ func (f *fetcher) take(offset millrace.Offset, value []byte) (*work, error) {
 	w := &work{reign: outcome == millrace.Reign}
 	switch {
 	case outcome == millrace.Accepted:
-		w.batch, w.mode, w.weight = r, r.Position.Mode, int64(len(value)+len(r.Payload))
+		w.batch, w.unit, w.mode, w.weight = r, unit, r.Position.Mode, int64(len(value)+len(r.Payload))
 	case w.reign:
 	case outcome == millrace.Noted && f.config.Log != nil:
 		w.weight = int64(len(value) + len(r.Payload))
@@ -192,6 +194,7 @@ func (f *fetcher) begin(r *millrace.Record) error {
 		epoch = r.Epoch
 	}
 	f.fold = millrace.NewFold(stream, epoch)
+	f.fold.Hold(f.config.Store.Filter())
 	if f.config.Log != nil {
 		c := f.fold.Checkpoint()
 		f.config.Log.Start(&c)

@@ -14,6 +14,8 @@ type work struct {
 	// beginning of a reign, which makes an open unit void.
 	batch *millrace.Record
 	reign bool
+	// unit is the index of the newest unit that was complete before the batch.
+	unit millrace.Index
 	// record is what came, decoded from value at offset; nil where there is no log.
 	record *millrace.Record
 	value  []byte

@@ -169,18 +169,25 @@ func (w *writer) apply(next *work) error {
 	w.held += next.weight
 	w.size += next.weight
 	r := next.batch
-	payload := r.Payload
+	entries, err := r.Entries(next.unit)
+	if err != nil {
+		return fmt.Errorf("apply batch %v to %v: %w", r.First, r.Last(), err)
+	}
 	var h millrace.Head
 	var e millrace.Entry
-	for i := r.First; i <= r.Last(); i++ {
-		err := w.planted.applying(w, next, i)
+	for {
+		i, more, err := entries.Next(&h)
 		if err != nil {
+			return fmt.Errorf("apply batch %v to %v: %w", r.First, r.Last(), err)
+		}
+		if !more {
+			break
+		}
+		if err := w.planted.applying(w, next, i); err != nil {
 			return err
 		}
-		if payload, err = millrace.NextHead(payload, &h); err == nil {
-			if err = millrace.DecodeEntry(h.Body, &e); err == nil {
-				err = w.w.Apply(&e, next.mode)
-			}
+		if err = millrace.DecodeEntry(h.Body, &e); err == nil {
+			err = w.w.Apply(&e, next.mode)
 		}
 		if err != nil {
 			return fmt.Errorf("apply index %v: %w", i, err)
