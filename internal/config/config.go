@@ -136,6 +136,14 @@ type Kafka struct {
 	Brokers  []string `key:"brokers" unit:"host:port" doc:"Brokers to ask first."`
 	Topic    string   `key:"topic" unit:"name" default:"millrace.<name>" doc:"Name of the stream's topic. init makes it, with one partition and without any limit of retention. Later epochs add a dot and their number."`
 	Replicas int      `key:"replicas" unit:"count" default:"3" doc:"Replicas that init gives the topic; where the cluster has fewer brokers, as many as there are, and check warns."`
+	Retain   Retain   `key:"retain" doc:"Which records of the topic transfer deletes. Neither time nor bytes: none. What an edge that reports still needs stays, and so does what a restarted transfer begins at. Who begins behind what is gone needs an image. See OPERATIONS."`
+}
+
+// Retain says which records of a topic may go.
+type Retain struct {
+	Time   Duration `key:"time" unit:"duration" default:"0s" doc:"How old records grow before they go. 0s: age lets none go; otherwise at least 10m, and more than the age of the images that new edges take."`
+	Bytes  Size     `key:"bytes" unit:"bytes" default:"0" doc:"How much of the newest records stays at least; what is before that goes, also when it is young, but never what is younger than 10 minutes. 0: size lets none go; otherwise at least 64MiB."`
+	Absent Duration `key:"absent" unit:"duration" default:"0s" doc:"How long an edge that has stopped, or does not report, holds back what it still needs. 0s: until it is forgotten (millrace status --forget); otherwise at least 10m."`
 }
 
 // Transfer is the publishing process.

@@ -140,6 +140,7 @@ func (k *checker) stream(path string, s *Stream) {
 	if s.Kafka.Replicas < 1 || s.Kafka.Replicas > 100 {
 		k.bad(path+".kafka.replicas", "%d: want 1 to 100", s.Kafka.Replicas)
 	}
+	k.retain(path+".kafka.retain", &s.Kafka.Retain)
 }
 
 func (k *checker) signing(path string, s *Signing) {
@@ -154,6 +155,29 @@ func (k *checker) signing(path string, s *Signing) {
 	}
 	if _, err := millrace.NewKeyring(keys); err != nil {
 		k.bad(path+".trusted", "%v", err)
+	}
+}
+
+// The least that retention may be: what is younger stays in any case, and state
+// records, at which a topic may begin, are that far apart.
+const (
+	minRetain      = 10 * time.Minute
+	minRetainBytes = 64 << 20
+	maxRetain      = 100 * 365 * 24 * time.Hour
+)
+
+func (k *checker) retain(path string, r *Retain) {
+	if r.Time != 0 {
+		k.between(path+".time", r.Time, minRetain, maxRetain)
+	}
+	if r.Bytes != 0 {
+		k.atLeast(path+".bytes", r.Bytes, minRetainBytes)
+	}
+	if r.Absent != 0 {
+		k.between(path+".absent", r.Absent, minRetain, maxRetain)
+	}
+	if r.Absent != 0 && r.Time == 0 && r.Bytes == 0 {
+		k.bad(path+".absent", "means nothing while all records are kept; set time or bytes too")
 	}
 }
 

@@ -63,7 +63,8 @@ func (f *Fleet) Take(m topic.Message) {
 	}
 	if f.slim {
 		r.differs = r.Differs()
-		r.Verify, r.Diverged, r.Log, r.Error = nil, nil, nil, ""
+		r.tables = tablesOf(r)
+		r.Verify, r.Diverged, r.Log, r.Error = nil, nil, nil, short(r.Error, maxWhy)
 	}
 	f.edges[r.Edge] = seen{r, m.Time}
 }
@@ -72,25 +73,50 @@ func (f *Fleet) Take(m topic.Message) {
 func (f *Fleet) Edges(now time.Time) []Edge {
 	all := make([]Edge, 0, len(f.edges))
 	for _, name := range slices.Sorted(maps.Keys(f.edges)) {
-		s := f.edges[name]
-		at := s.at
-		if at.IsZero() {
-			at = s.report.ReportedAt
-		}
-		e := Edge{Report: *s.report, AgeSeconds: max(0, now.Sub(at).Seconds())}
-		e.Silent = e.State != StateStopped && e.AgeSeconds > silentAfter*max(e.Interval, 1)
-		all = append(all, e)
+		all = append(all, edgeOf(f.edges[name], now))
 	}
 	return all
 }
 
+// Summary sums all edges up, those below relays included. history is the publisher's,
+// nil if it is not known.
+func (f *Fleet) Summary(now time.Time, history *History) *Summary {
+	return Summarise(f.Edges(now), history)
+}
+
+// Summarise sums edges up, and those below them.
+func Summarise(edges []Edge, history *History) *Summary {
+	s := newSummary()
+	var known chainOf
+	if history != nil {
+		known = func(epoch millrace.Epoch, index millrace.Index) (chain, whose string, ok bool) {
+			chain, ok = history.At(epoch, index)
+			return chain, "the publisher", ok
+		}
+	}
+	for i := range edges {
+		s.add(&edges[i], known)
+	}
+	return s.finish()
+}
+
 // Lowest returns the lowest index of all edges that hold the epoch, silent and
-// stopped ones included: each of them will want what comes after it. ok is false
-// if there is none.
+// stopped ones and those below relays included: each of them will want what comes
+// after it. ok is false if there is none.
 func (f *Fleet) Lowest(epoch millrace.Epoch) (index millrace.Index, ok bool) {
+	take := func(i millrace.Index) {
+		if !ok || i < index {
+			index, ok = i, true
+		}
+	}
 	for _, s := range f.edges {
-		if s.report.Epoch == epoch && (!ok || s.report.Index < index) {
-			index, ok = s.report.Index, true
+		if s.report.Epoch == epoch {
+			take(s.report.Index)
+		}
+		if below := s.report.Below; below != nil {
+			if lowest, some := below.Lowest(epoch); some {
+				take(lowest)
+			}
 		}
 	}
 	return index, ok

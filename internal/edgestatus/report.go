@@ -81,6 +81,13 @@ type Report struct {
 	// Bootstrap is how far the taking of an image is, or failed where the newest try was
 	// in vain; empty otherwise.
 	Bootstrap string `json:"bootstrap,omitempty"`
+	// Next is how far the copy of a newer epoch is; nil if there is none.
+	Next *Next `json:"next,omitempty"`
+	// Space is the room of the edge's store; nil before it was looked at.
+	Space *Space `json:"space,omitempty"`
+	// Below sums up the edges that follow this one, and those that follow them; nil if
+	// there are none.
+	Below *Summary `json:"below,omitempty"`
 	// Version is that of the program.
 	Version    string    `json:"version"`
 	StartedAt  time.Time `json:"started_at"`
@@ -88,8 +95,9 @@ type Report struct {
 	// Interval is how often the edge reports in any case, in seconds.
 	Interval float64 `json:"interval_seconds"`
 
-	// differs is kept of what a slim fleet leaves out.
+	// differs and tables are kept of what a slim fleet leaves out.
 	differs bool
+	tables  []TableSummary
 }
 
 // Log says what an edge's own log holds.
@@ -97,6 +105,24 @@ type Log struct {
 	// Oldest and Newest are the first and last index; 0 if it holds none.
 	Oldest millrace.Index `json:"oldest"`
 	Newest millrace.Index `json:"newest"`
+}
+
+// Next says how far the copy of a newer epoch is.
+type Next struct {
+	Epoch millrace.Epoch `json:"epoch"`
+	Index millrace.Index `json:"index"`
+}
+
+// Space is the room of an edge's store, in bytes.
+type Space struct {
+	File     int64 `json:"file_bytes"`
+	Map      int64 `json:"map_bytes"`
+	DiskFree int64 `json:"disk_free_bytes"`
+	// Growth is in bytes a second, over the last hour.
+	Growth float64 `json:"growth_bytes_per_second"`
+	// Alarm says what will keep the store from being written; empty while there is
+	// room.
+	Alarm string `json:"alarm,omitempty"`
 }
 
 // Diverged is a table that is not what the source has.
@@ -162,6 +188,11 @@ func (r *Report) Encode() ([]byte, error) {
 	e := *r
 	e.Format = Format
 	e.Error = short(e.Error, maxError)
+	if r.Space != nil {
+		space := *r.Space
+		space.Alarm = short(space.Alarm, maxText)
+		e.Space = &space
+	}
 	e.Verify = make([]TableVerify, 0, len(r.Verify))
 	for _, v := range r.Verify {
 		v.SkipReason = short(v.SkipReason, maxText)
@@ -224,19 +255,29 @@ func (r *Report) shrink() bool {
 		r.Diverged = r.Diverged[:n/2]
 		return true
 	}
+	if b := r.Below; b != nil && len(b.Worst)+len(b.Last)+len(b.Tables)+len(b.Forks) > 0 {
+		short := *b // the counts stay
+		short.Worst, short.Last, short.Tables, short.Forks = nil, nil, nil, nil
+		r.Below = &short
+		return true
+	}
 	return false
 }
 
-// short cuts a text at a number of bytes, but not within a character.
+// short cuts a text to a number of bytes, but not within a character.
 func short(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
+	most = max(most-len(cut), 0)
 	for most > 0 && !utf8.RuneStart(s[most]) {
 		most--
 	}
-	return s[:most] + "…"
+	return s[:most] + cut
 }
+
+// cut stands at the end of a text that was cut.
+const cut = "…"
 
 // errNoReport occurs when a record is not a report of this format.
 var errNoReport = errors.New("not a report of an edge")
@@ -257,6 +298,12 @@ func Decode(key, value []byte) (*Report, error) {
 		return nil, fmt.Errorf("%w: it is of edge %q and stands under %q", errNoReport, r.Edge, key)
 	case r.State == "" || r.ReportedAt.IsZero():
 		return nil, fmt.Errorf("%w: it has no state or no time", errNoReport)
+	case r.Below != nil && !r.Below.valid():
+		return nil, fmt.Errorf("%w: what it sums up has numbers that cannot be", errNoReport)
+	}
+	r.State, r.Version, r.Chain = short(r.State, maxText), short(r.Version, maxText), short(r.Chain, maxText)
+	if r.Below != nil {
+		r.Below.clip()
 	}
 	return r, nil
 }

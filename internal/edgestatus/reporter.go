@@ -19,12 +19,18 @@ const (
 	// of the last one.
 	sendLimit = 10 * time.Second
 	lastLimit = 3 * time.Second
+	// retryGap is the longest time until a report that failed is tried again.
+	retryGap = 10 * time.Second
 )
 
 // Config of a Reporter.
 type Config struct {
-	// Topic is the topic of reports.
+	// Topic is the topic of reports. It has no brokers where Up alone takes them.
 	Topic topic.Config
+	// Up hands a report to the relay that this edge follows, which sums it up with
+	// others; nil where the edge follows none, and reports to the topic. It tells
+	// whether the report was taken.
+	Up func(payload []byte) bool
 	// Interval is the time between two reports when nothing changes.
 	Interval time.Duration
 	// Report makes the report; Interval, Format and ReportedAt are filled in.
@@ -44,6 +50,9 @@ type Reporter struct {
 	open    *topic.Topic
 	sent    *prometheus.CounterVec
 	failing bool
+	// retracted tells that no report of this edge's own is left in the topic, where
+	// it would be counted beside the one that goes up the tree.
+	retracted bool
 }
 
 // NewReporter makes a reporter.
@@ -80,6 +89,9 @@ func (r *Reporter) Run(ctx context.Context) {
 		if now := time.Now(); !now.Before(next) || state != last && !r.failing {
 			r.report(ctx, sendLimit, "")
 			last, next = state, now.Add(r.config.Interval)
+			if r.failing {
+				next = now.Add(min(r.config.Interval, retryGap))
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -104,18 +116,21 @@ func (r *Reporter) report(ctx context.Context, limit time.Duration, state string
 	if err != nil {
 		r.sent.WithLabelValues("failed").Inc()
 		if !r.failing {
-			mend := "see that this edge may reach and write the topic; the edge goes on without"
+			to, mend := "topic "+r.config.Topic.Topic, "see that this edge may reach and write the topic; the edge goes on without"
 			if errors.Is(err, topic.ErrNoTopic) {
 				mend = "millrace init makes it; the edge goes on without"
 			}
-			r.config.Logger.Warn("the status of this edge is not reported", "topic", r.config.Topic.Topic, "error", err, "mend", mend)
+			if r.config.Up != nil {
+				to, mend = "relay", "the status of this edge says whom it follows; it goes on without"
+			}
+			r.config.Logger.Warn("the status of this edge is not reported", "to", to, "error", err, "mend", mend)
 		}
 		r.failing = true
 		return
 	}
 	r.sent.WithLabelValues("sent").Inc()
 	if r.failing {
-		r.config.Logger.Info("the status of this edge is reported again", "topic", r.config.Topic.Topic)
+		r.config.Logger.Info("the status of this edge is reported again")
 	}
 	r.failing = false
 }
@@ -133,12 +148,40 @@ func (r *Reporter) send(ctx context.Context, state string) error {
 	if err != nil {
 		return err
 	}
+	if r.config.Up != nil {
+		return r.sendUp(ctx, report.Edge, value)
+	}
+	return r.put(ctx, report.Edge, value)
+}
+
+// errNotTaken occurs while no relay takes reports.
+var errNotTaken = errors.New("no relay that this edge follows takes its report now")
+
+// sendUp hands a report to the relay. Once that works, what an edge of this name has
+// put into the topic is taken away.
+func (r *Reporter) sendUp(ctx context.Context, edge string, value []byte) error {
+	if !r.config.Up(value) {
+		return errNotTaken
+	}
+	if !r.retracted && len(r.config.Topic.Brokers) > 0 {
+		if err := r.put(ctx, edge, nil); err != nil && !errors.Is(err, topic.ErrNoTopic) {
+			r.config.Logger.Debug("an older report of this edge may be left in the topic", "error", err)
+			return nil // it is tried again with the next one
+		}
+		r.close()
+	}
+	r.retracted = true
+	return nil
+}
+
+// put puts a report into the topic, or takes it away.
+func (r *Reporter) put(ctx context.Context, edge string, value []byte) (err error) {
 	if r.open == nil {
 		if r.open, err = topic.Open(ctx, r.config.Topic); err != nil {
 			return err
 		}
 	}
-	if err := r.open.Put(ctx, []byte(report.Edge), value); err != nil {
+	if err := r.open.Put(ctx, []byte(edge), value); err != nil {
 		r.close()
 		return err
 	}

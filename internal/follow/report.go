@@ -19,7 +19,7 @@ func (f *Stream) reports() (*edgestatus.Reporter, error) {
 		Topic: lineage.Reports(f.config, "millrace-edge-", f.log), Interval: time.Duration(f.edge.Report), Logger: f.log, Registerer: f.metrics,
 		State: func() string {
 			s := f.status()
-			return fmt.Sprint(s.Epoch, reportState(&s), s.Err != nil, f.home.VerifyNews())
+			return fmt.Sprint(s.Epoch, reportState(&s), s.Err != nil, f.home.Store().Space().Alarm != "", f.home.VerifyNews())
 		},
 		Report: func(ctx context.Context) (*edgestatus.Report, error) {
 			r, err := f.report(ctx)
@@ -98,6 +98,12 @@ func (f *Stream) report(ctx context.Context) (*edgestatus.Report, error) {
 	r.UnprovenSince = f.home.Unproven().Image
 	if b := f.Bootstrap(); b != nil && (b.Running() || b.Problem != "") {
 		r.Bootstrap = b.State
+	}
+	if epoch, place := f.home.Following(); epoch != 0 {
+		r.Next = &edgestatus.Next{Epoch: epoch, Index: place.Index}
+	}
+	if s := f.home.Store().Space(); s.Map > 0 {
+		r.Space = &edgestatus.Space{File: s.File, Map: s.Map, DiskFree: s.Disk, Growth: s.Growth, Alarm: s.Alarm}
 	}
 	// First what is pending, so that nothing is left out of both.
 	r.Verifying = f.home.Verifying()

@@ -17,6 +17,7 @@
 //	POST /v1/streams/{stream}/loads/resume  lets them go on
 //	GET  /v1/streams/{stream}/verify        an array of VerifyStatus
 //	POST /v1/streams/{stream}/verify        begins a pass: VerifyRequest
+//	POST /v1/streams/{stream}/trim          looks at the topic: transfer.TrimRequest
 package admin
 
 import (

@@ -186,6 +186,39 @@ func (s *Server) commandRoutes(mux *http.ServeMux) {
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.command(w, r, answer) })
 	}
+	mux.HandleFunc("POST /v1/streams/{stream}/trim", s.trim)
+}
+
+// Trimmer is a Stream whose topic can be trimmed; *transfer.Transfer is one.
+type Trimmer interface {
+	Trim(ctx context.Context, request transfer.TrimRequest) (*transfer.Trim, error)
+}
+
+// trim answers with what goes, or would go, of a topic.
+func (s *Server) trim(w http.ResponseWriter, r *http.Request) {
+	found, err := func() (*transfer.Trim, error) {
+		stream, err := s.published(r)
+		if err != nil {
+			return nil, err
+		}
+		trimmer, ok := stream.(Trimmer)
+		if !ok {
+			return nil, refuse(http.StatusNotImplemented, CodeNoCommands, "", "the topic of stream %s cannot be trimmed", r.PathValue("stream"))
+		}
+		var request transfer.TrimRequest
+		if err := body(r, &request); err != nil {
+			return nil, err
+		}
+		// The connection is given up after answerLimit.
+		ctx, cancel := context.WithTimeout(r.Context(), answerLimit-time.Second)
+		defer cancel()
+		return trimmer.Trim(ctx, request)
+	}()
+	if err != nil {
+		s.problem(w, err)
+		return
+	}
+	s.json(w, http.StatusOK, found)
 }
 
 // list keeps an empty list from being null.
@@ -218,10 +251,23 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request, answer func(c C
 	s.json(w, http.StatusOK, result)
 }
 
-// commands returns the commands of the stream that a request is for. What
-// changes something is taken only from a client that can have meant it: a web
-// page cannot send this type of content here, nor under this host's name.
+// commands returns the commands of the stream that a request is for.
 func (s *Server) commands(r *http.Request) (Commands, error) {
+	if _, err := s.published(r); err != nil {
+		return nil, err
+	}
+	name := r.PathValue("stream")
+	c := s.config.Commands[name]
+	if c == nil {
+		return nil, refuse(http.StatusNotImplemented, CodeNoCommands, "", "the capture of stream %s takes no commands", name)
+	}
+	return c, nil
+}
+
+// published returns the stream that a request is for, which is being published here.
+// What changes something is taken only from a client that can have meant it: a web
+// page cannot send this type of content here, nor under this host's name.
+func (s *Server) published(r *http.Request) (Stream, error) {
 	if !loopbackHost(r.Host) {
 		return nil, refuse(http.StatusMisdirectedRequest, CodeBadRequest, "ask for 127.0.0.1 or localhost", "the host %q is not this one", r.Host)
 	}
@@ -237,11 +283,7 @@ func (s *Server) commands(r *http.Request) (Commands, error) {
 		if !stream.Ready() {
 			return nil, notPublishing(&status)
 		}
-		c := s.config.Commands[name]
-		if c == nil {
-			return nil, refuse(http.StatusNotImplemented, CodeNoCommands, "", "the capture of stream %s takes no commands", name)
-		}
-		return c, nil
+		return stream, nil
 	}
 	return nil, refuse(http.StatusNotFound, CodeNoStream, "name one that this transfer publishes; /v1/streams lists them", "this transfer has no stream %s", name)
 }
@@ -281,6 +323,9 @@ func (s *Server) problem(w http.ResponseWriter, err error) {
 		}
 		if errors.Is(err, ErrLoading) {
 			p.Code, p.status, p.Mend = CodeLoading, http.StatusConflict, "wait until it has ended, and ask again if it is still wanted"
+		}
+		if errors.Is(err, transfer.ErrNotReigning) {
+			p.Code, p.status, p.Mend = CodeNotPublishing, http.StatusServiceUnavailable, "ask again in a moment, or ask the transfer that publishes"
 		}
 		if errors.Is(err, ErrOpening) {
 			p.Code, p.status, p.Mend = CodeNotPublishing, http.StatusServiceUnavailable, "ask again in a moment"

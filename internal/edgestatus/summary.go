@@ -1,0 +1,519 @@
+package edgestatus
+
+import (
+	"cmp"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/millrace-db/millrace"
+)
+
+// The bounds of a summary, whatever the number of edges.
+const (
+	maxVersions = 16
+	maxEpochs   = 4
+	maxBins     = 128
+	maxChains   = 16
+	maxForks    = 10
+	maxTables   = 20
+	maxWorst    = 20
+	maxLast     = 20
+	maxName     = 80
+	maxWhy      = 200
+	maxState    = 20
+	maxChain    = 64
+
+	// others stands for names that there was no room for.
+	others = "others"
+)
+
+// lagBounds are the upper bounds of the lag histogram's classes in seconds; the last
+// class has none.
+var lagBounds = [...]float64{0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800, 7200, 86400}
+
+// LagBounds returns the upper bounds of the classes of Summary.Lag, in seconds. There
+// is one class more, for what is above the last.
+func LagBounds() []float64 { return slices.Clone(lagBounds[:]) }
+
+// Summary is what is said of many edges at once. Its size has a bound that does not
+// depend on their number; what is cut off is counted. Summaries of parts of a tree add
+// up to one of the whole.
+type Summary struct {
+	// Edges is how many there are, relays included. Silent of them should have reported
+	// again and have not, or are below one that has not; Stopped have ended in order.
+	Edges   int `json:"edges"`
+	Silent  int `json:"silent"`
+	Stopped int `json:"stopped"`
+	// Gone are edges that followed a relay within the last hour and do so no more. They
+	// are not among Edges: they may follow another one.
+	Gone int `json:"gone"`
+	// Relays of the edges have others below them, at most Levels deep.
+	Relays int `json:"relays"`
+	Levels int `json:"levels"`
+	// States and Versions count edges.
+	States   map[string]int `json:"states"`
+	Versions map[string]int `json:"versions"`
+	// Epochs are what edges hold, the newest first; of more than four, those that
+	// most edges hold; the edges of the rest are in OtherEpochs.
+	Epochs      []EpochSummary `json:"epochs"`
+	OtherEpochs int            `json:"other_epochs,omitempty"`
+	// Lag counts edges by how far they were behind when they reported (LagBounds);
+	// LagUnknown have nothing yet.
+	Lag        []int `json:"lag"`
+	LagUnknown int   `json:"lag_unknown"`
+	// Room counts edges whose store has little room left.
+	Room int `json:"room_alarms"`
+	// Different counts edges with rows that are known to differ from the source's,
+	// Tables says where; MoreTables is how many there was no room for, at least.
+	Different  int            `json:"different"`
+	Tables     []TableSummary `json:"tables,omitempty"`
+	MoreTables int            `json:"more_tables,omitempty"`
+	// Forked counts edges whose chain is another one than it should be at their index.
+	Forked int    `json:"forked"`
+	Forks  []Fork `json:"forks,omitempty"`
+	// Worst are edges that somebody should look at, the worst first, and Last those
+	// that have come least far; each at most twenty.
+	Worst []Line `json:"worst,omitempty"`
+	Last  []Line `json:"last,omitempty"`
+}
+
+// EpochSummary is of the edges that hold one epoch.
+type EpochSummary struct {
+	Epoch   millrace.Epoch `json:"epoch"`
+	Edges   int            `json:"edges"`
+	Lowest  millrace.Index `json:"lowest"`
+	Highest millrace.Index `json:"highest"`
+	// Bins say how far edges are: each stands for a number of edges that are at its
+	// index or after it, so what is counted from them is never too much. Their indexes
+	// ascend.
+	Bins []Bin `json:"bins"`
+	// Chains are those at the highest indexes.
+	Chains []ChainAt `json:"chains,omitempty"`
+}
+
+// Bin is a number of edges that have come to an index.
+type Bin struct {
+	Index millrace.Index `json:"index"`
+	Edges int            `json:"edges"`
+}
+
+// ChainAt is the chain that an edge, and perhaps others, have at an index.
+type ChainAt struct {
+	Index millrace.Index `json:"index"`
+	Chain string         `json:"chain"`
+	Edge  string         `json:"edge"`
+}
+
+// Fork is an edge that has another history than the one it was compared with.
+type Fork struct {
+	Epoch millrace.Epoch `json:"epoch"`
+	Index millrace.Index `json:"index"`
+	Edge  string         `json:"edge"`
+	Chain string         `json:"chain"`
+	// With is who has the other chain: an edge, or the publisher.
+	With  string `json:"with"`
+	Other string `json:"other_chain"`
+}
+
+// TableSummary is a table that differs from the source's at some edges.
+type TableSummary struct {
+	Table string `json:"table"`
+	Edges int    `json:"edges"`
+	// Edge is one of them, Reason what it says.
+	Edge   string `json:"edge"`
+	Reason string `json:"reason"`
+}
+
+// Line is an edge by name.
+type Line struct {
+	Edge       string         `json:"edge"`
+	Epoch      millrace.Epoch `json:"epoch"`
+	Index      millrace.Index `json:"index"`
+	State      string         `json:"state"`
+	LagSeconds *float64       `json:"lag_seconds"`
+	// Why says what is wrong, if anything.
+	Why string `json:"why,omitempty"`
+	// rank orders Worst: the higher the worse.
+	Rank int `json:"rank,omitempty"`
+}
+
+// The ranks of what is wrong with an edge.
+const (
+	rankForked = 7 - iota
+	rankDifferent
+	rankFault
+	rankRoom
+	rankSilent
+	rankRetry
+	rankBehind
+)
+
+// behindLag is how many seconds of lag are worth a look.
+const behindLag = 60
+
+// valid tells that a summary which somebody else has made can be added to others.
+func (s *Summary) valid() bool {
+	numbers := []int{s.Edges, s.Silent, s.Stopped, s.Gone, s.Relays, s.Levels, s.OtherEpochs, s.LagUnknown, s.Room, s.Different, s.MoreTables, s.Forked}
+	numbers = append(numbers, s.Lag...)
+	numbers = slices.AppendSeq(slices.AppendSeq(numbers, maps.Values(s.States)), maps.Values(s.Versions))
+	for i := range s.Epochs {
+		numbers = append(numbers, s.Epochs[i].Edges)
+		for _, b := range s.Epochs[i].Bins {
+			numbers = append(numbers, b.Edges)
+		}
+	}
+	for i := range s.Tables {
+		numbers = append(numbers, s.Tables[i].Edges)
+	}
+	return !slices.ContainsFunc(numbers, func(n int) bool { return n < 0 || n > maxCount })
+}
+
+// clip cuts what somebody else has made down to the bounds of a summary.
+func (s *Summary) clip() {
+	s.Lag = s.Lag[:min(len(s.Lag), len(lagBounds)+1)]
+	s.Forks, s.Tables = s.Forks[:min(len(s.Forks), maxForks)], s.Tables[:min(len(s.Tables), maxTables)]
+	s.Worst, s.Last = s.Worst[:min(len(s.Worst), maxWorst)], s.Last[:min(len(s.Last), maxLast)]
+	for i := range s.Forks {
+		f := &s.Forks[i]
+		f.Edge, f.Chain, f.With, f.Other = short(f.Edge, maxName), short(f.Chain, maxChain), short(f.With, maxName), short(f.Other, maxChain)
+	}
+	for i := range s.Tables {
+		t := &s.Tables[i]
+		t.Table, t.Edge, t.Reason = short(t.Table, maxName), short(t.Edge, maxName), short(t.Reason, maxWhy)
+	}
+	for _, lines := range [][]Line{s.Worst, s.Last} {
+		for i := range lines {
+			l := &lines[i]
+			l.Edge, l.State, l.Why = short(l.Edge, maxName), short(l.State, maxState), short(l.Why, maxWhy)
+		}
+	}
+	s.Epochs = s.Epochs[:min(len(s.Epochs), maxEpochs)]
+	for i := range s.Epochs {
+		e := &s.Epochs[i]
+		e.Bins, e.Chains = bins(e.Bins, maxBins), e.Chains[:min(len(e.Chains), maxChains)]
+		for j := range e.Chains {
+			c := &e.Chains[j]
+			c.Chain, c.Edge = short(c.Chain, maxChain), short(c.Edge, maxName)
+		}
+	}
+}
+
+// maxCount keeps sums from running over.
+const maxCount = 1 << 32
+
+// newSummary is of no edge.
+func newSummary() *Summary {
+	return &Summary{States: map[string]int{}, Versions: map[string]int{}, Epochs: []EpochSummary{}, Lag: make([]int, len(lagBounds)+1)}
+}
+
+// chainOf tells the chain that a history has at an index, if it is known there, and
+// whose history it is.
+type chainOf func(epoch millrace.Epoch, index millrace.Index) (chain, whose string, ok bool)
+
+// add counts an edge by its report, and what it says of those below it.
+func (s *Summary) add(e *Edge, known chainOf) {
+	s.Edges++
+	count(s.States, e.State, 1, maxVersions)
+	count(s.Versions, e.Version, 1, maxVersions)
+	switch {
+	case e.LagSeconds == nil:
+		s.LagUnknown++
+	default:
+		i, _ := slices.BinarySearch(lagBounds[:], *e.LagSeconds)
+		s.Lag[i]++
+	}
+	one := EpochSummary{Epoch: e.Epoch, Edges: 1, Lowest: e.Index, Highest: e.Index, Bins: []Bin{{e.Index, 1}}}
+	if e.Chain != "" {
+		one.Chains = []ChainAt{{e.Index, short(e.Chain, maxChain), short(e.Edge, maxName)}}
+	}
+	line := Line{Edge: short(e.Edge, maxName), Epoch: e.Epoch, Index: e.Index, State: short(e.State, maxState), LagSeconds: e.LagSeconds}
+	fork := s.compare(e, known)
+	line.Rank, line.Why = trouble(e, fork)
+	if e.Silent {
+		s.Silent++
+	}
+	if e.State == StateStopped {
+		s.Stopped++
+	}
+	if e.Space != nil && e.Space.Alarm != "" {
+		s.Room++
+	}
+	if e.Differs() {
+		s.Different++
+		s.tables(tablesOf(&e.Report))
+	}
+	s.epochs([]EpochSummary{one})
+	if line.Rank > 0 {
+		s.worst([]Line{line})
+	}
+	s.last([]Line{line})
+	if e.Below != nil {
+		s.Relays++
+		s.Levels = max(s.Levels, 1)
+		s.merge(e.Below, 1)
+		if e.Silent {
+			s.Silent += e.Below.Edges - e.Below.Silent
+		}
+	}
+}
+
+// finish brings it into its last form.
+func (s *Summary) finish() *Summary {
+	for i := range s.Epochs {
+		s.Epochs[i].Bins = bins(s.Epochs[i].Bins, maxBins)
+	}
+	return s
+}
+
+// trouble is what is worst about an edge.
+func trouble(e *Edge, fork *Fork) (rank int, why string) {
+	switch {
+	case fork != nil:
+		return rankForked, "chain " + shortChain(fork.Chain) + " where " + fork.With + " has " + shortChain(fork.Other)
+	case e.Differs():
+		return rankDifferent, "rows differ from the source's"
+	case e.State == StateFault:
+		return rankFault, short(e.Error, maxWhy)
+	case e.Space != nil && e.Space.Alarm != "":
+		return rankRoom, short(e.Space.Alarm, maxWhy)
+	case e.Silent:
+		return rankSilent, "does not report"
+	case e.State == StateRetry:
+		return rankRetry, short(e.Error, maxWhy)
+	case e.State != StateStopped && e.LagSeconds != nil && *e.LagSeconds >= behindLag:
+		return rankBehind, "is behind"
+	}
+	return 0, ""
+}
+
+func shortChain(chain string) string { return chain[:min(len(chain), 12)] }
+
+// compare holds an edge's chain against a history that is known.
+func (s *Summary) compare(e *Edge, known chainOf) *Fork {
+	if known == nil || e.Chain == "" {
+		return nil
+	}
+	chain, whose, ok := known(e.Epoch, e.Index)
+	if !ok || chain == e.Chain {
+		return nil
+	}
+	f := Fork{Epoch: e.Epoch, Index: e.Index, Edge: short(e.Edge, maxName), Chain: short(e.Chain, maxChain), With: short(whose, maxName), Other: chain}
+	s.Forked++
+	s.forks([]Fork{f})
+	return &f
+}
+
+// merge adds a summary of edges that are levels below.
+func (s *Summary) merge(o *Summary, levels int) {
+	s.Edges += o.Edges
+	s.Silent += o.Silent
+	s.Stopped += o.Stopped
+	s.Gone += o.Gone
+	s.Relays += o.Relays
+	s.Levels = max(s.Levels, o.Levels+levels)
+	for state, n := range o.States {
+		count(s.States, state, n, maxVersions)
+	}
+	for _, version := range slices.Sorted(maps.Keys(o.Versions)) {
+		count(s.Versions, version, o.Versions[version], maxVersions)
+	}
+	for i, n := range o.Lag {
+		s.Lag[min(i, len(s.Lag)-1)] += n
+	}
+	s.LagUnknown += o.LagUnknown
+	s.Room += o.Room
+	s.Different += o.Different
+	s.OtherEpochs += o.OtherEpochs
+	s.MoreTables += o.MoreTables
+	s.Forked += o.Forked
+	s.forks(o.Forks)
+	s.tables(o.Tables)
+	s.epochs(o.Epochs)
+	s.worst(o.Worst)
+	s.last(o.Last)
+}
+
+// count adds to a counter, or to that of others where there is no room.
+func count(m map[string]int, name string, n, most int) {
+	name = short(name, maxName)
+	if _, ok := m[name]; !ok && len(m) >= most {
+		name = others
+	}
+	m[name] += n
+}
+
+func (s *Summary) forks(more []Fork) {
+	s.Forks = append(s.Forks, more...)
+	s.Forks = s.Forks[:min(len(s.Forks), maxForks)]
+}
+
+// tablesOf are the tables of a report that differ.
+func tablesOf(r *Report) []TableSummary {
+	all := r.tables
+	add := func(table, reason string) {
+		if !slices.ContainsFunc(all, func(t TableSummary) bool { return t.Table == table }) {
+			all = append(slices.Clip(all), TableSummary{Table: short(table, maxName), Edges: 1, Edge: short(r.Edge, maxName), Reason: short(reason, maxWhy)})
+		}
+	}
+	for _, d := range r.Diverged {
+		add(d.Table, d.Reason)
+	}
+	for i := range r.Verify {
+		if v := &r.Verify[i]; len(v.Differences) > 0 {
+			add(v.Table, v.Differences[0].Reason)
+		}
+	}
+	return all
+}
+
+func (s *Summary) tables(more []TableSummary) {
+	for _, t := range more {
+		i := slices.IndexFunc(s.Tables, func(o TableSummary) bool { return o.Table == t.Table })
+		switch {
+		case i >= 0:
+			s.Tables[i].Edges += t.Edges
+		case len(s.Tables) < maxTables:
+			s.Tables = append(s.Tables, t)
+		default:
+			s.MoreTables++
+		}
+	}
+}
+
+// worst keeps the worst lines: by rank, then by index.
+func (s *Summary) worst(more []Line) {
+	s.Worst = keep(append(s.Worst, more...), maxWorst, func(a, b Line) int {
+		return cmp.Or(cmp.Compare(b.Rank, a.Rank), cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Index, b.Index), cmp.Compare(a.Edge, b.Edge))
+	})
+}
+
+// last keeps the lines with the lowest places.
+func (s *Summary) last(more []Line) {
+	s.Last = keep(append(s.Last, more...), maxLast, func(a, b Line) int {
+		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Index, b.Index), cmp.Compare(a.Edge, b.Edge))
+	})
+}
+
+// keep returns the first n in an order.
+func keep[T any](all []T, n int, order func(a, b T) int) []T {
+	if len(all) <= 1 {
+		return all
+	}
+	slices.SortStableFunc(all, order)
+	return all[:min(len(all), n)]
+}
+
+// epochs adds up what is said of epochs.
+func (s *Summary) epochs(more []EpochSummary) {
+	for i := range more {
+		m := &more[i]
+		at := slices.IndexFunc(s.Epochs, func(o EpochSummary) bool { return o.Epoch == m.Epoch })
+		if at < 0 {
+			s.Epochs = append(s.Epochs, EpochSummary{Epoch: m.Epoch, Lowest: millrace.Index(math.MaxUint64)})
+			at = len(s.Epochs) - 1
+		}
+		e := &s.Epochs[at]
+		e.Edges += m.Edges
+		e.Lowest, e.Highest = min(e.Lowest, m.Lowest), max(e.Highest, m.Highest)
+		if e.Bins = append(e.Bins, m.Bins...); len(e.Bins) > 8*maxBins {
+			e.Bins = bins(e.Bins, maxBins)
+		}
+		s.chains(e, m.Chains)
+	}
+	// Whatever one edge says, the epochs that most hold stay.
+	slices.SortFunc(s.Epochs, func(a, b EpochSummary) int { return cmp.Or(cmp.Compare(b.Edges, a.Edges), cmp.Compare(b.Epoch, a.Epoch)) })
+	for len(s.Epochs) > maxEpochs {
+		s.OtherEpochs += s.Epochs[len(s.Epochs)-1].Edges
+		s.Epochs = s.Epochs[:len(s.Epochs)-1]
+	}
+	slices.SortFunc(s.Epochs, func(a, b EpochSummary) int { return cmp.Compare(b.Epoch, a.Epoch) })
+}
+
+// bins puts equal indexes together and, where there are more than most, neighbours of
+// which there are few. What is told from them is short of a part 2/most of the edges at
+// most, and of none where all are on one side.
+func bins(all []Bin, most int) []Bin {
+	slices.SortFunc(all, func(a, b Bin) int { return cmp.Compare(a.Index, b.Index) })
+	total := 0
+	few := all[:0]
+	for _, b := range all {
+		total += b.Edges
+		if n := len(few); n > 0 && few[n-1].Index == b.Index {
+			few[n-1].Edges += b.Edges
+			continue
+		}
+		few = append(few, b)
+	}
+	if len(few) <= most {
+		return few
+	}
+	limit := (2*total + most - 1) / most
+	fewer := few[:1]
+	for _, b := range few[1:] {
+		if last := &fewer[len(fewer)-1]; last.Edges+b.Edges <= limit {
+			last.Edges += b.Edges
+		} else {
+			fewer = append(fewer, b)
+		}
+	}
+	return fewer
+}
+
+// chains compares edges at the same index with each other, and keeps those of the
+// highest indexes.
+func (s *Summary) chains(e *EpochSummary, more []ChainAt) {
+	for _, c := range more {
+		i := slices.IndexFunc(e.Chains, func(o ChainAt) bool { return o.Index == c.Index })
+		switch {
+		case i < 0:
+			e.Chains = append(e.Chains, c)
+		case e.Chains[i].Chain != c.Chain:
+			s.Forked++
+			s.forks([]Fork{{Epoch: e.Epoch, Index: c.Index, Edge: c.Edge, Chain: c.Chain, With: "edge " + e.Chains[i].Edge, Other: e.Chains[i].Chain}})
+		}
+	}
+	e.Chains = keep(e.Chains, maxChains, func(a, b ChainAt) int { return cmp.Compare(b.Index, a.Index) })
+}
+
+// Reached returns how many edges hold at least index of an epoch, or a later epoch. It
+// is never too many; where indexes lie close together it may be too few, until all of
+// them are past it.
+func (s *Summary) Reached(epoch millrace.Epoch, index millrace.Index) (n int) {
+	for i := range s.Epochs {
+		e := &s.Epochs[i]
+		switch {
+		case e.Epoch > epoch:
+			n += e.Edges
+		case e.Epoch == epoch:
+			for _, b := range e.Bins {
+				if b.Index >= index {
+					n += b.Edges
+				}
+			}
+		}
+	}
+	return n
+}
+
+// Lowest returns the lowest index of the edges that hold an epoch; ok is false if none
+// does.
+func (s *Summary) Lowest(epoch millrace.Epoch) (index millrace.Index, ok bool) {
+	for i := range s.Epochs {
+		if s.Epochs[i].Epoch == epoch {
+			return s.Epochs[i].Lowest, true
+		}
+	}
+	return 0, false
+}
+
+// Behind returns how many edges hold an older epoch, or none.
+func (s *Summary) Behind(epoch millrace.Epoch) (n int) {
+	n = s.OtherEpochs
+	for i := range s.Epochs {
+		if s.Epochs[i].Epoch < epoch {
+			n += s.Epochs[i].Edges
+		}
+	}
+	return n
+}
