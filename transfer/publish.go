@@ -109,6 +109,7 @@ func (r *reign) readBack(ctx context.Context) error {
 			own, err = a.take(record, outcome)
 		}
 		complete := outcome == millrace.Accepted && !a.history.fold.Open()
+		index, chain := a.history.fold.Index(), a.history.fold.Chain()
 		a.mu.Unlock()
 		if err != nil {
 			return err
@@ -121,6 +122,7 @@ func (r *reign) readBack(ctx context.Context) error {
 			r.t.metrics.readBack.Observe(time.Since(own.at).Seconds())
 		}
 		if complete {
+			r.t.config.Accepted(index, chain)
 			failpoint.Hit("folded")
 			a.mu.Lock()
 			position, ok := a.confirmable()

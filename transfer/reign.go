@@ -160,6 +160,7 @@ func (r *reign) run(ctx, work context.Context) (err error) {
 	}
 	r.accepted = newAccepted(r.history, r.term, r.me)
 	r.accepted.read = r.reader.Position()
+	t.config.Accepted(r.history.fold.Index(), r.history.fold.Chain())
 	r.stateAt = r.now()
 	t.metrics.reigns.Inc()
 	t.current.Store(r.accepted)

@@ -133,6 +133,10 @@ type Config struct {
 	// Unread bounds the bytes that are published and not yet read back. One
 	// batch may always be. Default: 32 MiB.
 	Unread int64
+	// Accepted is told the end of each complete unit, or of the last of several, that the
+	// publisher's own fold has accepted, and where a reign begins. It must not block.
+	// Default: nothing.
+	Accepted func(index millrace.Index, chain millrace.Chain)
 	// Retain says which records of the topic may go. The zero value keeps all.
 	Retain Retain
 	// Grace is how long a clean end waits until what was published is read
@@ -206,6 +210,9 @@ func New(config Config) (*Transfer, error) {
 	}
 	if c.OpenLedger == nil {
 		c.OpenLedger = func(context.Context) (Ledger, error) { return newPGLedger(config.SourceURL, s) }
+	}
+	if c.Accepted == nil {
+		c.Accepted = func(millrace.Index, millrace.Chain) {}
 	}
 	if c.OpenLog == nil {
 		if c.Topic.Topic == "" {

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/lineage"
@@ -70,9 +71,12 @@ func (a *app) forgetEdge(ctx context.Context, c *config.Config, streams []string
 	return nil
 }
 
+// shownEdges is how many edges are listed.
+const shownEdges = 100
+
 // addEdges adds the reports of the stream's edges where its brokers are
 // configured. That they cannot be read takes nothing from the rest.
-func (p *place) addEdges(ctx context.Context, s *config.Stream) {
+func (p *place) addEdges(ctx context.Context, c *config.Config, s *config.Stream, all bool) {
 	p.Edges = []edgestatus.Edge{}
 	if len(s.Kafka.Brokers) == 0 {
 		return
@@ -82,7 +86,31 @@ func (p *place) addEdges(ctx context.Context, s *config.Stream) {
 		p.EdgesProblem = mend.OneLine(err.Error())
 		return
 	}
+	p.Summary = p.summary(ctx, c, edges)
+	if !all && len(edges) > shownEdges {
+		edgestatus.WorstFirst(edges)
+		p.EdgesMore = len(edges) - shownEdges
+		edges = edges[:shownEdges]
+	}
 	p.Edges = edges
+}
+
+// summary is transfer's, which knows the history of chains, or made here from the one
+// place that is known.
+func (p *place) summary(ctx context.Context, c *config.Config, edges []edgestatus.Edge) *edgestatus.Summary {
+	if p.From == "transfer" {
+		ctx, cancel := context.WithTimeout(ctx, statusLimit)
+		defer cancel()
+		var s edgestatus.Summary
+		if err := adminClient(c).get(ctx, streamPath(p.Stream)+"/edges", &s); err == nil {
+			return &s
+		}
+	}
+	history := edgestatus.NewHistory(1)
+	if chain, err := millrace.ParseChain(p.Chain); err == nil {
+		history.Add(millrace.Epoch(p.Epoch), millrace.Index(p.Index), chain)
+	}
+	return edgestatus.Summarise(edges, history)
 }
 
 func (a *app) printEdges(places []place) error {
@@ -93,10 +121,13 @@ func (a *app) printEdges(places []place) error {
 		for j := range p.Edges {
 			e := &p.Edges[j]
 			if edges++; edges == 1 {
-				fmt.Fprintln(w, "\nEDGE\tSTREAM\tSTATE\tINDEX\tBEHIND\tLAG\tLOG\tVERIFIED\tREPORTED")
+				fmt.Fprintln(w, "\nEDGE\tSTREAM\tSTATE\tINDEX\tBEHIND\tLAG\tLOG\tBELOW\tVERIFIED\tREPORTED")
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s ago\n", plain(e.Edge), p.Stream, plain(edgeState(e)), e.Index, behind(p, e), seconds(e.LagSeconds),
-				held(e.Log), verdict(e), span(e.AgeSeconds))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s ago\n", plain(e.Edge), p.Stream, plain(edgeState(e)), e.Index, behind(p, e), seconds(e.LagSeconds),
+				held(e.Log), below(e.Below), verdict(e), span(e.AgeSeconds))
+		}
+		if p.EdgesMore > 0 {
+			fmt.Fprintf(w, "and %d more\t%s\n", p.EdgesMore, p.Stream)
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -107,6 +138,9 @@ func (a *app) printEdges(places []place) error {
 		if p.EdgesProblem != "" {
 			fmt.Fprintf(a.stdout, "stream %s: what its edges report cannot be read: %s\n", p.Stream, p.EdgesProblem)
 		}
+		for _, line := range p.summaryLines() {
+			fmt.Fprintf(a.stdout, "stream %s: %s\n", p.Stream, line)
+		}
 		for j := range p.Edges {
 			for _, line := range troubles(&p.Edges[j]) {
 				fmt.Fprintf(a.stdout, "edge %s, stream %s: %s\n", plain(p.Edges[j].Edge), p.Stream, line)
@@ -114,6 +148,14 @@ func (a *app) printEdges(places []place) error {
 		}
 	}
 	return nil
+}
+
+// below says how many edges an edge reports for.
+func below(s *edgestatus.Summary) string {
+	if s == nil {
+		return "-"
+	}
+	return strconv.Itoa(s.Edges)
 }
 
 func edgeState(e *edgestatus.Edge) string {
@@ -204,6 +246,9 @@ func troubles(e *edgestatus.Edge) []string {
 	var lines []string
 	if e.Error != "" {
 		lines = append(lines, plain(e.Error))
+	}
+	if e.Space != nil && e.Space.Alarm != "" {
+		lines = append(lines, plain(e.Space.Alarm))
 	}
 	for _, d := range e.Diverged {
 		lines = append(lines, fmt.Sprintf("table %s is not what the source has: %s; mend: millrace load %[1]s", plain(d.Table), plain(d.Reason)))

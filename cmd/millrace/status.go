@@ -16,6 +16,7 @@ import (
 	"github.com/millrace-db/millrace/internal/control"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/mend"
+	"github.com/millrace-db/millrace/transfer"
 )
 
 // statusLimit bounds how long one place is asked: another one may answer.
@@ -43,10 +44,17 @@ type place struct {
 	Next *nextPlace `json:"next,omitempty"`
 	// Edge is this host's edge, where another place was asked for the rest.
 	Edge *place `json:"edge,omitempty"`
-	// Edges are the newest reports of all edges of the stream; EdgesProblem says
-	// why they could not be read.
-	Edges        []edgestatus.Edge `json:"edges,omitzero"`
-	EdgesProblem string            `json:"edges_problem,omitempty"`
+	// Edges are the newest reports of edges of the stream, and EdgesMore how many there
+	// are besides; EdgesProblem says why they could not be read. Summary is of all of
+	// them, those below relays included.
+	Edges        []edgestatus.Edge   `json:"edges,omitzero"`
+	EdgesMore    int                 `json:"edges_more,omitempty"`
+	EdgesProblem string              `json:"edges_problem,omitempty"`
+	Summary      *edgestatus.Summary `json:"edges_summary,omitempty"`
+	// Trim is the newest look of transfer at what may go of the topic, TrimProblem why
+	// it failed.
+	Trim        *transfer.Trim `json:"trim,omitempty"`
+	TrimProblem string         `json:"trim_problem,omitempty"`
 }
 
 // nextPlace says how far the copy of a newer epoch is.
@@ -57,7 +65,7 @@ type nextPlace struct {
 
 func (a *app) statusCommand() *cobra.Command {
 	var stream, forget string
-	var asJSON bool
+	var asJSON, everyEdge bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Say how far each stream has come",
@@ -67,7 +75,9 @@ there is none either, the ledger at the source. The column FROM says which one h
 
 Where the stream's brokers are configured, what all its edges have reported of themselves is shown too: how far
 each is, how far behind, and whether its rows were found to be those of the source. An edge that has not
-reported for three intervals is shown as silent.`,
+reported for three intervals is shown as silent. Edges that follow other edges are summed up by those. Of many
+edges a hundred are listed, those first that somebody should look at; --all lists every one that reports to the
+topic.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
@@ -90,7 +100,7 @@ reported for three intervals is shown as silent.`,
 				return err
 			}
 			for i := range places {
-				places[i].addEdges(cmd.Context(), c.Stream(places[i].Stream))
+				places[i].addEdges(cmd.Context(), c, c.Stream(places[i].Stream), everyEdge)
 			}
 			if asJSON {
 				encoder := json.NewEncoder(a.stdout)
@@ -102,6 +112,7 @@ reported for three intervals is shown as silent.`,
 	}
 	cmd.Flags().StringVar(&stream, "stream", "", "only this stream")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print a JSON array, one object a stream")
+	cmd.Flags().BoolVar(&everyEdge, "all", false, "list all edges, however many there are")
 	cmd.Flags().StringVar(&forget, "forget", "", "take the `EDGE`, which is gone for good, off the list; one that runs comes back")
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,12 +64,13 @@ type publisher struct {
 	topics    []string    // the same
 	watchers  []*edgestatus.Watcher
 	commands  map[string]admin.Commands // by stream
+	edges     map[string]func() *edgestatus.Summary
 }
 
 // newPublisher prepares the streams and opens the listener; it publishes
 // nothing yet. The caller calls run, or close.
 func newPublisher(ctx context.Context, c *config.Config, names []string, log *slog.Logger) (*publisher, error) {
-	p := &publisher{log: log, registry: newRegistry(), commands: make(map[string]admin.Commands)}
+	p := &publisher{log: log, registry: newRegistry(), commands: make(map[string]admin.Commands), edges: make(map[string]func() *edgestatus.Summary)}
 	var shown []admin.Stream
 	for _, name := range names {
 		t, err := p.prepare(ctx, c, c.Stream(name))
@@ -81,7 +83,7 @@ func newPublisher(ctx context.Context, c *config.Config, names []string, log *sl
 		return p, nil
 	}
 	var err error
-	p.admin, err = admin.New(ctx, admin.Config{Listen: c.Transfer.Admin, Streams: shown, Commands: p.commands, Gatherer: p.registry, Logger: log})
+	p.admin, err = admin.New(ctx, admin.Config{Listen: c.Transfer.Admin, Streams: shown, Commands: p.commands, Edges: p.edges, Gatherer: p.registry, Logger: log})
 	return p, err
 }
 
@@ -114,6 +116,10 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 		return nil, err
 	}
 	asked := new(commands)
+	w, err := p.watch(s, registered)
+	if err != nil {
+		return nil, err
+	}
 	t, err := transfer.New(transfer.Config{
 		Stream: registered, SourceURL: s.Source.URL.Reveal(),
 		Topic: topic.Config{Brokers: s.Kafka.Brokers, Topic: registered.Topic, ClientID: "millrace-transfer-" + s.Name, Logger: p.log},
@@ -123,23 +129,34 @@ func (p *publisher) prepare(ctx context.Context, c *config.Config, s *config.Str
 		Warning: capture.Warning,
 		Key:     key, Trusted: ring,
 		Lease: duration(c.Transfer.Lease), LedgerKeep: duration(c.Transfer.LedgerKeep),
-		Logger: p.log, Registerer: p.registry,
+		Accepted: func(index millrace.Index, chain millrace.Chain) { w.History.Add(registered.Epoch, index, chain) },
+		Retain:   retain(s, registered.Epoch, w),
+		Logger:   p.log, Registerer: p.registry,
 	})
 	if err != nil {
 		return nil, err
 	}
 	asked.status = t.Status
 	p.commands[s.Name] = asked
-	return t, p.watch(s, registered, t)
+	p.edges[s.Name] = func() *edgestatus.Summary { return w.Summary(time.Now()) }
+	return t, nil
 }
 
+// comparable is how many of the newest places the publisher remembers to compare edges
+// with: 2.5 MiB for what an edge may be behind.
+const comparable = 1 << 16
+
 // watch prepares to follow what the edges of a stream report.
-func (p *publisher) watch(s *config.Stream, registered control.Stream, t *transfer.Transfer) error {
+func (p *publisher) watch(s *config.Stream, registered control.Stream) (*edgestatus.Watcher, error) {
 	w, err := edgestatus.NewWatcher(lineage.Reports(s, "millrace-transfer-", p.log), registered.ID.String(),
-		func() millrace.Epoch { return t.Status().Epoch }, p.log.With("stream", s.Name),
+		func() millrace.Epoch { return registered.Epoch }, p.log.With("stream", s.Name),
 		prometheus.WrapRegistererWith(prometheus.Labels{"stream": s.Name}, p.registry))
+	if err != nil {
+		return nil, err
+	}
+	w.History = edgestatus.NewHistory(comparable)
 	p.watchers = append(p.watchers, w)
-	return err
+	return w, nil
 }
 
 // transferError says of which stream and topic an error is, and what mends it

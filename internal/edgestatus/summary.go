@@ -69,7 +69,10 @@ type Summary struct {
 	Different  int            `json:"different"`
 	Tables     []TableSummary `json:"tables,omitempty"`
 	MoreTables int            `json:"more_tables,omitempty"`
-	// Forked counts edges whose chain is another one than it should be at their index.
+	// Compared counts edges whose chain was held against a history that knows their
+	// index: the publisher's, or their relay's. Forked counts those whose chain is another
+	// one than that, or than another edge's at the same index.
+	Compared int `json:"compared"`
 	Forked int    `json:"forked"`
 	Forks  []Fork `json:"forks,omitempty"`
 	// Worst are edges that somebody should look at, the worst first, and Last those
@@ -154,7 +157,7 @@ const behindLag = 60
 
 // valid tells that a summary which somebody else has made can be added to others.
 func (s *Summary) valid() bool {
-	numbers := []int{s.Edges, s.Silent, s.Stopped, s.Gone, s.Relays, s.Levels, s.OtherEpochs, s.LagUnknown, s.Room, s.Different, s.MoreTables, s.Forked}
+	numbers := []int{s.Edges, s.Silent, s.Stopped, s.Gone, s.Relays, s.Levels, s.OtherEpochs, s.LagUnknown, s.Room, s.Different, s.MoreTables, s.Forked, s.Compared}
 	numbers = append(numbers, s.Lag...)
 	numbers = slices.AppendSeq(slices.AppendSeq(numbers, maps.Values(s.States)), maps.Values(s.Versions))
 	for i := range s.Epochs {
@@ -287,6 +290,15 @@ func trouble(e *Edge, fork *Fork) (rank int, why string) {
 	return 0, ""
 }
 
+// WorstFirst sorts edges: those first that somebody should look at.
+func WorstFirst(edges []Edge) {
+	slices.SortStableFunc(edges, func(a, b Edge) int {
+		x, _ := trouble(&a, nil)
+		y, _ := trouble(&b, nil)
+		return cmp.Or(cmp.Compare(y, x), cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Index, b.Index), cmp.Compare(a.Edge, b.Edge))
+	})
+}
+
 func shortChain(chain string) string { return chain[:min(len(chain), 12)] }
 
 // compare holds an edge's chain against a history that is known.
@@ -295,7 +307,11 @@ func (s *Summary) compare(e *Edge, known chainOf) *Fork {
 		return nil
 	}
 	chain, whose, ok := known(e.Epoch, e.Index)
-	if !ok || chain == e.Chain {
+	if !ok {
+		return nil
+	}
+	s.Compared++
+	if chain == e.Chain {
 		return nil
 	}
 	f := Fork{Epoch: e.Epoch, Index: e.Index, Edge: short(e.Edge, maxName), Chain: short(e.Chain, maxChain), With: short(whose, maxName), Other: chain}
@@ -327,6 +343,7 @@ func (s *Summary) merge(o *Summary, levels int) {
 	s.OtherEpochs += o.OtherEpochs
 	s.MoreTables += o.MoreTables
 	s.Forked += o.Forked
+	s.Compared += o.Compared
 	s.forks(o.Forks)
 	s.tables(o.Tables)
 	s.epochs(o.Epochs)

@@ -11,6 +11,7 @@
 //	GET  /readyz      200 while every stream is being published, else 503 and why
 //	GET  /metrics     Prometheus metrics
 //	GET  /v1/streams  an array with the status of each stream
+//	GET  /v1/streams/{stream}/edges         what edges report, summed up: edgestatus.Summary
 //	GET  /v1/streams/{stream}/loads         an array of LoadStatus
 //	POST /v1/streams/{stream}/loads         begins a load: LoadRequest
 //	POST /v1/streams/{stream}/loads/pause   holds loads back
@@ -32,6 +33,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/transfer"
 )
 
@@ -57,6 +59,8 @@ type Config struct {
 	Streams []Stream
 	// Commands are those of the streams, by name; one without takes none.
 	Commands map[string]Commands
+	// Edges sum up what the edges of a stream report, by its name.
+	Edges map[string]func() *edgestatus.Summary
 	// Gatherer gives the metrics. Default: none are shown.
 	Gatherer prometheus.Gatherer
 	Logger   *slog.Logger
@@ -152,6 +156,7 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { s.text(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", s.ready)
 	mux.HandleFunc("GET /v1/streams", s.streams)
+	mux.HandleFunc("GET /v1/streams/{stream}/edges", s.edges)
 	s.commandRoutes(mux)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.config.Gatherer, promhttp.HandlerOpts{}))
 	return mux
@@ -183,6 +188,16 @@ func (s *Server) streams(w http.ResponseWriter, _ *http.Request) {
 		all = append(all, stream.Status())
 	}
 	s.json(w, http.StatusOK, all)
+}
+
+func (s *Server) edges(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("stream")
+	edges := s.config.Edges[name]
+	if edges == nil {
+		s.problem(w, refuse(http.StatusNotFound, CodeNoStream, "name one that this transfer publishes; /v1/streams lists them", "this transfer has no stream %s", name))
+		return
+	}
+	s.json(w, http.StatusOK, edges())
 }
 
 func (s *Server) text(w http.ResponseWriter, code int, text string) {
