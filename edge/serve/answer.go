@@ -77,6 +77,14 @@ type request struct {
 	body     []byte
 	reserved int64
 
+	// answered is the status of an answer that is no error, 0 for 200; contentType its form,
+	// empty for JSON; tagged tells that it carries an entity tag.
+	answered    int
+	contentType string
+	tagged      bool
+	// bigInt tells that bigint is given as strings.
+	bigInt bool
+
 	rows rowReader
 	// readRow is readOne, bound once.
 	readRow func(*edge.View) error
@@ -115,6 +123,15 @@ var errBusy = &fault{
 	"ask again, for fewer rows at once",
 }
 
+// settle counts an answer that has become longer than what was reserved for it: what
+// is there cannot be turned away.
+func (q *request) settle() {
+	if more := int64(len(q.body)) - freeBuffer - q.reserved; more > 0 {
+		q.s.buffered.Add(more)
+		q.reserved += more
+	}
+}
+
 // release gives the request back for the next one.
 func (q *request) release() {
 	q.s.buffered.Add(-q.reserved)
@@ -123,7 +140,8 @@ func (q *request) release() {
 		q.body = nil
 	}
 	q.w, q.r, q.stream = nil, nil, nil
-	q.hasPlace = false
+	q.hasPlace, q.tagged, q.bigInt = false, false, false
+	q.answered, q.contentType = 0, ""
 	q.rows.release()
 	q.s.pool.Put(q)
 }
@@ -142,11 +160,14 @@ const (
 
 var typeJSON = []string{"application/json"}
 
-// send writes the answer.
-func (q *request) send(status int) {
+// send writes the answer and returns its status, which is another one where the client
+// has it already.
+func (q *request) send(status int) int {
 	h := q.w.Header()
 	h["Content-Type"] = typeJSON
-	h["Content-Length"] = []string{strconv.Itoa(len(q.body))}
+	if q.contentType != "" {
+		h["Content-Type"] = []string{q.contentType}
+	}
 	if q.stream != nil {
 		if !q.hasPlace {
 			q.place = q.stream.store.Place()
@@ -155,9 +176,20 @@ func (q *request) send(status int) {
 		h[headerIndex] = []string{q.place.Index.String()}
 		h[headerLag] = []string{lagText(q.place.Time, q.now)}
 	}
+	if q.tagged && status == http.StatusOK {
+		tag := q.tag()
+		h["Etag"] = []string{tag}
+		if unchanged(q.r.Header, tag) {
+			delete(h, "Content-Type")
+			q.w.WriteHeader(http.StatusNotModified)
+			return http.StatusNotModified
+		}
+	}
+	h["Content-Length"] = []string{strconv.Itoa(len(q.body))}
 	q.w.WriteHeader(status)
 	// A client that went away needs no answer, and there is nobody else to tell.
 	_, _ = q.w.Write(q.body)
+	return status
 }
 
 // lagText is the age of the newest unit in seconds, to the microsecond.
@@ -183,21 +215,25 @@ func lagSeconds(newest, now time.Time) *float64 {
 // fail writes an error.
 func (q *request) fail(err error) int {
 	f := asFault(err)
-	if f.status == http.StatusInternalServerError {
-		q.complain(err)
-	}
-	body, jsonErr := json.Marshal(struct {
+	status, shape := f.status, any(struct {
 		Error *fault `json:"error"`
 	}{f})
+	if q.route == routeRest {
+		status, shape = q.failRest(err)
+	}
+	if status == http.StatusInternalServerError {
+		q.complain(err)
+	}
+	body, jsonErr := json.Marshal(shape)
 	if jsonErr != nil {
-		panic(jsonErr) // three strings
+		panic(jsonErr) // strings
 	}
 	q.body = append(append(q.body[:0], body...), '\n')
-	if f.status == http.StatusServiceUnavailable {
+	if status == http.StatusServiceUnavailable {
 		q.w.Header().Set("Retry-After", "1")
 	}
-	q.send(f.status)
-	return f.status
+	q.tagged, q.contentType = false, ""
+	return q.send(status)
 }
 
 // complainEvery keeps a damaged row that is read often from filling the log.

@@ -11,7 +11,11 @@ import (
 
 // schemaPair is the schema that a row was written with and the one as which it
 // is shown. Schemas are shared and never changed, so the pointers name them.
-type schemaPair struct{ row, as *millrace.Schema }
+type schemaPair struct {
+	row, as *millrace.Schema
+	// bigInt tells that bigint is given as strings.
+	bigInt bool
+}
 
 // encoders keeps the encoders of a stream. Lookups take no lock.
 type encoders struct {
@@ -22,14 +26,18 @@ type encoders struct {
 // maxEncoders bounds what tables with a long history of schemas leave behind.
 const maxEncoders = 4096
 
-func (e *encoders) get(row, as *millrace.Schema) (*rowjson.Encoder, error) {
-	pair := schemaPair{row, as}
+func (e *encoders) get(row, as *millrace.Schema, bigInt bool) (*rowjson.Encoder, error) {
+	pair := schemaPair{row, as, bigInt}
 	if all := e.all.Load(); all != nil {
 		if enc := (*all)[pair]; enc != nil {
 			return enc, nil
 		}
 	}
-	enc, err := rowjson.NewAs(row, as)
+	newEncoder := rowjson.NewAs
+	if bigInt {
+		newEncoder = rowjson.NewBigIntText
+	}
+	enc, err := newEncoder(row, as)
 	if err != nil {
 		return nil, err
 	}

@@ -65,6 +65,7 @@ func (s *Server) Listen(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.endLife()
 	var errs []error
 	for _, l := range []net.Listener{s.tcp, s.unix} {
 		if l != nil {

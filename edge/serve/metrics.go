@@ -23,10 +23,11 @@ const (
 	routeMetrics
 	routeCompact
 	routeImages
+	routeRest
 	numRoutes
 )
 
-var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact", "images"}
+var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact", "images", "rest"}
 
 // metrics are looked up once, because a lookup by label costs as much as a read
 // of a row.

@@ -47,7 +47,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := q.dispatch(path); err != nil {
 		status = q.fail(err)
 	} else {
-		q.send(status)
+		if q.answered != 0 {
+			status = q.answered
+		}
+		status = q.send(status)
 	}
 	s.end(q, status)
 }
@@ -158,6 +161,10 @@ func (q *request) dispatch(path string) error {
 }
 
 func (q *request) dispatchRoot(path string) error {
+	if rest, ok := strings.CutPrefix(path, restPath); ok {
+		q.route = routeRest
+		return q.rest(rest)
+	}
 	switch path {
 	case "/livez":
 		q.route = routeHealth

@@ -70,7 +70,10 @@ func (q *request) row(table, path string) error {
 	if err := q.rows.setPath(path); err != nil {
 		return badRequest("bad_key", "write a percent sign as %25", "%v", err)
 	}
-	q.body = q.body[:0]
+	if _, err := q.params(nil); err != nil {
+		return err
+	}
+	q.body, q.tagged = q.body[:0], true
 	return q.stream.store.View(q.r.Context(), q.readRow)
 }
 
@@ -152,7 +155,7 @@ func (q *request) table(v *edge.View, name string) (*edge.Table, error) {
 
 // encoder returns what writes the row as one of the table's newest schema.
 func (q *request) encoder(t *edge.Table, row *edge.Row) (*rowjson.Encoder, error) {
-	return q.stream.encoders.get(row.Schema, t.Schema())
+	return q.stream.encoders.get(row.Schema, t.Schema(), q.bigInt)
 }
 
 // appendRow appends the row as JSON, or returns full where there is no room.
@@ -171,11 +174,7 @@ func (q *request) appendRow(t *edge.Table, row *edge.Row, full error) error {
 	if q.body, err = enc.AppendRow(q.body, &row.Row); err != nil {
 		return err
 	}
-	// Escapes may have made it longer; what is there cannot be turned away.
-	if more := int64(len(q.body)) - freeBuffer - q.reserved; more > 0 {
-		q.s.buffered.Add(more)
-		q.reserved += more
-	}
+	q.settle() // escapes may have made it longer
 	return nil
 }
 
@@ -240,6 +239,9 @@ func (q *request) rowsGet() error {
 			http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("the request has %d keys", len(body.Keys)),
 			fmt.Sprintf("ask for at most %d rows at once", min(maxKeys, q.s.config.MaxRows)),
 		}
+	}
+	if _, err := q.params(nil); err != nil {
+		return err
 	}
 	return q.stream.store.View(q.r.Context(), func(v *edge.View) error { return q.readSeveral(v, &body) })
 }

@@ -1,14 +1,10 @@
 package serve
 
 import (
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/url"
+	"net/http"
 	"strconv"
-
-	"github.com/zeebo/xxh3"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
@@ -34,6 +30,7 @@ func (q *request) scan(table string) error {
 	if err != nil {
 		return err
 	}
+	q.tagged = true
 	return q.stream.store.View(q.r.Context(), func(v *edge.View) error {
 		q.at(v)
 		t, err := q.table(v, table)
@@ -46,14 +43,11 @@ func (q *request) scan(table string) error {
 
 func (q *request) scanQuery() (*scanQuery, error) {
 	query := &scanQuery{limit: min(defaultRows, q.s.config.MaxRows)}
-	values, err := url.ParseQuery(q.r.URL.RawQuery)
+	values, err := q.params([]string{"prefix", "limit", "cursor"})
 	if err != nil {
-		return nil, badRequest("bad_query", "write a percent sign as %25", "the query cannot be read: %v", err)
+		return nil, err
 	}
 	for name, all := range values {
-		if len(all) != 1 {
-			return nil, badRequest("bad_query", "give it once", "%s is given %d times", name, len(all))
-		}
 		text := all[0]
 		switch name {
 		case "prefix":
@@ -69,8 +63,6 @@ func (q *request) scanQuery() (*scanQuery, error) {
 			}
 		case "cursor":
 			query.cursor = text
-		default:
-			return nil, badRequest("bad_query", "use prefix, limit and cursor", "there is no parameter %s", name)
 		}
 	}
 	return query, nil
@@ -86,9 +78,12 @@ func (q *request) scanTable(t *edge.Table, query *scanQuery) error {
 		return badRequest("bad_prefix", prefixMend(t), "table %s: %v", t.Name(), err)
 	}
 	binding := cursorBinding{stream: q.stream.store.Stream(), table: t.ID(), prefix: prefix}
+	binding.setRows(q.place.Epoch, t)
 	var after []byte
 	if query.cursor != "" {
-		if after, err = binding.parse(query.cursor); err != nil {
+		if after, err = binding.parse(query.cursor); errors.Is(err, errOtherRows) {
+			return &fault{http.StatusGone, "cursor_gone", fmt.Sprintf("table %s: %v", t.Name(), err), "begin again without a cursor"}
+		} else if err != nil {
 			return badRequest("bad_cursor", "begin again without a cursor", "table %s: %v", t.Name(), err)
 		}
 	}
@@ -131,46 +126,4 @@ func (q *request) scanTable(t *edge.Table, query *scanQuery) error {
 
 func prefixMend(t *edge.Table) string {
 	return keyMend(t) + "; later ones may be left out, and a trailing * says that the last is the start of a text. A query is percent-encoded once more, so %2C within a value becomes %252C there"
-}
-
-// cursorBinding is what a cursor is good for.
-type cursorBinding struct {
-	stream millrace.StreamID
-	table  millrace.TableID
-	prefix []byte
-}
-
-// A cursor is a version byte, eight bytes of a hash over what it is bound to and
-// the key, and the key behind which to go on, in base64 for URLs.
-const (
-	cursorVersion = 1
-	cursorHead    = 1 + 8
-)
-
-func (b cursorBinding) hash(key []byte) uint64 {
-	h := xxh3.New()
-	// Writes to a hash do not fail.
-	_, _ = h.Write(b.stream[:])
-	_, _ = h.Write(binary.BigEndian.AppendUint32(nil, uint32(b.table)))
-	_, _ = h.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b.prefix))))
-	_, _ = h.Write(b.prefix)
-	_, _ = h.Write(key)
-	return h.Sum64()
-}
-
-func (b cursorBinding) append(dst, key []byte) []byte {
-	raw := binary.BigEndian.AppendUint64([]byte{cursorVersion}, b.hash(key))
-	return base64.RawURLEncoding.AppendEncode(dst, append(raw, key...))
-}
-
-func (b cursorBinding) parse(cursor string) ([]byte, error) {
-	raw, err := base64.RawURLEncoding.DecodeString(cursor)
-	if err != nil || len(raw) <= cursorHead || raw[0] != cursorVersion {
-		return nil, fmt.Errorf("%.40q is not a cursor", cursor)
-	}
-	key := raw[cursorHead:]
-	if binary.BigEndian.Uint64(raw[1:]) != b.hash(key) {
-		return nil, errors.New("the cursor is of another table or prefix")
-	}
-	return key, nil
 }

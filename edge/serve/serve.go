@@ -58,6 +58,7 @@ type Reader interface {
 	Verifying() millrace.Index
 	Space() edge.Space
 	Unproven() edge.Unproven
+	WaitIndex(ctx context.Context, index millrace.Index) error
 }
 
 // Config of a Server. Streams and one of Listen and Unix must be set.
@@ -98,6 +99,11 @@ type Config struct {
 	Logger *slog.Logger
 	// MaxRows is the largest number of rows in one answer. Default 10,000.
 	MaxRows int
+	// MaxScan is the largest number of rows that a query of /rest may look at.
+	// Default 50,000.
+	MaxScan int
+	// MaxWaiters is how many requests may wait for an index at once. Default 1,000.
+	MaxWaiters int
 	// MaxPage is the size in bytes from which on a page of a scan is ended, and
 	// the largest answer of rows:get. Default 8 MiB.
 	MaxPage int
@@ -124,6 +130,10 @@ type Server struct {
 	pool    sync.Pool // of *request
 	// buffered is what large answers take up of Config.MaxBuffered.
 	buffered atomic.Int64
+	// waiting is how many requests wait for an index. They end with life.
+	waiting atomic.Int64
+	life    context.Context
+	endLife context.CancelFunc
 
 	mu        sync.Mutex
 	listening bool
@@ -135,6 +145,7 @@ type stream struct {
 	name     string
 	store    Reader
 	encoders encoders
+	tables   tables
 	// complained is when damage was last logged, in Unix seconds.
 	complained atomic.Int64
 }
@@ -149,6 +160,12 @@ func New(config Config) (*Server, error) {
 	if config.MaxRows == 0 {
 		config.MaxRows = 10_000
 	}
+	if config.MaxScan == 0 {
+		config.MaxScan = 50_000
+	}
+	if config.MaxWaiters == 0 {
+		config.MaxWaiters = 1000
+	}
 	if config.MaxPage == 0 {
 		config.MaxPage = 8 << 20
 	}
@@ -160,6 +177,9 @@ func New(config Config) (*Server, error) {
 	}
 	if config.ShutdownTimeout == 0 {
 		config.ShutdownTimeout = 5 * time.Second
+	}
+	if config.MaxScan < 1 || config.MaxWaiters < 1 {
+		return nil, fmt.Errorf("serve: scans of %d rows, %d waiters: both must be positive", config.MaxScan, config.MaxWaiters)
 	}
 	if config.MaxRows < 1 || config.MaxPage < 1 || config.MaxBuffered < 1 || config.MaxConns < 1 || config.ShutdownTimeout < 0 {
 		return nil, fmt.Errorf("serve: rows %d, page %d bytes, buffered %d bytes, connections %d: all must be positive",
@@ -181,6 +201,7 @@ func New(config Config) (*Server, error) {
 		s.streams[name] = &stream{name: name, store: store}
 	}
 	s.pool.New = func() any { return newRequest(s) }
+	s.life, s.endLife = context.WithCancel(context.Background())
 	var err error
 	if s.metrics, err = newMetrics(config.Registerer); err != nil {
 		return nil, err
@@ -237,6 +258,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ended++
 		err = fmt.Errorf("serve HTTP: %w", err)
 	}
+	s.endLife()
 	// The context has ended; this one bounds the end.
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
 	defer cancel()

@@ -48,7 +48,7 @@ func (c *column) literal(text string) (string, error) {
 		return c.address(text)
 	case kindMAC:
 		text = strings.ToLower(strings.Trim(text, blanks))
-		if _, err := c.codec.Append(nil, []millrace.Datum{{Text: []byte(text)}}); err != nil {
+		if !c.encodes(text) {
 			return "", c.unread(text)
 		}
 		return text, nil
@@ -69,6 +69,12 @@ func (c *column) literal(text string) (string, error) {
 	case kindOther:
 	}
 	return "", c.unread(text)
+}
+
+// encodes reports whether the type takes the text.
+func (c *column) encodes(text string) bool {
+	_, err := c.codec.Append(nil, []millrace.Datum{{Text: []byte(text)}})
+	return err == nil
 }
 
 // unread is the error for what Postgres may well read, in forms that are not read
@@ -154,7 +160,7 @@ func (c *column) numeric(text string) (string, error) {
 	if signs(s) > 1 || !decimal(s) {
 		return "", badInput(c.typ, text)
 	}
-	if _, err := c.codec.Append(nil, []millrace.Datum{{Text: []byte(s)}}); err != nil {
+	if !c.encodes(s) {
 		// What is too small for numeric is rounded by Postgres.
 		return "", refused("", "column %s: %.40q has more digits than are read", c.name, text)
 	}
@@ -254,8 +260,11 @@ func (c *column) address(text string) (string, error) {
 	if err != nil || a.Zone() != "" || masked && (!digits(bits) || len(bits) > 3) {
 		return "", c.unread(text)
 	}
-	if _, err := c.codec.Append(nil, []millrace.Datum{{Text: []byte(text)}}); err != nil {
-		return "", sqlError(http.StatusBadRequest, "22P02", "invalid %s value: %q", c.typ, text)
+	if n, _ := strconv.Atoi(bits); masked && n > a.BitLen() {
+		return "", badInput("inet", text)
+	}
+	if !c.encodes(text) {
+		return "", c.unread(text) // a network with bits behind its mask, which equals none
 	}
 	return text, nil
 }

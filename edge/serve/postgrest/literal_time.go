@@ -3,8 +3,6 @@ package postgrest
 import (
 	"net/http"
 	"strings"
-
-	"github.com/millrace-db/millrace"
 )
 
 // Dates and times are read in the ISO style, as Postgres and its JSON print them and
@@ -20,12 +18,6 @@ func infinity(s string) string {
 		return "-infinity"
 	}
 	return ""
-}
-
-// encodes reports whether the type takes the text.
-func (c *column) encodes(text string) bool {
-	_, err := c.codec.Append(nil, []millrace.Datum{{Text: []byte(text)}})
-	return err == nil
 }
 
 func (c *column) fieldRange(text string) error {

@@ -112,8 +112,11 @@ func (p *Plan) bounds() (all map[*column]*bound, empty bool) {
 // in keys.
 func (l *pattern) bind(b *bound, c *column) {
 	prefix := l.prefix
-	if c.kind == kindBpchar {
+	switch c.kind {
+	case kindBpchar:
 		prefix = bytes.TrimRight(prefix, " ")
+	case kindChar:
+		return // its one byte is no text in the store
 	}
 	if len(prefix) > len(b.prefix) {
 		b.prefix = prefix

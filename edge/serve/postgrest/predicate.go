@@ -130,7 +130,7 @@ func (p *predicate) setList(list []string) error {
 
 func (p *predicate) setLike(n *Node) (err error) {
 	switch p.col.kind {
-	case kindText, kindName, kindBpchar:
+	case kindText, kindName, kindBpchar, kindChar:
 	case kindBytea:
 		return refused("", "column %s: like is not served for type bytea", p.col.name)
 	default:

@@ -1,0 +1,108 @@
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/millrace-db/millrace"
+)
+
+// A reader names the least index that its answer may be true for, and how long it
+// waits for that: min_index and wait in the query, or these headers, which the
+// dialect of /rest leaves as the only way.
+const (
+	headerMinIndex = "X-Millrace-Min-Index"
+	headerWait     = "X-Millrace-Wait"
+)
+
+// maxWait keeps a wait well within what an answer may take.
+const maxWait = 30 * time.Second
+
+// await returns when the stream has come to the index that the request asks for. With
+// the time over it is an error that says where the stream is.
+func (q *request) await(params url.Values) error {
+	text, wait := header(q.r.Header, headerMinIndex), header(q.r.Header, headerWait)
+	if v := params.Get("min_index"); v != "" {
+		text = v
+	}
+	if v := params.Get("wait"); v != "" {
+		wait = v
+	}
+	if text == "" {
+		if wait != "" {
+			return badRequest("bad_wait", "say for which index, with min_index", "wait is given without min_index")
+		}
+		return nil
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return badRequest("bad_index", "give the number that X-Millrace-Index showed", "min_index is %q", text)
+	}
+	limit, err := parseWait(wait)
+	if err != nil {
+		return err
+	}
+	index := millrace.Index(n)
+	if q.stream.store.Place().Index >= index {
+		return nil
+	}
+	if limit > 0 {
+		err = q.wait(index, limit)
+		if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	q.place, q.hasPlace = q.stream.store.Place(), true
+	if q.place.Index >= index {
+		return nil
+	}
+	return &fault{
+		http.StatusGatewayTimeout, "behind", fmt.Sprintf("the stream is at index %v, and %v was waited for", q.place.Index, index),
+		"ask again, wait longer (at most " + maxWait.String() + "), or read what is there without min_index",
+	}
+}
+
+// wait waits, as one of a bounded number. It ends with the client, and with the server.
+func (q *request) wait(index millrace.Index, limit time.Duration) error {
+	if q.s.waiting.Add(1) > int64(q.s.config.MaxWaiters) {
+		q.s.waiting.Add(-1)
+		return unavailable("busy", "ask again, or without wait", "%d readers are waiting already", q.s.config.MaxWaiters)
+	}
+	defer q.s.waiting.Add(-1)
+	ctx, cancel := context.WithTimeout(q.r.Context(), limit)
+	defer cancel()
+	defer context.AfterFunc(q.s.life, cancel)()
+	err := q.stream.store.WaitIndex(ctx, index)
+	if err != nil && q.s.life.Err() != nil {
+		return unavailable("closed", "ask again, or another edge", "the edge is shutting down")
+	}
+	return err
+}
+
+// parseWait reads a duration, or a number of seconds.
+func parseWait(text string) (time.Duration, error) {
+	if text == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(text)
+	if n, numErr := strconv.ParseUint(text, 10, 16); numErr == nil {
+		d, err = time.Duration(n)*time.Second, nil
+	}
+	if err != nil || d < 0 || d > maxWait {
+		return 0, badRequest("bad_wait", "give a duration as 500ms or 2s", "wait is %q, want one from 0s to %v", text, maxWait)
+	}
+	return d, nil
+}
+
+// header returns the first value under a canonical name.
+func header(h http.Header, name string) string {
+	if v := h[name]; len(v) > 0 {
+		return v[0]
+	}
+	return ""
+}
