@@ -355,7 +355,9 @@ func (q *Query) parseSelect(text string) error {
 	if !c.end() {
 		return c.fail(`"," or end of input`)
 	}
-	q.All = len(q.Select) == 1 && q.Select[0] == (Item{Column: "*"})
+	if len(q.Select) == 1 && q.Select[0] == (Item{Column: "*"}) {
+		q.All, q.Select = true, nil
+	}
 	return nil
 }
 

@@ -43,6 +43,13 @@ type Answer struct {
 // errEnough ends the walk.
 var errEnough = errors.New("enough rows")
 
+// errUnsure ends a walk whose order is not sure to be that of the keys.
+var errUnsure = errors.New("keys too long for an order")
+
+// sureKey is how long keys may be that lie in their order in a store, in bytes: of
+// longer ones with the same start some are kept under a hash.
+const sureKey = 440
+
 // run is one answer being made.
 type run struct {
 	*Plan
@@ -55,6 +62,8 @@ type run struct {
 	// be counted.
 	matched, end int64
 	whole        bool
+	// strict tells that the order of the path matters.
+	strict bool
 
 	written *millrace.Schema
 	enc     *rowjson.Encoder
@@ -78,21 +87,18 @@ func (p *Plan) Run(t *edge.Table, dst []byte, limits Limits) (Answer, error) {
 		}
 	}
 	r.whole = p.q.Media == MediaObject || p.q.Count && len(p.where) > 0
-	if p.q.Media == MediaJSON {
-		r.answer.Body = append(r.answer.Body, '[')
-	}
 	if r.end != p.q.Offset || r.whole {
-		visit := r.visit
-		if !p.sorted {
-			visit = r.collect
-		}
-		err := r.walk(visit)
-		if err == nil && !p.sorted {
-			err = r.fromSorted()
+		err := r.fill(p.sorted)
+		if errors.Is(err, errUnsure) {
+			r.answer = Answer{Body: dst, Total: -1}
+			r.matched = 0
+			err = r.fill(false)
 		}
 		if err != nil && !errors.Is(err, errEnough) {
 			return r.answer, err
 		}
+	} else {
+		r.begin()
 	}
 	if p.q.Count {
 		r.answer.Total = r.matched
@@ -105,6 +111,28 @@ func (p *Plan) Run(t *edge.Table, dst []byte, limits Limits) (Answer, error) {
 		}
 	}
 	return r.answer, r.finish()
+}
+
+// begin begins the body.
+func (r *run) begin() {
+	if r.q.Media == MediaJSON {
+		r.answer.Body = append(r.answer.Body, '[')
+	}
+}
+
+// fill gives the rows, taking the path's order for the one that is wanted or sorting
+// them afterwards.
+func (r *run) fill(sorted bool) error {
+	r.begin()
+	if sorted {
+		r.strict = len(r.order) > 0
+		return r.walk(r.visit)
+	}
+	r.strict = false
+	if err := r.walk(r.collect); err != nil {
+		return err
+	}
+	return r.fromSorted()
 }
 
 // finish ends the body.
@@ -158,7 +186,13 @@ func (r *run) walk(fn func(row *edge.Row) error) error {
 		if r.path.reverse {
 			i = len(r.path.ranges) - 1 - i
 		}
-		if err := scan(r.path.ranges[i], 0, func(_ []byte, row *edge.Row) error { return look(row) }); err != nil {
+		err := scan(r.path.ranges[i], 0, func(key []byte, row *edge.Row) error {
+			if r.strict && len(key) > sureKey {
+				return errUnsure
+			}
+			return look(row)
+		})
+		if err != nil {
 			return err
 		}
 	}
