@@ -28,14 +28,14 @@ var varyRest = []string{"Accept, Accept-Profile, Prefer, Range"}
 func (q *request) rest(rest string) error {
 	name, table, ok := strings.Cut(rest, "/")
 	name, err := unescape(name)
-	if err == nil {
-		table, err = unescapeTable(table)
-	}
 	if err != nil {
 		return err
 	}
 	if q.stream = q.s.streams[name]; q.stream == nil {
 		return postgrest.NoPath("This edge has the streams: " + list(q.s.names))
+	}
+	if table, err = unescapeTable(table); err != nil {
+		return err
 	}
 	if !ok || table == "" {
 		return postgrest.NoPath("Ask for /rest/" + name + "/{table}; /v1/streams/" + name + "/tables lists the tables.")

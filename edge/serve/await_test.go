@@ -1,0 +1,161 @@
+package serve_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge/serve"
+)
+
+func TestMinIndex(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store)
+	path := streamURL + "/tables/public.accounts/rows/5"
+	at := func(index millrace.Index, more string) string {
+		return fmt.Sprintf("%s?min_index=%d%s", path, index, more)
+	}
+	if a := get(t, s, at(src.index, "")); a.status != 200 {
+		t.Errorf("what is there: got %d %s", a.status, a.body)
+	}
+	for _, more := range []string{"", "&wait=0s", "&wait=10ms"} {
+		a := get(t, s, at(src.index+1, more))
+		if a.status != 504 || a.code(t) != "behind" || a.header.Get("X-Millrace-Index") != src.index.String() {
+			t.Errorf("%q: got %d %s at %s", more, a.status, a.body, a.header.Get("X-Millrace-Index"))
+		}
+	}
+	if a := askWith(t, s, http.MethodGet, restURL+"/accounts", "X-Millrace-Min-Index", "999999", "X-Millrace-Wait", "1ms"); a.status != 504 || !strings.Contains(a.body, `"code":"millrace.behind"`) {
+		t.Errorf("rest: got %d %s", a.status, a.body)
+	}
+	for more, want := range map[string]string{
+		"?min_index=x": "bad_index", "?min_index=-1": "bad_index", "?wait=1s": "bad_wait",
+		"?min_index=1&wait=x": "bad_wait", "?min_index=1&wait=31s": "bad_wait", "?min_index=1&wait=-1s": "bad_wait",
+	} {
+		if a := get(t, s, path+more); a.status != 400 || a.code(t) != want {
+			t.Errorf("%s: got %d %s, want %s", more, a.status, a.body, want)
+		}
+	}
+	// Whoever waits gets the answer of the index, and nothing of before.
+	var all sync.WaitGroup
+	results := make(chan answer, 8)
+	want := src.index + 1
+	for i := range cap(results) {
+		all.Go(func() {
+			if i%2 == 0 {
+				results <- get(t, s, at(want, "&wait=30s"))
+				return
+			}
+			results <- ask(t, s, http.MethodPost, fmt.Sprintf("%s/rows:get?min_index=%d&wait=30", streamURL, want), `{"keys":[{"table":"public.accounts","key":[5]}]}`)
+		})
+	}
+	src.unit(put(t, accountsSchema(), "5", "77", "2024-01-02 03:04:05+00", "NULL"))
+	all.Wait()
+	close(results)
+	for a := range results {
+		if a.status != 200 || !strings.Contains(a.body, `"balance":77`) {
+			t.Errorf("waited: got %d %s", a.status, a.body)
+		}
+	}
+}
+
+// Those who wait are a bounded number. They end with their client, and with the server.
+func TestWaitersAreBounded(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store, func(c *serve.Config) { c.Listen, c.MaxWaiters = "127.0.0.1:0", 2 })
+	stop := run(t, s)
+	url := fmt.Sprintf("http://%s%s/tables/public.accounts/rows/5?min_index=%d&wait=30s", s.Addr(), streamURL, src.index+1)
+	status := make(chan int, 3)
+	wait := func(ctx context.Context) {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+		if err != nil {
+			t.Error(err)
+		}
+		resp, err := client("tcp", s.Addr()).Do(r)
+		if err != nil {
+			status <- 0
+			return
+		}
+		_ = resp.Body.Close() // only its status matters
+		status <- resp.StatusCode
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var all sync.WaitGroup
+	all.Go(func() { wait(ctx) })
+	all.Go(func() { wait(t.Context()) })
+	deadline := time.Now().Add(time.Minute)
+	busy := func() bool {
+		a := fetch(t, client("tcp", s.Addr()), fmt.Sprintf("http://%s%s/tables/public.accounts/rows/5?min_index=%d&wait=1ms", s.Addr(), streamURL, src.index+1))
+		return a.status == 503 && a.code(t) == "busy"
+	}
+	for !busy() {
+		if time.Now().After(deadline) {
+			t.Fatal("a third one may wait beside two")
+		}
+	}
+	cancel() // its client goes away
+	if got := <-status; got != 0 {
+		t.Errorf("the client that went away got %d", got)
+	}
+	for busy() {
+		if time.Now().After(deadline) {
+			t.Fatal("the wait of a client that went away does not end")
+		}
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if got := <-status; got != 503 {
+		t.Errorf("at the end of the server: got %d, want 503", got)
+	}
+	all.Wait()
+}
+
+// A cursor goes on across restarts, and is gone where its rows were replaced.
+func TestCursorAndRows(t *testing.T) {
+	store, src := newStore(t)
+	page := func(cursor string) answer {
+		t.Helper()
+		return get(t, newServer(t, store), streamURL+"/tables/public.accounts/rows?limit=2&cursor="+cursor) // another server each time
+	}
+	cursorOf := func(a answer) string {
+		t.Helper()
+		_, rest, ok := strings.Cut(a.body, `"cursor":"`)
+		if !ok {
+			t.Fatalf("no cursor in %d %s", a.status, a.body)
+		}
+		return rest[:strings.IndexByte(rest, '"')]
+	}
+	cursor := cursorOf(page(""))
+	if a := page(cursor); a.status != 200 || !strings.Contains(a.body, `{"id":3,`) {
+		t.Errorf("next page: got %d %s", a.status, a.body)
+	}
+	src.unit(put(t, accountsSchema(), "3", "1", "2024-01-02 03:04:05+00", "NULL"))
+	if a := page(cursor); a.status != 200 || !strings.Contains(a.body, `{"id":3,`) {
+		t.Errorf("after a change: got %d %s", a.status, a.body)
+	}
+	s := accountsSchema()
+	src.unit(&millrace.Entry{Kind: millrace.KindTruncate, Table: s.Table})
+	if a := page(cursor); a.status != 410 || a.code(t) != "cursor_gone" || !strings.Contains(a.body, "truncation") {
+		t.Errorf("after a truncation: got %d %s", a.status, a.body)
+	}
+	var rows []*millrace.Entry
+	for i := range 5 {
+		rows = append(rows, put(t, s, fmt.Sprint(i), "1", "2024-01-02 03:04:05+00", "NULL"))
+	}
+	src.unit(rows...)
+	cursor = cursorOf(page(""))
+	src.unit(loadEntry(s, millrace.KindLoadBegin, 3))
+	if a := page(cursor); a.status != 200 {
+		t.Errorf("while a load is under way: got %d %s", a.status, a.body)
+	}
+	src.unit(loadEntry(s, millrace.KindLoadEnd, 3))
+	if a := page(cursor); a.status != 410 {
+		t.Errorf("after a load: got %d %s", a.status, a.body)
+	}
+}
