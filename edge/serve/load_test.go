@@ -58,16 +58,19 @@ func BenchmarkRow(b *testing.B) {
 		_, _ = io.WriteString(w, `{"id":5,"balance":5.50,"at":"2024-01-02T03:04:05+00:00","note":null}`)
 	})
 	for _, bb := range []struct {
-		name string
-		h    http.Handler
-	}{{"nothing", nothing}, {"row", s}} {
+		name, path string
+		h          http.Handler
+	}{
+		{"nothing", "/", nothing}, {"row", streamURL + "/tables/public.accounts/rows/5", s},
+		{"rest", restURL + "/accounts?id=eq.5", s}, {"absent", restURL + "/accounts?id=eq.99", s},
+	} {
 		b.Run(bb.name, func(b *testing.B) {
 			server := httptest.NewServer(bb.h)
 			defer server.Close()
 			client := server.Client()
 			b.ReportAllocs()
 			for b.Loop() {
-				resp, err := client.Get(server.URL + streamURL + "/tables/public.accounts/rows/5") //nolint:noctx // a benchmark
+				resp, err := client.Get(server.URL + bb.path) //nolint:noctx // a benchmark
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -78,17 +81,22 @@ func BenchmarkRow(b *testing.B) {
 			}
 		})
 	}
-	b.Run("handler", func(b *testing.B) {
-		r := httptest.NewRequestWithContext(b.Context(), http.MethodGet, streamURL+"/tables/public.accounts/rows/5", http.NoBody)
-		w := &discard{header: make(http.Header)}
-		b.ReportAllocs()
-		for b.Loop() {
-			s.ServeHTTP(w, r)
-		}
-		if w.status != 200 {
-			b.Fatal(w.status)
-		}
-	})
+	for name, path := range map[string]string{
+		"row": streamURL + "/tables/public.accounts/rows/5", "rest": restURL + "/accounts?id=eq.5", "absent": restURL + "/accounts?id=eq.99",
+		"rest page": restURL + "/accounts?id=gt.5&order=id&limit=10&select=id,balance",
+	} {
+		b.Run("handler/"+name, func(b *testing.B) {
+			r := httptest.NewRequestWithContext(b.Context(), http.MethodGet, path, http.NoBody)
+			w := &discard{header: make(http.Header)}
+			b.ReportAllocs()
+			for b.Loop() {
+				s.ServeHTTP(w, r)
+			}
+			if w.status != 200 {
+				b.Fatal(w.status)
+			}
+		})
+	}
 }
 
 // discard is a ResponseWriter that costs nothing.

@@ -38,7 +38,7 @@ type metrics struct {
 	answers    [numRoutes][6]prometheus.Counter // by the first digit of the status
 }
 
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
+func newMetrics(r prometheus.Registerer, waiting func() float64) (*metrics, error) {
 	m := &metrics{registerer: r}
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "millrace_serve_request_seconds",
@@ -49,7 +49,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		Name: "millrace_serve_answers_total",
 		Help: "Answers by the class of their status.",
 	}, []string{"route", "status"})
-	m.all = []prometheus.Collector{seconds, answers}
+	m.all = []prometheus.Collector{seconds, answers, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "millrace_serve_waiting",
+		Help: "Requests that wait for an index (min_index).",
+	}, waiting)}
 	for i := range m.seconds {
 		m.seconds[i] = seconds.WithLabelValues(routeNames[i])
 		for class := range m.answers[i] {

@@ -77,7 +77,11 @@ func (q *request) restTable(v *edge.View, query *postgrest.Query, name string) e
 	if err != nil {
 		return err
 	}
-	plan, err := postgrest.Compile(query, q.stream.tables.get(t.Schema()), func() [][]string { return wholeIndexes(t) })
+	table, err := q.stream.tables.get(t.Schema())
+	if err != nil {
+		return err
+	}
+	plan, err := postgrest.Compile(query, table, func() [][]string { return wholeIndexes(t) })
 	if err != nil {
 		return err
 	}

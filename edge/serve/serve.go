@@ -203,7 +203,7 @@ func New(config Config) (*Server, error) {
 	s.pool.New = func() any { return newRequest(s) }
 	s.life, s.endLife = context.WithCancel(context.Background())
 	var err error
-	if s.metrics, err = newMetrics(config.Registerer); err != nil {
+	if s.metrics, err = newMetrics(config.Registerer, func() float64 { return float64(s.waiting.Load()) }); err != nil {
 		return nil, err
 	}
 	if config.Gatherer != nil {

@@ -15,13 +15,16 @@ type tables struct {
 	all atomic.Pointer[map[*millrace.Schema]*postgrest.Table]
 }
 
-func (t *tables) get(s *millrace.Schema) *postgrest.Table {
+func (t *tables) get(s *millrace.Schema) (*postgrest.Table, error) {
 	if all := t.all.Load(); all != nil {
 		if table := (*all)[s]; table != nil {
-			return table
+			return table, nil
 		}
 	}
-	table := postgrest.NewTable(s)
+	table, err := postgrest.NewTable(s)
+	if err != nil {
+		return nil, err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	next := make(map[*millrace.Schema]*postgrest.Table)
@@ -30,5 +33,5 @@ func (t *tables) get(s *millrace.Schema) *postgrest.Table {
 	}
 	next[s] = table
 	t.all.Store(&next)
-	return table
+	return table, nil
 }

@@ -12,8 +12,9 @@ import (
 type Table struct {
 	schema  *millrace.Schema
 	columns []column
-	// key are the places of the key's columns, in its order.
-	key []int
+	// key are the places of the key's columns, in its order, and codec encodes them.
+	key   []int
+	codec *millrace.KeyCodec
 }
 
 // column says how the values of a column are read, compared and ordered.
@@ -79,13 +80,18 @@ var builtin = map[uint32]struct {
 	1700: {kindNumeric, "numeric"}, 2950: {kindUUID, "uuid"},
 }
 
-// NewTable describes the table of a schema.
-func NewTable(s *millrace.Schema) *Table {
-	t := &Table{schema: s, columns: make([]column, len(s.Columns)), key: s.KeyColumns()}
+// NewTable describes the table of a schema. An error means that it has no key that can
+// be read by, which no table of a store is without.
+func NewTable(s *millrace.Schema) (*Table, error) {
+	codec, err := millrace.NewKeyCodec(s)
+	if err != nil {
+		return nil, err
+	}
+	t := &Table{schema: s, columns: make([]column, len(s.Columns)), key: codec.Columns(), codec: codec}
 	for i := range s.Columns {
 		t.columns[i] = newColumn(s, i)
 	}
-	return t
+	return t, nil
 }
 
 // Name returns the name without the schema's.

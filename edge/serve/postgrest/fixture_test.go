@@ -192,7 +192,11 @@ func ask(t testing.TB, store *edge.Store, s *millrace.Schema, query string, l po
 		if err != nil {
 			return err
 		}
-		plan, err := postgrest.Compile(q, postgrest.NewTable(table.Schema()), func() [][]string {
+		compiled, err := postgrest.NewTable(table.Schema())
+		if err != nil {
+			return err
+		}
+		plan, err := postgrest.Compile(q, compiled, func() [][]string {
 			var all [][]string
 			for _, ix := range table.Indexes() {
 				if ix.Whole {

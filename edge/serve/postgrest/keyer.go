@@ -15,9 +15,9 @@ type keyer struct {
 }
 
 func (t *Table) keyer(c *candidate) (k keyer, err error) {
-	k.own = c.own
-	if k.key, err = millrace.NewKeyCodec(t.schema); err != nil || c.index == nil {
-		return k, err
+	k.own, k.key = c.own, t.codec
+	if c.index == nil {
+		return k, nil
 	}
 	k.index, err = millrace.NewIndexCodec(t.schema, c.index)
 	return k, err

@@ -167,7 +167,7 @@ func (r *rowReader) set(schema *millrace.Schema, row *millrace.Row) {
 	if schema == r.written {
 		return
 	}
-	r.written, r.places = schema, r.places[:0]
+	r.written, r.places = schema, slices.Grow(r.places[:0], len(r.t.columns))
 	for i := range r.t.schema.Columns {
 		at := i
 		if schema != r.t.schema {
