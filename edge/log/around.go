@@ -52,6 +52,10 @@ func (l *Log) Around(after millrace.Index) (begin, next *millrace.Checkpoint, er
 	return begin, next, nil
 }
 
+// Unit returns the index of the newest unit that is complete before the newest batch that
+// Next gave, or before the place where the reader began.
+func (r *Reader) Unit() millrace.Index { return r.track.unit.index }
+
 // UnitEnd looks ahead, by headers alone, for the end of the unit in the middle of which
 // Next has led the reader. It returns the index of the unit's last entry, and when the
 // unit was committed at the source. Where the newest batch ended its unit, that is its

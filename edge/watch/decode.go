@@ -21,10 +21,10 @@ type block struct {
 	weight int64
 }
 
-// decode takes a batch apart. from are the tables before it; unitEnd says where the unit
-// ends that the batch is in the middle of, and when that was committed. The record's
-// bytes are not kept.
-func (f *forms) decode(r *edgelog.Record, from tables, unitEnd func() (millrace.Index, time.Time, error)) (*block, error) {
+// decode takes a batch apart. unit is the end of the unit before it, and from are the
+// tables there; unitEnd says where the unit ends that the batch is in the middle of, and
+// when that was committed. The record's bytes are not kept.
+func (f *forms) decode(r *edgelog.Record, unit millrace.Index, from tables, unitEnd func() (millrace.Index, time.Time, error)) (*block, error) {
 	record, err := millrace.DecodeRecord(r.Value, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: batch from index %v on: %w", errRecord, r.Header.First, err)
@@ -34,31 +34,56 @@ func (f *forms) decode(r *edgelog.Record, from tables, unitEnd func() (millrace.
 	}
 	d := decoder{forms: f, epoch: record.Epoch, tables: from}
 	d.b = &block{before: record.First - 1, last: record.Last(), from: from, weight: int64(len(record.Payload))}
-	payload, open := record.Payload, 0 // items before it have their unit's end
-	var h millrace.Head
-	for i := record.First; i <= record.Last(); i++ {
-		if payload, err = millrace.NextHead(payload, &h); err == nil {
-			err = d.entry(&h, i)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%w: index %v: %w", errRecord, i, err)
-		}
-		if h.Last {
-			open = d.end(open, i, h.End.Time)
-		}
+	open, err := d.entries(record, unit)
+	if err != nil {
+		return nil, err
 	}
-	if !h.Last {
-		end, at, err := unitEnd()
-		if err != nil {
-			return nil, err
+	if d.ended < len(d.b.items) {
+		end, at := record.Last(), record.Time
+		if open {
+			if end, at, err = unitEnd(); err != nil {
+				return nil, err
+			}
+			if end <= record.Last() {
+				return nil, fmt.Errorf("%w: the unit of index %v does not end", errRecord, record.Last())
+			}
 		}
-		if end <= record.Last() {
-			return nil, fmt.Errorf("%w: the unit of index %v does not end", errRecord, record.Last())
-		}
-		d.end(open, end, at)
+		d.end(end, at)
 	}
 	d.b.to = d.tables
 	return d.b, nil
+}
+
+// entries takes the entries of a batch. open tells that the unit of the last one goes on.
+func (d *decoder) entries(record *millrace.Record, unit millrace.Index) (open bool, err error) {
+	all, err := record.Entries(unit)
+	if err != nil {
+		return false, fmt.Errorf("%w: batch from index %v on: %w", errRecord, record.First, err)
+	}
+	// part is the end of a partial batch's unit, whose own last entry may not be here.
+	var part millrace.Index
+	for {
+		var h millrace.Head
+		i, more, err := all.Next(&h)
+		if err != nil {
+			return false, fmt.Errorf("%w: batch from index %v on: %w", errRecord, record.First, err)
+		}
+		if !more {
+			return open, nil
+		}
+		end, goesOn := all.UnitEnd()
+		if end != part {
+			d.end(part, time.Time{})
+			part = end
+		}
+		if err := d.entry(&h, i); err != nil {
+			return false, fmt.Errorf("%w: index %v: %w", errRecord, i, err)
+		}
+		open = goesOn || end == 0 && !h.Last
+		if h.Last {
+			d.end(i, h.End.Time)
+		}
+	}
 }
 
 type decoder struct {
@@ -66,15 +91,17 @@ type decoder struct {
 	epoch  millrace.Epoch
 	tables tables
 	b      *block
+	// ended is how many items have the end of their unit.
+	ended int
 }
 
-// end gives the items from open on the end of their unit.
-func (d *decoder) end(open int, end millrace.Index, at time.Time) int {
-	for i := open; i < len(d.b.items); i++ {
-		d.b.items[i].unitEnd, d.b.items[i].at = end, at
-		d.b.weight += int64(d.b.items[i].size())
+// end gives the items that have none the end of their unit.
+func (d *decoder) end(end millrace.Index, at time.Time) {
+	for ; d.ended < len(d.b.items); d.ended++ {
+		item := &d.b.items[d.ended]
+		item.unitEnd, item.at = end, at
+		d.b.weight += int64(item.size())
 	}
-	return len(d.b.items)
 }
 
 // ops are the kinds of entries that watchers are told of.
@@ -130,21 +157,33 @@ func (d *decoder) entry(h *millrace.Head, index millrace.Index) error {
 	return nil
 }
 
-// change brings a schema or drop entry into the tables.
-func (f *forms) change(epoch millrace.Epoch, t tables, h *millrace.Head) (tables, error) {
-	if h.Kind != millrace.KindSchema && h.Kind != millrace.KindDrop {
-		return t, nil
-	}
-	var e millrace.Entry
-	if err := millrace.DecodeEntry(h.Body, &e); err != nil {
-		return nil, err
-	}
-	if e.Kind == millrace.KindDrop {
-		return t.without(e.Table), nil
-	}
-	one, err := f.get(epoch, e.Schema)
+// changes brings what a batch has of schemas and dropped tables into the tables.
+func (f *forms) changes(batch *millrace.Record, unit millrace.Index, t tables) (tables, error) {
+	all, err := batch.Entries(unit)
 	if err != nil {
 		return nil, err
 	}
-	return t.with(one), nil
+	for {
+		var h millrace.Head
+		_, more, err := all.Next(&h)
+		if err != nil || !more {
+			return t, err
+		}
+		if h.Kind != millrace.KindSchema && h.Kind != millrace.KindDrop {
+			continue
+		}
+		var e millrace.Entry
+		if err := millrace.DecodeEntry(h.Body, &e); err != nil {
+			return nil, err
+		}
+		if e.Kind == millrace.KindDrop {
+			t = t.without(e.Table)
+			continue
+		}
+		one, err := f.get(batch.Epoch, e.Schema)
+		if err != nil {
+			return nil, err
+		}
+		t = t.with(one)
+	}
 }

@@ -55,6 +55,8 @@ type feed struct {
 	entries []*millrace.Entry
 	tables  map[millrace.TableID]*millrace.Schema
 	codecs  map[millrace.TableID]*millrace.KeyCodec
+	// rewriter makes the batches partial; nil for whole ones.
+	rewriter *millrace.Rewriter
 }
 
 // forEver keeps what the made-up times would let go.
@@ -102,6 +104,14 @@ func (f *feed) add(h millrace.Header, payload []byte) {
 		f.t.Fatal(err)
 	}
 	whole := !f.fold.Open()
+	if f.rewriter != nil {
+		if value, err = f.rewriter.Rewrite(value); err == nil {
+			r, err = millrace.DecodeRecord(value, nil)
+		}
+		if err != nil {
+			f.t.Fatal(err)
+		}
+	}
 	f.log.Append(millrace.Offset(0), value, r, whole && r.Kind == millrace.RecordBatch)
 }
 

