@@ -39,6 +39,11 @@ const (
 	Epoch Op = "epoch"
 	// Progress: everything up to Index has been told of.
 	Progress Op = "progress"
+	// Gone: the edge no longer has what comes next, and the watch ends. Index is the
+	// oldest place that it could begin behind. What was known is to be read again.
+	Gone Op = "gone"
+	// End: the watch ends for a Reason that asking again does not mend.
+	End Op = "end"
 )
 
 // Event is one thing that watchers are told. In JSON it is one object, with the names

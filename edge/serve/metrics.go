@@ -24,10 +24,11 @@ const (
 	routeCompact
 	routeImages
 	routeRest
+	routeWatch
 	numRoutes
 )
 
-var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact", "images", "rest"}
+var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact", "images", "rest", "watch"}
 
 // metrics are looked up once, because a lookup by label costs as much as a read
 // of a row.

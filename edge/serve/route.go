@@ -30,6 +30,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r) // for as long as the other edge follows: no request to be measured
 		return
 	}
+	if s.watches(w, r, path) {
+		return
+	}
 	q := s.begin(w, r)
 	if path == "/metrics" && s.scrape != nil {
 		q.route = routeMetrics
@@ -188,7 +191,7 @@ func (q *request) dispatchRoot(path string) error {
 
 func (q *request) noRoute(path string) error {
 	return notFound("no_route", "ask for /v1/streams, /v1/streams/{stream}/status, …/tables, …/tables/{schema.table}/rows/{key}, "+
-		"…/tables/{schema.table}/rows, …/rows:get, /livez, /readyz or /metrics", "there is nothing at %s", path)
+		"…/tables/{schema.table}/rows, …/rows:get, …/watch, /livez, /readyz or /metrics", "there is nothing at %s", path)
 }
 
 func (q *request) wantGet() error {

@@ -13,6 +13,7 @@
 //	GET  /v1/streams/{stream}/tables/{table}/rows/{key}     one row
 //	GET  /v1/streams/{stream}/tables/{table}/rows           rows in key order: prefix, limit, cursor
 //	POST /v1/streams/{stream}/rows:get                      several rows in one snapshot
+//	GET  /v1/streams/{stream}/watch                         what changes, as server-sent events
 //	GET  /v1/streams/{stream}/images/…                      images of its store, as files
 //	GET  /v1/streams/{stream}/relay                         its log, for other edges (package relay)
 //	GET  /livez /readyz /metrics
@@ -45,6 +46,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/watch"
 	"github.com/millrace-db/millrace/internal/sockets"
 )
 
@@ -89,6 +91,9 @@ type Config struct {
 	// Images answers requests for the images of a stream, with the path behind
 	// …/images; nil for none.
 	Images func(stream string) http.Handler
+	// Watch is where watchers of a stream are told from; nil, or one that returns nil,
+	// where no log is kept. The caller closes it after Run has returned.
+	Watch func(stream string) *watch.Hub
 	// Relays says whom streams follow, and serves who follows them; nil for none.
 	Relays Relays
 	// Gatherer gives what /metrics shows; nil for nothing.
@@ -134,6 +139,7 @@ type Server struct {
 	waiting atomic.Int64
 	life    context.Context
 	endLife context.CancelFunc
+	watching watching
 
 	mu        sync.Mutex
 	listening bool
@@ -202,6 +208,7 @@ func New(config Config) (*Server, error) {
 	}
 	s.pool.New = func() any { return newRequest(s) }
 	s.life, s.endLife = context.WithCancel(context.Background())
+	s.watching.init()
 	var err error
 	if s.metrics, err = newMetrics(config.Registerer, func() float64 { return float64(s.waiting.Load()) }); err != nil {
 		return nil, err
@@ -259,6 +266,7 @@ func (s *Server) Run(ctx context.Context) error {
 		err = fmt.Errorf("serve HTTP: %w", err)
 	}
 	s.endLife()
+	s.watching.end()
 	// The context has ended; this one bounds the end.
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
 	defer cancel()

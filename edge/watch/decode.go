@@ -100,7 +100,7 @@ func (d *decoder) end(end millrace.Index, at time.Time) {
 	for ; d.ended < len(d.b.items); d.ended++ {
 		item := &d.b.items[d.ended]
 		item.unitEnd, item.at = end, at
-		d.b.weight += int64(item.size())
+		d.b.weight += int64(item.Size())
 	}
 }
 

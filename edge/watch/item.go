@@ -35,8 +35,8 @@ func (i *Item) ID() event.ID { return event.ID{Epoch: i.epoch, Index: i.index} }
 // UnitEnd is the index at which the event's unit ends.
 func (i *Item) UnitEnd() millrace.Index { return i.unitEnd }
 
-// size is about how long the event is as JSON.
-func (i *Item) size() int {
+// Size is about how many bytes the event has as JSON.
+func (i *Item) Size() int {
 	n := 200 + len(i.reason) + len(i.was)
 	if i.table != nil {
 		n = i.table.around
@@ -50,7 +50,7 @@ func (i *Item) JSON() ([]byte, error) {
 	if text := i.text.Load(); text != nil {
 		return *text, nil
 	}
-	text, err := i.append(make([]byte, 0, i.size()))
+	text, err := i.append(make([]byte, 0, i.Size()))
 	if err != nil {
 		return nil, fmt.Errorf("event at index %v: %w", i.index, err)
 	}

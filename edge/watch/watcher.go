@@ -49,8 +49,8 @@ type Watcher struct {
 
 const (
 	// pageItems and pageBytes bound what Next gives at once; one item may be larger.
-	pageItems = 1024
-	pageBytes = 256 << 10
+	pageItems = 512
+	pageBytes = 64 << 10
 	// readyWait is how long Watch waits for the log of an edge that has just started.
 	readyWait = 5 * time.Second
 )
@@ -157,6 +157,16 @@ func (w *Watcher) Close() {
 	}
 }
 
+// Release forgets what Next gave before the next call does. Items are of records that
+// others may be done with.
+func (w *Watcher) Release() {
+	clear(w.page)
+	w.page = w.page[:0]
+}
+
+// CutOff counts the watch as one that was ended because it was slow.
+func (w *Watcher) CutOff() { w.h.metrics.cutOff.Inc() }
+
 // ID is the place up to which everything was told.
 func (w *Watcher) ID() event.ID { return event.ID{Epoch: w.epoch, Index: w.pos} }
 
@@ -169,8 +179,7 @@ func (w *Watcher) ID() event.ID { return event.ID{Epoch: w.epoch, Index: w.pos} 
 // Errors end the watch: log.PrunedError where the log no longer reaches back to the
 // watcher's place, ErrClosed, ErrPrefix, and that of ctx.
 func (w *Watcher) Next(ctx context.Context) ([]*Item, error) {
-	clear(w.page)
-	w.page = w.page[:0]
+	w.Release()
 	if !w.begun {
 		w.begun = true
 		return w.progress(), nil
@@ -280,7 +289,7 @@ func (w *Watcher) take(b *block) error {
 			continue
 		}
 		w.page = append(w.page, item)
-		size += item.size()
+		size += item.Size()
 		if w.within = item.unitEnd; w.within == item.index {
 			w.within = 0
 		}
