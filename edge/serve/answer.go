@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/access"
 )
 
 // fault is an answer other than 200.
@@ -67,6 +68,7 @@ type request struct {
 
 	route  route
 	stream *stream
+	who    *access.Identity
 	// place is that of the snapshot that was read, once there was one.
 	place    edge.Place
 	hasPlace bool
@@ -139,7 +141,7 @@ func (q *request) release() {
 	if cap(q.body) > freeBuffer {
 		q.body = nil
 	}
-	q.w, q.r, q.stream = nil, nil, nil
+	q.w, q.r, q.stream, q.who = nil, nil, nil, nil
 	q.hasPlace, q.tagged, q.bigInt = false, false, false
 	q.answered, q.contentType = 0, ""
 	q.rows.release()

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"strings"
@@ -28,7 +29,7 @@ func isLoopbackHost(host string) bool {
 	return sockets.IsLoopback(strings.TrimSuffix(strings.TrimPrefix(host, "["), "]"))
 }
 
-// Listen takes the address and the socket, so that Run cannot fail for them any
+// Listen takes the addresses and the socket, so that Run cannot fail for them any
 // more. Errors name what is in the way. Further calls do nothing.
 func (s *Server) Listen(ctx context.Context) error {
 	s.mu.Lock()
@@ -36,29 +37,47 @@ func (s *Server) Listen(ctx context.Context) error {
 	if s.listening {
 		return nil
 	}
-	if s.config.Listen == "" && s.config.Unix == "" {
+	c := &s.config
+	if c.Listen == "" && c.Unix == "" && c.Secure == "" {
 		return errors.New("serve: neither a TCP address nor a unix socket is given")
 	}
-	if s.config.Listen != "" {
-		l, err := sockets.TCP(ctx, s.config.Listen, true)
-		if err != nil {
-			return err
+	for _, at := range []struct {
+		address string
+		listen  func() (net.Listener, error)
+		to      *net.Listener
+	}{
+		{c.Listen, func() (net.Listener, error) { return c.Sockets.TCP(ctx, "edge.http.listen", c.Listen, true) }, &s.tcp},
+		{c.Unix, func() (net.Listener, error) { return c.Sockets.Unix(ctx, "edge.http.unix", c.Unix) }, &s.unix},
+		{c.Secure, func() (net.Listener, error) { return c.Sockets.TCP(ctx, "edge.tls.http", c.Secure, false) }, &s.secure},
+	} {
+		if at.address == "" {
+			continue
 		}
-		s.tcp = netutil.LimitListener(l, s.config.MaxConns)
+		l, err := at.listen()
+		if err != nil {
+			return errors.Join(err, s.closeListeners())
+		}
+		*at.to = netutil.LimitListener(l, c.MaxConns)
 	}
-	if s.config.Unix != "" {
-		l, err := sockets.Unix(ctx, s.config.Unix)
-		if err != nil {
-			if s.tcp != nil {
-				err = errors.Join(err, s.tcp.Close())
-				s.tcp = nil
-			}
-			return err
-		}
-		s.unix = netutil.LimitListener(l, s.config.MaxConns)
+	if s.secure != nil {
+		s.secure = tls.NewListener(s.secure, c.TLS)
 	}
 	s.listening = true
 	return nil
+}
+
+// closeListeners gives up what is listened on.
+func (s *Server) closeListeners() error {
+	var errs []error
+	for _, l := range []*net.Listener{&s.tcp, &s.unix, &s.secure} {
+		if *l != nil {
+			if err := (*l).Close(); !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+			*l = nil
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Close gives up the listeners of a server whose Run is not called.
@@ -66,24 +85,21 @@ func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.endLife()
-	var errs []error
-	for _, l := range []net.Listener{s.tcp, s.unix} {
-		if l != nil {
-			if err := l.Close(); !errors.Is(err, net.ErrClosed) {
-				errs = append(errs, err)
-			}
-		}
-	}
 	s.metrics.unregister()
-	return errors.Join(errs...)
+	return s.closeListeners()
 }
 
 // Addr returns the TCP address that is listened on, empty if there is none yet.
-func (s *Server) Addr() string {
+func (s *Server) Addr() string { return s.addr(&s.tcp) }
+
+// SecureAddr is Addr of the listener for other hosts.
+func (s *Server) SecureAddr() string { return s.addr(&s.secure) }
+
+func (s *Server) addr(l *net.Listener) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tcp == nil {
+	if *l == nil {
 		return ""
 	}
-	return s.tcp.Addr().String()
+	return (*l).Addr().String()
 }

@@ -79,6 +79,7 @@ func (s *Server) imagesOf(path string) http.Handler {
 func (s *Server) begin(w http.ResponseWriter, r *http.Request) *request {
 	q := s.pool.Get().(*request)
 	q.w, q.r = w, r
+	q.who = s.identity(r)
 	q.route = routeOther
 	q.now = time.Now()
 	return q

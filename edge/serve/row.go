@@ -122,6 +122,9 @@ func keyNames(s *millrace.Schema) []string {
 
 // table finds a table; where it is not there yet, the answer says so.
 func (q *request) table(v *edge.View, name string) (*edge.Table, error) {
+	if err := q.mayTable(name); err != nil {
+		return nil, err
+	}
 	t, err := v.Table(name)
 	if err == nil {
 		return t, nil
@@ -146,9 +149,11 @@ func (q *request) table(v *edge.View, name string) (*edge.Table, error) {
 	if tablesErr != nil {
 		return nil, tablesErr
 	}
-	names := make([]string, len(infos))
+	var names []string
 	for i := range infos {
-		names[i] = infos[i].Name
+		if q.who.Table(q.stream.name, infos[i].Name) {
+			names = append(names, infos[i].Name)
+		}
 	}
 	return nil, notFound("no_table", "name the table with its schema; there are: "+list(names), "stream %s has no table %s", q.stream.name, name)
 }

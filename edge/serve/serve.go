@@ -1,5 +1,5 @@
 // Package serve answers reads of an edge's stores over HTTP, on a loopback TCP
-// address and a unix socket.
+// address, on a unix socket, and over TLS.
 //
 // It owns the routes, the JSON that goes over them, the limits on what one
 // client can ask for, and the listeners. Rows are read in one snapshot of the
@@ -24,12 +24,15 @@
 //
 //	{"error":{"code":"…","message":"…","mend":"…"}}
 //
-// There is no encryption and no authentication: any user of the host can read
-// over TCP, and whoever may open the socket over that.
+// On loopback and on the socket there is no encryption and no authentication: any
+// user of the host can read over TCP, and whoever may open the socket over that.
+// Other hosts come over TLS, and show a bearer token or a certificate; what they may
+// is said by package access.
 package serve
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -46,6 +49,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/access"
 	"github.com/millrace-db/millrace/edge/watch"
 	"github.com/millrace-db/millrace/internal/sockets"
 )
@@ -73,6 +77,15 @@ type Config struct {
 	Listen string
 	// Unix is the path of the unix socket; empty for none.
 	Unix string
+	// Secure is the TCP address, of any interface, where clients speak TLS and show
+	// who they are, with a token or a certificate; empty for none.
+	Secure string
+	// TLS is how they do, and Access says who may read what; both are needed with
+	// Secure. Access is asked for each request, so that changed rights count at once.
+	TLS    *tls.Config
+	Access func() *access.List
+	// Sockets hands out the listeners; nil makes them.
+	Sockets *sockets.Set
 	// Fault says what keeps a stream from going on, nil if nothing does. It is
 	// shown in the stream's status. May be nil.
 	Fault func(stream string) error
@@ -132,18 +145,21 @@ type Server struct {
 	names   []string
 	metrics *metrics
 	scrape  http.Handler
-	pool    sync.Pool // of *request
+	// local is who asks from this host.
+	local *access.Identity
+	pool  sync.Pool // of *request
 	// buffered is what large answers take up of Config.MaxBuffered.
 	buffered atomic.Int64
 	// waiting is how many requests wait for an index. They end with life.
-	waiting atomic.Int64
-	life    context.Context
-	endLife context.CancelFunc
+	waiting  atomic.Int64
+	life     context.Context
+	endLife  context.CancelFunc
 	watching watching
 
 	mu        sync.Mutex
 	listening bool
-	tcp, unix net.Listener
+	// Each is nil if there is none.
+	tcp, unix, secure net.Listener
 }
 
 // stream is one of the streams with the encoders of its rows.
@@ -162,6 +178,9 @@ func New(config Config) (*Server, error) {
 		if err := sockets.CheckLoopback(config.Listen); err != nil {
 			return nil, err
 		}
+	}
+	if config.Secure != "" && (config.TLS == nil || config.Access == nil) {
+		return nil, fmt.Errorf("serve: listen on %s: other hosts are answered with TLS and a list of who may read what only", config.Secure)
 	}
 	if config.MaxRows == 0 {
 		config.MaxRows = 10_000
@@ -197,6 +216,7 @@ func New(config Config) (*Server, error) {
 	s := &Server{
 		config:  config,
 		log:     config.Logger,
+		local:   access.Local(),
 		streams: make(map[string]*stream, len(config.Streams)),
 		names:   slices.Sorted(maps.Keys(config.Streams)),
 	}
@@ -234,10 +254,10 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	tcp, unix := s.tcp, s.unix
+	tcp, unix, secure := s.tcp, s.unix, s.secure
 	s.mu.Unlock()
 	var servers []*http.Server
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	start := func(l net.Listener, h http.Handler) {
 		if l == nil {
 			return
@@ -256,6 +276,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	start(tcp, http.HandlerFunc(s.serveTCP))
 	start(unix, s)
+	start(secure, http.HandlerFunc(s.serveSecure))
 
 	var err error
 	ended := 0

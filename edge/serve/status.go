@@ -223,17 +223,22 @@ func (q *request) status() error {
 	if err != nil {
 		return err
 	}
-	return q.sendJSON(status)
+	return q.sendJSON(q.visible(status))
 }
 
 // listStreams answers how far all streams are, in the order of their names.
 func (q *request) listStreams() error {
 	all := make([]*Status, 0, len(q.s.names))
 	for _, name := range q.s.names {
+		if !q.who.Stream(name) {
+			continue
+		}
 		st := q.s.streams[name]
 		err := st.store.View(q.r.Context(), func(v *edge.View) error {
 			status, err := q.s.readStatus(st, v, q.now)
-			all = append(all, status)
+			if err == nil {
+				all = append(all, q.visible(status))
+			}
 			return err
 		})
 		if err != nil {
@@ -253,6 +258,9 @@ func (q *request) tables() error {
 			return err
 		}
 		for i := range infos {
+			if q.mayTable(infos[i].Name) != nil {
+				continue
+			}
 			t, err := v.Table(infos[i].Name)
 			if err != nil {
 				return err
