@@ -83,6 +83,11 @@ overhead: ## measure what capture costs writers, with 1 and 8 clients, rows of 1
 	@scripts/setup test
 	@go test ./benchmarks -run '^$$' -bench Overhead -timeout 6h -all $(ARGS)
 
+.PHONY: reads
+reads: ## measure reads beside Redis, LMDB alone and a server that does nothing (ARGS='-rows 10000000')
+	@scripts/setup reads
+	@go test ./benchmarks/reads -run '^$$' -bench . -benchtime 1x -timeout 2h $(ARGS)
+
 .PHONY: soak
 soak: ## do 200 random walks in each mode, hold a transaction open for ten minutes, then repeat the end-to-end tests for FOR=1h
 	@$(MAKE) --no-print-directory nemesis

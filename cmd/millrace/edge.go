@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,9 +12,11 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/resp"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/follow"
+	"github.com/millrace-db/millrace/internal/sockets"
 )
 
 // noViewLimit is the age limit of views where one reader reads everything.
@@ -59,13 +59,15 @@ type keeper struct {
 	registry *prometheus.Registry
 	streams  []*follow.Stream
 	images   *imageMakers
+	sockets  *sockets.Set
 	server   *serve.Server
+	resp     *resp.Server // nil where nobody is answered
 }
 
 // newKeeper opens stores and listeners; nothing is applied or answered yet. The
 // caller calls run, if at all, and then close.
 func newKeeper(ctx context.Context, c *config.Config, log *slog.Logger, viewAge time.Duration) (*keeper, error) {
-	k := &keeper{c: c, log: log.With("edge", c.Edge.ID), registry: newRegistry()}
+	k := &keeper{c: c, log: log.With("edge", c.Edge.ID), registry: newRegistry(), sockets: new(sockets.Set)}
 	if err := k.open(ctx, viewAge); err != nil {
 		return nil, errors.Join(err, k.close())
 	}
@@ -88,20 +90,20 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 		}
 		k.streams = append(k.streams, f)
 	}
-	where := k.c.Edge.HTTP
-	if where.Listen == config.Off {
-		where.Listen = ""
-	}
 	readers := make(map[string]serve.Reader, len(k.streams))
 	for _, one := range k.streams {
 		readers[one.Name()] = one.Home()
 	}
-	var err error
+	where, err := k.network()
+	if err != nil {
+		return err
+	}
 	if k.images, err = k.newImageMakers(); err != nil {
 		return err
 	}
 	k.server, err = serve.New(serve.Config{
-		Streams: readers, Listen: where.Listen, Unix: where.Unix, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k, Relays: relays{k},
+		Streams: readers, Listen: where.http, Unix: k.c.Edge.HTTP.Unix, Secure: where.secureHTTP, TLS: where.tls, Access: where.access,
+		Sockets: k.sockets, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k, Relays: relays{k},
 		Images: k.images.of, Bootstrap: k.bootstrap,
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})
@@ -109,13 +111,9 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 		return err
 	}
 	if err := k.server.Listen(ctx); err != nil {
-		key := "edge.http.listen"
-		if where.Unix != "" && strings.Contains(err.Error(), where.Unix) {
-			key = "edge.http.unix"
-		}
-		return fmt.Errorf("%s: %w", key, err)
+		return err
 	}
-	return nil
+	return k.listenRESP(ctx, where)
 }
 
 func (k *keeper) follower(stream string) *follow.Stream {
@@ -154,6 +152,9 @@ func (k *keeper) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	k.log.Info("edge answers reads", "address", k.server.Addr(), "socket", k.c.Edge.HTTP.Unix)
 	group.Go(func() error { return k.server.Run(ctx) })
+	if k.resp != nil {
+		group.Go(func() error { return k.resp.Run(ctx) })
+	}
 	for _, one := range k.streams {
 		group.Go(func() error { return one.Run(ctx) })
 	}
@@ -166,6 +167,9 @@ func (k *keeper) close() error {
 	var errs []error
 	if k.server != nil {
 		errs = append(errs, k.server.Close())
+	}
+	if k.resp != nil {
+		errs = append(errs, k.resp.Close())
 	}
 	for _, one := range k.streams {
 		errs = append(errs, one.Close())

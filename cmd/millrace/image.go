@@ -20,6 +20,7 @@ import (
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/follow"
 	"github.com/millrace-db/millrace/internal/mend"
+	"github.com/millrace-db/millrace/internal/tlsfiles"
 )
 
 func (a *app) imageCommand() *cobra.Command {
@@ -269,7 +270,11 @@ func (i *imaging) create(ctx context.Context) error {
 }
 
 func (i *imaging) fetch(ctx context.Context, from string) error {
-	source := image.Source{URL: from, Keep: i.c.Edge.Images.Keep}
+	peers, err := tlsfiles.NewClient(peerFiles(i.c), i.logger(i.c))
+	if err != nil {
+		return fmt.Errorf("edge.peers: %w", err)
+	}
+	source := image.Source{URL: from, Keep: i.c.Edge.Images.Keep, Client: peers.HTTP()}
 	if i.stream.ID != "" {
 		source.Stream, _ = millrace.ParseStreamID(i.stream.ID) // the configuration has checked it
 	}

@@ -234,6 +234,21 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
+// Close gives up the listeners of a server whose Run is not called.
+func (s *Server) Close() error {
+	var errs []error
+	for _, l := range append([]net.Listener{s.config.Secure}, s.config.Plain...) {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	s.metrics.unregister()
+	return errors.Join(errs...)
+}
+
 // acceptPause is how long accepting pauses when there are no descriptors.
 const acceptPause = 50 * time.Millisecond
 

@@ -15,7 +15,7 @@ import (
 // systemd.
 const firstFD = 3
 
-// Set hands out the listeners of a process: those it was given at its start, where
+// Set hands out the listeners of a process (errors name the key that configures one): those it was given at its start, where
 // there is one for an address, and new ones otherwise. It knows them all, so that it
 // can give them to a successor. Its methods may be called concurrently. A nil Set
 // makes new ones.
@@ -87,7 +87,7 @@ func (s *Set) TCP(ctx context.Context, name, address string, loopback bool) (net
 	defer s.mu.Unlock()
 	if loopback {
 		if err := CheckLoopback(address); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	given := s.find(name, func(at net.Addr) bool {
@@ -100,7 +100,7 @@ func (s *Set) TCP(ctx context.Context, name, address string, loopback bool) (net
 	}
 	tcp, ok := given.listener.Addr().(*net.TCPAddr)
 	if !ok || loopback && !tcp.IP.IsLoopback() {
-		return nil, fmt.Errorf("listen on %s: the socket that was given for it is %v, which is not a loopback address; mend: correct the socket unit", address, given.listener.Addr())
+		return nil, fmt.Errorf("%s: listen on %s: the socket that was given for it is %v, which is not a loopback address; mend: correct the socket unit", name, address, given.listener.Addr())
 	}
 	return s.keep(given, nil)
 }
@@ -141,7 +141,7 @@ func (s *Set) find(name string, at func(net.Addr) bool) *socket {
 
 func (s *Set) keep(l *socket, err error) (net.Listener, error) {
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", l.name, err)
 	}
 	s.taken = append(s.taken, l)
 	return l.listener, nil
