@@ -88,9 +88,9 @@ func visit(v reflect.Value, path string, fn func(path string, k key, v reflect.V
 
 // itemPath names an item of a list by its name, or by its place if it has none.
 func itemPath(path string, item reflect.Value, i int) string {
-	name := item.FieldByName("Name").String()
-	if name == "" {
-		name = strconv.Itoa(i + 1)
+	name := strconv.Itoa(i + 1)
+	if f := item.FieldByName("Name"); f.IsValid() && f.String() != "" {
+		name = f.String()
 	}
 	return join(path, name)
 }

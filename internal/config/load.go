@@ -62,7 +62,7 @@ func Parse(file string, text []byte, environ []string) (*Config, error) {
 	c := &Config{File: file, lines: map[string]int{}, set: map[string]bool{}}
 	defaults(reflect.ValueOf(c).Elem())
 	r := &reader{file: file, lines: c.lines}
-	r.read(text, c)
+	r.read(text, reflect.ValueOf(c).Elem())
 	for path := range c.lines {
 		c.set[path] = true
 	}
@@ -79,7 +79,7 @@ func Parse(file string, text []byte, environ []string) (*Config, error) {
 
 // Ignored are the variables with our prefix that are no configuration; a star
 // ends those of which only the start is fixed.
-var Ignored = []string{"MILLRACE_CONFIG", "MILLRACE_TEST_*", "MILLRACE_FAILPOINT*", "MILLRACE_PLANT*", "MILLRACE_KAFKA_HOME"}
+var Ignored = []string{"MILLRACE_CONFIG", "MILLRACE_TEST_*", "MILLRACE_FAILPOINT*", "MILLRACE_PLANT*", "MILLRACE_KAFKA_HOME", "MILLRACE_MIGRATE_*"}
 
 func ignored(name string) bool {
 	return slices.ContainsFunc(Ignored, func(pattern string) bool {

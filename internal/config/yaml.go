@@ -24,7 +24,8 @@ func (r *reader) problem(line int, format string, args ...any) {
 	r.problems = append(r.problems, Problem{File: r.file, Line: line, Text: fmt.Sprintf(format, args...)})
 }
 
-func (r *reader) read(text []byte, c *Config) {
+// read fills v, a struct with key tags, from the text.
+func (r *reader) read(text []byte, v reflect.Value) {
 	file, err := yamlparser.ParseBytes(text, 0)
 	if err != nil {
 		// The error's own text quotes lines of the file, passwords and all.
@@ -44,7 +45,7 @@ func (r *reader) read(text []byte, c *Config) {
 	if len(docs) == 0 || docs[0].Body == nil || docs[0].Body.Type() == ast.NullType || docs[0].Body.Type() == ast.CommentType {
 		return // validation says what is missing
 	}
-	r.section(docs[0].Body, "", reflect.ValueOf(c).Elem())
+	r.section(docs[0].Body, "", v)
 }
 
 // section fills a struct from a mapping.

@@ -1,0 +1,211 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Migration is a migration file: which live tables move from which database to
+// which. It is a file of its own, because it is of an operation that ends.
+type Migration struct {
+	Name        string           `key:"name" unit:"a letter, then at most 39 of a-z 0-9 _" doc:"Name of the migration. It becomes part of the names of publication and slot, and is how both databases know it."`
+	Source      MigrationSource  `key:"source" doc:"The database that the tables are in."`
+	Target      MigrationTarget  `key:"target" doc:"The database that they move to."`
+	Tables      []MigrationTable `key:"tables" doc:"The tables to move."`
+	Copy        MigrationCopy    `key:"copy" doc:"How the rows that are there are copied."`
+	Follow      MigrationFollow  `key:"follow" doc:"How changes follow them."`
+	PauseBudget Duration         `key:"pause_budget" unit:"duration" default:"2s" doc:"How long writers may be held at most when they go over. 50ms to 1m."`
+	Log         Log              `key:"log" doc:"Settings of the log, which goes to standard error."`
+
+	// File is where the file was read from.
+	File string
+}
+
+// MigrationSource is where tables move from.
+type MigrationSource struct {
+	URL      Secret `key:"url" unit:"connection string" doc:"How the source is reached: the server itself, not a standby and not through a pooler. The role needs REPLICATION and to own the tables. The variable MILLRACE_MIGRATE_SOURCE_URL takes its place."`
+	Capture  string `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
+	Memory   Size   `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
+	SpoolDir string `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are too large for memory. Made if missing; emptied at start."`
+}
+
+// MigrationTarget is where they move to.
+type MigrationTarget struct {
+	URL Secret `key:"url" unit:"connection string" doc:"How the target is reached: the server itself, not a standby and not through a pooler. The variable MILLRACE_MIGRATE_TARGET_URL takes its place."`
+}
+
+// MigrationTable is one table that moves.
+type MigrationTable struct {
+	From        string             `key:"from" unit:"schema.table" doc:"The table at the source, as the catalog writes it. It needs a primary key that is not deferrable."`
+	To          string             `key:"to" unit:"schema.table" default:"<from>" doc:"The table at the target. prepare makes it like the source's where it is missing and no column is mapped."`
+	Columns     map[string]string  `key:"columns" unit:"source column" doc:"Columns that have another name at the target, by that name. All others keep theirs."`
+	Expressions map[string]string  `key:"expressions" unit:"SQL expression" doc:"Columns of the target that are computed, by name, each from the source's columns of the same row. Functions have to be named with their schema where that is not pg_catalog."`
+	Omit        []string           `key:"omit" unit:"source column" doc:"Columns of the source that do not move. Postgres 15 and later."`
+	Partition   MigrationPartition `key:"partition" doc:"How prepare partitions the table, where it makes it."`
+}
+
+// MigrationPartition says how a table is partitioned at the target.
+type MigrationPartition struct {
+	By    string `key:"by" unit:"SQL expression" doc:"The expression whose values, 0 to count − 1, name the partitions, such as mod(zone_id, 16). Rows with other values go to one more partition. Not set: the table is not partitioned."`
+	Count int    `key:"count" unit:"count" default:"0" doc:"How many partitions. 2 to 1024 where by is set."`
+}
+
+// MigrationCopy says how rows are copied.
+type MigrationCopy struct {
+	Workers       int      `key:"workers" unit:"count" default:"4" doc:"How many chunks are copied at once. 1 to 64."`
+	Chunk         Size     `key:"chunk" unit:"bytes" default:"32MiB" doc:"How much of a table's file one chunk is. Each is one short transaction on both sides. 64KiB to 1GiB."`
+	RowsPerSecond int      `key:"rows_per_second" unit:"rows" default:"0" doc:"The most rows that are copied in a second. 0 for no limit."`
+	MaxReplicaLag Duration `key:"max_replica_lag" unit:"duration" default:"0s" doc:"The copy waits while a physical standby of either side replays later than this. 0s for no limit; otherwise at least 100ms."`
+	MaxActive     int      `key:"max_active" unit:"count" default:"0" doc:"The copy waits while more sessions than this, its own left out, are at work on either side. 0 for no limit."`
+	Checksums     string   `key:"checksums" unit:"on, off" default:"on" doc:"Whether the rows of each chunk are read back from the target and compared by their sum. Their number is compared always."`
+}
+
+// MigrationFollow says how changes are followed.
+type MigrationFollow struct {
+	BatchInterval Duration `key:"batch_interval" unit:"duration" default:"500ms" doc:"How long changes are gathered before they go into the target together. 10ms to 1m."`
+	BatchBytes    Size     `key:"batch_bytes" unit:"bytes" default:"16MiB" doc:"How much is gathered at most. 64KiB to 1GiB."`
+}
+
+// LoadMigration reads a migration file, applies the environment and validates the
+// result. Every error is an *Error.
+func LoadMigration(file string, environ []string) (*Migration, error) {
+	text, err := os.ReadFile(file) //nolint:gosec // the operator names it
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &Error{[]Problem{{File: file, Text: "no such migration file; name one with -f FILE"}}}
+	}
+	if err != nil {
+		return nil, &Error{[]Problem{{Text: fmt.Sprintf("read migration file: %v", err)}}}
+	}
+	return ParseMigration(file, text, environ)
+}
+
+// ParseMigration is LoadMigration for a text that has been read.
+func ParseMigration(file string, text []byte, environ []string) (*Migration, error) {
+	m := &Migration{File: file}
+	v := reflect.ValueOf(m).Elem()
+	defaults(v)
+	lines := map[string]int{}
+	r := &reader{file: file, lines: lines}
+	r.read(text, v)
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		switch name {
+		case "MILLRACE_MIGRATE_SOURCE_URL":
+			m.Source.URL = Secret(value)
+		case "MILLRACE_MIGRATE_TARGET_URL":
+			m.Target.URL = Secret(value)
+		}
+	}
+	if len(r.problems) > 0 {
+		return nil, &Error{r.problems}
+	}
+	k := &checker{c: &Config{File: file, lines: lines}}
+	m.validate(k)
+	if len(k.problems) > 0 {
+		return nil, &Error{k.problems}
+	}
+	return m, nil
+}
+
+func (m *Migration) validate(k *checker) {
+	if !migrationName(m.Name) {
+		k.bad("name", "%q: want a letter, then at most 39 of a-z, 0-9 and _", m.Name)
+	}
+	if m.Source.URL == "" {
+		k.bad("source.url", "not set; give the source's connection string, here or in MILLRACE_MIGRATE_SOURCE_URL")
+	}
+	if m.Target.URL == "" {
+		k.bad("target.url", "not set; give the target's connection string, here or in MILLRACE_MIGRATE_TARGET_URL")
+	}
+	k.oneOf("source.capture", m.Source.Capture, CaptureWAL)
+	k.atLeast("source.memory", m.Source.Memory, 1<<20)
+	if len(m.Tables) == 0 {
+		k.bad("tables", "no table is to move; name at least one as {from: schema.table}")
+	}
+	from, to := map[string]bool{}, map[string]bool{}
+	for i := range m.Tables {
+		m.Tables[i].validate(k, join("tables", fmt.Sprint(i+1)), from, to)
+	}
+	k.within("copy.workers", m.Copy.Workers, 1, 64)
+	k.sized("copy.chunk", m.Copy.Chunk, 64<<10, 1<<30)
+	k.within("copy.rows_per_second", m.Copy.RowsPerSecond, 0, 1<<40)
+	k.within("copy.max_active", m.Copy.MaxActive, 0, 1<<20)
+	if m.Copy.MaxReplicaLag != 0 {
+		k.between("copy.max_replica_lag", m.Copy.MaxReplicaLag, 100*time.Millisecond, 24*time.Hour)
+	}
+	k.oneOf("copy.checksums", m.Copy.Checksums, "on", "off")
+	k.between("follow.batch_interval", m.Follow.BatchInterval, 10*time.Millisecond, time.Minute)
+	k.sized("follow.batch_bytes", m.Follow.BatchBytes, 64<<10, 1<<30)
+	k.between("pause_budget", m.PauseBudget, 50*time.Millisecond, time.Minute)
+	k.oneOf("log.format", m.Log.Format, "text", "json")
+	k.oneOf("log.level", m.Log.Level, "debug", "info", "warn", "error")
+}
+
+func (t *MigrationTable) validate(k *checker, path string, from, to map[string]bool) {
+	if t.To == "" {
+		t.To = t.From
+	}
+	for _, side := range []struct {
+		key, name string
+		seen      map[string]bool
+	}{{"from", t.From, from}, {"to", t.To, to}} {
+		schema, name, ok := strings.Cut(side.name, ".")
+		switch {
+		case !ok || schema == "" || name == "":
+			k.bad(join(path, side.key), "%q: want schema.table, as in public.accounts", side.name)
+		case side.seen[side.name]:
+			k.bad(join(path, side.key), "%s is named twice; remove one", side.name)
+		}
+		side.seen[side.name] = true
+	}
+	for _, target := range slices.Sorted(maps.Keys(t.Columns)) {
+		source := t.Columns[target]
+		if source == "" {
+			k.bad(join(path, "columns."+target), "no column of the source is named")
+		}
+		if _, both := t.Expressions[target]; both {
+			k.bad(join(path, "expressions."+target), "the column stands under columns too; remove one")
+		}
+		if slices.Contains(t.Omit, source) {
+			k.bad(join(path, "omit"), "column %s stands under columns too; remove one", source)
+		}
+	}
+	for _, target := range slices.Sorted(maps.Keys(t.Expressions)) {
+		if strings.TrimSpace(t.Expressions[target]) == "" {
+			k.bad(join(path, "expressions."+target), "the expression is empty")
+		}
+	}
+	if t.Partition.By != "" {
+		k.within(join(path, "partition.count"), t.Partition.Count, 2, 1024)
+	} else if t.Partition.Count != 0 {
+		k.bad(join(path, "partition.by"), "not set, and partition.count is; give the expression, such as mod(zone_id, 16)")
+	}
+}
+
+func migrationName(name string) bool {
+	for i, c := range []byte(name) {
+		if letter := c >= 'a' && c <= 'z'; !letter && (i == 0 || (c < '0' || c > '9') && c != '_') {
+			return false
+		}
+	}
+	return name != "" && len(name) <= 40
+}
+
+func (k *checker) within(path string, got, low, high int) {
+	if got < low || got > high {
+		k.bad(path, "%d: want %d to %d", got, low, high)
+	}
+}
+
+func (k *checker) sized(path string, got, low, high Size) {
+	if got < low || got > high {
+		k.bad(path, "%v: want %v to %v", got, low, high)
+	}
+}
