@@ -23,3 +23,9 @@ var EventTriggers string
 //
 //go:embed trigger/*.sql
 var Trigger embed.FS
+
+// Migrations holds the numbered files of what migrations keep in both of their
+// databases.
+//
+//go:embed migrations/*.sql
+var Migrations embed.FS

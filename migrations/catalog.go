@@ -1,0 +1,187 @@
+package migrations
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/table"
+)
+
+// readSource looks up the columns of a table at the source.
+func readSource(ctx context.Context, q queryer, id millrace.TableID) ([]sourceColumn, error) {
+	rows, err := q.Query(ctx, `SELECT attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1), attgenerated <> '', attidentity = 'a'
+FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, int64(id))
+	if err != nil {
+		return nil, fmt.Errorf("look up columns at the source: %w", err)
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c sourceColumn, err error) {
+		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.generated, &c.always)
+	})
+}
+
+// readTarget looks up the columns of a table at the target.
+func readTarget(ctx context.Context, q queryer, id millrace.TableID) ([]targetColumn, error) {
+	rows, err := q.Query(ctx, `SELECT attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1), attnotnull, attgenerated <> '', attidentity <> '', atthasdef, attidentity = 'a'
+FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, int64(id))
+	if err != nil {
+		return nil, fmt.Errorf("look up columns at the target: %w", err)
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c targetColumn, err error) {
+		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.notNull, &c.generated, &c.identity, &c.hasPreset, &c.always)
+	})
+}
+
+// tree lists a table and all that is under it.
+const tree = `WITH RECURSIVE tree (oid) AS (
+    SELECT $1::bigint::oid
+  UNION
+    SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+)
+`
+
+// readUnique looks up the unique indexes of a table and of the heaps under it.
+func readUnique(ctx context.Context, q queryer, id millrace.TableID) (root []uniqueIndex, heaps map[string][]uniqueIndex, err error) {
+	rows, err := q.Query(ctx, tree+`
+SELECT c.oid::bigint, c.oid::regclass::text, c.relkind::text, x.name, x.exprs, x.predicate, x.onenull
+FROM tree JOIN pg_class c ON c.oid = tree.oid
+LEFT JOIN LATERAL (
+    SELECT ic.relname::text AS name, coalesce(pg_get_expr(i.indpred, i.indrelid), '') AS predicate,
+           coalesce((to_jsonb(i)->>'indnullsnotdistinct')::boolean, false) AS onenull,
+           ARRAY(SELECT pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n ORDER BY n) AS exprs
+    FROM pg_index i JOIN pg_class ic ON ic.oid = i.indexrelid
+    WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid) x ON true
+WHERE c.relkind IN ('r', 'p') ORDER BY 2, 4`, int64(id))
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up unique indexes at the target: %w", err)
+	}
+	defer rows.Close()
+	heaps = make(map[string][]uniqueIndex)
+	for rows.Next() {
+		var of int64
+		var heap, kind string
+		var name, predicate *string
+		var oneNull *bool
+		var exprs []string
+		if err := rows.Scan(&of, &heap, &kind, &name, &exprs, &predicate, &oneNull); err != nil {
+			return nil, nil, fmt.Errorf("look up unique indexes at the target: %w", err)
+		}
+		if kind == "r" && heaps[heap] == nil {
+			heaps[heap] = []uniqueIndex{}
+		}
+		if name == nil {
+			continue
+		}
+		x := uniqueIndex{name: *name, exprs: exprs, where: *predicate, oneNull: *oneNull}
+		if millrace.TableID(of) == id {
+			root = append(root, x)
+		}
+		if kind == "r" {
+			heaps[heap] = append(heaps[heap], x)
+		}
+	}
+	return root, heaps, rows.Err()
+}
+
+// readMapping looks a table up at both sides. schema is that of the source's, nil to
+// take it from the catalog too. The mapping is nil where a side has no table to map.
+func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millrace.Schema) (*mapping, []capture.Problem, error) {
+	bad := func(subject, text, mend string) []capture.Problem {
+		return []capture.Problem{capture.Refuse(ErrBlocked, subject, text, mend)}
+	}
+	from, err := table.ByName(ctx, src, t.From)
+	if err != nil {
+		return nil, nil, err
+	}
+	if from == nil {
+		return nil, bad("table "+t.From.String(), "the source does not have it", "correct tables in the migration file"), nil
+	}
+	from.Choice = t.choice(from)
+	if schema == nil {
+		if schema, err = from.Schema(millrace.ModeWAL); err != nil {
+			return nil, bad("table "+t.From.String(), err.Error(), "see there"), nil
+		}
+		schema.Version = 1
+	} else if schema.Table != from.ID {
+		return nil, nil, fmt.Errorf("%w: table %v at the source is not the one that was copied, which had OID %v; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, t.From, schema.Table)
+	}
+	to, err := table.ByName(ctx, dst, t.To)
+	if err != nil {
+		return nil, nil, err
+	}
+	subject := "table " + t.To.String() + " at the target"
+	switch {
+	case to == nil:
+		return nil, bad(subject, "it is missing", "millrace migrate prepare -f FILE makes it; one whose columns are mapped has to be made by hand"), nil
+	case to.Kind != "r" && to.Kind != "p":
+		return nil, bad(subject, "it is no table", "drop it, or choose another name under to"), nil
+	case to.Persistence != "p":
+		return nil, bad(subject, "it is unlogged or temporary", "ALTER TABLE "+t.To.Quoted()+" SET LOGGED"), nil
+	}
+	srcColumns, err := readSource(ctx, src, from.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	dstColumns, err := readTarget(ctx, dst, to.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, problems := mapColumns(t, schema, srcColumns, dstColumns)
+	root, heaps, err := readUnique(ctx, dst, to.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	problems = append(problems, m.checkUnique(root, heaps)...)
+	more, err := m.checkGuards(ctx, dst, to.ID)
+	return m, append(problems, more...), err
+}
+
+// choice is what capture reads of a table.
+func (t *Table) choice(info *table.Info) table.Choice {
+	var c table.Choice
+	if len(t.Omit) == 0 {
+		return c
+	}
+	for i := range info.Columns {
+		name := info.Columns[i].Name
+		if !info.Columns[i].Generated && !t.omits(name) {
+			c.Columns = append(c.Columns, name)
+		}
+	}
+	return c
+}
+
+func (t *Table) omits(name string) bool {
+	for _, o := range t.Omit {
+		if o == name {
+			return true
+		}
+	}
+	return false
+}
+
+// checkGuards looks for triggers, foreign keys and exclusion constraints at the
+// target, on the table and all that is under it.
+func (m *mapping) checkGuards(ctx context.Context, dst queryer, id millrace.TableID) ([]capture.Problem, error) {
+	var always, exclusions []string
+	err := dst.QueryRow(ctx, tree+`
+SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D'),
+       ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') ORDER BY 1),
+       ARRAY(SELECT c.conname::text FROM pg_constraint c WHERE c.conrelid IN (SELECT oid FROM tree) AND c.contype = 'x' ORDER BY 1)`, int64(id)).
+		Scan(&m.guarded, &always, &exclusions)
+	if err != nil {
+		return nil, fmt.Errorf("look up triggers at the target: %w", err)
+	}
+	var problems []capture.Problem
+	subject := "table " + m.to.String() + " at the target"
+	for _, name := range always {
+		problems = append(problems, capture.Refuse(ErrBlocked, subject, "its trigger "+name+" is enabled ALWAYS or for REPLICA, so it would fire for each change that is carried over", "ALTER TABLE "+m.to.Quoted()+" ENABLE TRIGGER "+table.Quote(name)+", which the migration keeps silent"))
+	}
+	for _, name := range exclusions {
+		problems = append(problems, capture.Refuse(ErrBlocked, subject, "its exclusion constraint "+name+" is enforced row by row, while rows of different times are there", "ALTER TABLE "+m.to.Quoted()+" DROP CONSTRAINT "+table.Quote(name)+", and make it again when the migration follows"))
+	}
+	return problems, nil
+}

@@ -1,0 +1,79 @@
+package migrations
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-db/millrace/capture"
+)
+
+// side names one of the two databases, for people.
+type side string
+
+const (
+	source side = "source"
+	target side = "target"
+)
+
+// connect opens a connection that prints and reads values the same on both sides.
+func (m *Migration) connect(ctx context.Context, where side) (*pgx.Conn, error) {
+	url := m.cfg.SourceURL
+	if where == target {
+		url = m.cfg.TargetURL
+	}
+	cfg, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the %s: %w", where, capture.ConnectError(err))
+	}
+	for name, value := range capture.Session() {
+		cfg.RuntimeParams[name] = value
+	}
+	cfg.RuntimeParams["application_name"] = "millrace migrate " + m.cfg.Name
+	capture.Bound(&cfg.Config)
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	cfg.AfterConnect = capture.PinLater
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the %s: %w", where, capture.ConnectError(err))
+	}
+	return conn, nil
+}
+
+// both connects to both sides.
+func (m *Migration) both(ctx context.Context) (src, dst *pgx.Conn, err error) {
+	if src, err = m.connect(ctx, source); err != nil {
+		return nil, nil, err
+	}
+	if dst, err = m.connect(ctx, target); err != nil {
+		capture.Close(src)
+		return nil, nil, err
+	}
+	return src, dst, nil
+}
+
+// take takes the migration for this process, until the connection to the target
+// ends. Errors: ErrRunning.
+func (m *Migration) take(ctx context.Context, dst *pgx.Conn) error {
+	var taken bool
+	err := dst.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended('millrace.migration.' || $1, 0))", m.cfg.Name).Scan(&taken)
+	if err != nil {
+		return fmt.Errorf("take migration %s: %w", m.cfg.Name, err)
+	}
+	if !taken {
+		return fmt.Errorf("%w (%s); end it, or wait for it", ErrRunning, m.cfg.Name)
+	}
+	return nil
+}
+
+// code returns the SQLSTATE of an error, "" for none.
+func code(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}

@@ -1,0 +1,373 @@
+package migrations
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+)
+
+// Copy copies the rows that are there, chunk by chunk. Killed, it goes on with the
+// chunks that are left. Errors: ErrStep, ErrRunning, ErrChanged, ErrChecksum.
+func (m *Migration) Copy(ctx context.Context) error {
+	src, dst, err := m.both(ctx)
+	if err != nil {
+		return err
+	}
+	defer capture.Close(src)
+	defer capture.Close(dst)
+	d, err := m.at(ctx, src, dst)
+	if err != nil {
+		return err
+	}
+	if run, err := d.Step.Next(StepCopied); !run {
+		return err
+	}
+	if err := m.take(ctx, dst); err != nil {
+		return err
+	}
+	from, err := m.place(ctx, src, dst)
+	if err != nil {
+		return err
+	}
+	all, err := m.mappings(ctx, src, dst, &from.Catalog)
+	if err != nil {
+		return err
+	}
+	if err := m.measure(ctx, src, dst, all); err != nil {
+		return err
+	}
+	if err := m.copyChunks(ctx, dst, all); err != nil {
+		return err
+	}
+	if err := m.settle(ctx, src, dst, all, d.Made); err != nil {
+		return err
+	}
+	return m.done(ctx, src, dst, StepCopied)
+}
+
+// place returns the place at which changes begin, and makes it if there is none. It
+// is made before the first chunk is read, and anew as long as it is not noted.
+func (m *Migration) place(ctx context.Context, src, dst *pgx.Conn) (*millrace.Checkpoint, error) {
+	from, err := readPlace(ctx, dst, m.cfg.Name)
+	if err != nil || from != nil {
+		return from, err
+	}
+	c, err := m.capture(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	if from, err = c.Begin(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := rand.Read(from.Stream[:]); err != nil {
+		return nil, fmt.Errorf("make an identity for the changes: %w", err)
+	}
+	from.Epoch = 1
+	from.Chain = millrace.NewChain(from.Stream, from.Epoch)
+	from.Offset = millrace.NoOffset
+	if err := m.notePlace(ctx, dst, from); err != nil {
+		return nil, err
+	}
+	m.log.Info("changes are kept from here on", "position", from.Position.String())
+	return from, nil
+}
+
+// readPlace returns the place that changes have come to, nil if there is none.
+func readPlace(ctx context.Context, q queryer, name string) (*millrace.Checkpoint, error) {
+	var b []byte
+	err := q.QueryRow(ctx, "SELECT checkpoint FROM millrace.migration_place WHERE name = $1", name).Scan(&b)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the place of migration %s: %w", name, err)
+	}
+	return millrace.DecodeCheckpoint(b)
+}
+
+func (m *Migration) notePlace(ctx context.Context, dst *pgx.Conn, at *millrace.Checkpoint) error {
+	_, err := dst.Exec(ctx, `
+INSERT INTO millrace.migration_place (name, checkpoint, index, position, token, source_time, applied_at)
+VALUES ($1, $2, $3::text::numeric, $4, $5::text::numeric, $6, clock_timestamp())`,
+		m.cfg.Name, millrace.AppendCheckpoint(nil, at), at.Index.String(), at.Position.String(), fmt.Sprint(at.Position.Token()), at.Time)
+	if err != nil {
+		return fmt.Errorf("note the place of migration %s: %w", m.cfg.Name, err)
+	}
+	return nil
+}
+
+// mappings looks the tables up at both sides, as the changes know them.
+func (m *Migration) mappings(ctx context.Context, src, dst queryer, catalog *millrace.Catalog) ([]*mapping, error) {
+	var all []*mapping
+	for i := range m.cfg.Tables {
+		t := &m.cfg.Tables[i]
+		n := slices.IndexFunc(catalog.Schemas, func(s *millrace.Schema) bool {
+			return s.Namespace == t.From.Schema && s.Name == t.From.Name
+		})
+		if n < 0 {
+			return nil, fmt.Errorf("%w: table %v is not among those whose changes are kept; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, t.From)
+		}
+		one, problems, err := readMapping(ctx, src, dst, t, catalog.Schemas[n])
+		if err == nil {
+			err = capture.FirstError(problems)
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+// heap is what holds rows at the source.
+type heap struct {
+	table int // place among the tables
+	oid   uint32
+	name  string
+	file  uint32
+	again bool
+}
+
+// heapsOf looks up the heaps of a table. blocks is how long each is.
+func heapsOf(ctx context.Context, src queryer, id millrace.TableID) (heaps []heap, blocks []int64, err error) {
+	rows, err := src.Query(ctx, tree+`
+SELECT c.oid, c.oid::regclass::text, coalesce(pg_relation_filenode(c.oid), 0), pg_relation_size(c.oid) / current_setting('block_size')::bigint
+FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE c.relkind = 'r' ORDER BY 1`, int64(id))
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up heaps at the source: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var h heap
+		var n int64
+		if err := rows.Scan(&h.oid, &h.name, &h.file, &n); err != nil {
+			return nil, nil, fmt.Errorf("look up heaps at the source: %w", err)
+		}
+		heaps, blocks = append(heaps, h), append(blocks, n)
+	}
+	return heaps, blocks, rows.Err()
+}
+
+// measure notes the chunks of heaps that have none yet. The last chunk of a heap has
+// no end.
+func (m *Migration) measure(ctx context.Context, src, dst *pgx.Conn, all []*mapping) error {
+	for _, t := range all {
+		heaps, blocks, err := heapsOf(ctx, src, t.id)
+		if err != nil {
+			return err
+		}
+		for i, h := range heaps {
+			if err := m.cut(ctx, dst, t, h, blocks[i]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// cut notes the chunks of a heap, anew if it has another file than they were of.
+func (m *Migration) cut(ctx context.Context, dst *pgx.Conn, t *mapping, h heap, blocks int64) error {
+	const blockSize = 8192
+	step := max(1, m.cfg.Chunk/blockSize)
+	err := pgx.BeginFunc(ctx, dst, func(tx pgx.Tx) error {
+		var file uint32
+		err := tx.QueryRow(ctx, "SELECT file FROM millrace.migration_heap WHERE name = $1 AND heap = $2 FOR UPDATE", m.cfg.Name, h.oid).Scan(&file)
+		switch {
+		case err == nil && file == h.file:
+			return nil
+		case err != nil && !errors.Is(err, pgx.ErrNoRows):
+			return err
+		}
+		again := err == nil
+		if again {
+			m.log.Warn("a heap has been rewritten and is copied again", "heap", h.name)
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM millrace.migration_chunk WHERE name = $1 AND heap = $2`, m.cfg.Name, h.oid); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+INSERT INTO millrace.migration_heap (name, table_name, heap, heap_name, file, again) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (name, heap) DO UPDATE SET file = excluded.file, heap_name = excluded.heap_name, again = true`,
+			m.cfg.Name, t.from.String(), h.oid, h.name, h.file, again); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+INSERT INTO millrace.migration_chunk (name, heap, first_block, end_block)
+SELECT $1, $2, b, CASE WHEN b + $4 >= $3 THEN 0 ELSE b + $4 END FROM generate_series(0, greatest($3::bigint - 1, 0), $4::bigint) b`,
+			m.cfg.Name, h.oid, blocks, step)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("note the chunks of %s: %w", h.name, err)
+	}
+	return nil
+}
+
+// copyChunks copies what is left, several chunks at once.
+func (m *Migration) copyChunks(ctx context.Context, dst *pgx.Conn, all []*mapping) error {
+	var names []string
+	for _, t := range all {
+		names = append(names, t.from.String())
+	}
+	for {
+		left, err := m.left(ctx, dst, names)
+		if err != nil || len(left) == 0 {
+			return err
+		}
+		rewritten, err := m.copyLeft(ctx, all, left)
+		if err != nil {
+			return err
+		}
+		// A heap that was rewritten on the way is cut anew.
+		for _, c := range rewritten {
+			if err := m.cut(ctx, dst, all[c.table], c.heap, c.blocks); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// left returns the chunks that have not been copied.
+func (m *Migration) left(ctx context.Context, dst *pgx.Conn, names []string) ([]*chunkToCopy, error) {
+	rows, err := dst.Query(ctx, `
+SELECT array_position($2::text[], h.table_name) - 1, h.heap, h.heap_name, h.file, h.again, c.first_block, c.end_block
+FROM millrace.migration_chunk c JOIN millrace.migration_heap h USING (name, heap)
+WHERE c.name = $1 AND c.rows_read IS NULL ORDER BY 1, 2, 6`, m.cfg.Name, names)
+	if err != nil {
+		return nil, fmt.Errorf("read the chunks that are left: %w", err)
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*chunkToCopy, error) {
+		c := new(chunkToCopy)
+		return c, row.Scan(&c.table, &c.oid, &c.name, &c.file, &c.again, &c.first, &c.end)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the chunks that are left: %w", err)
+	}
+	return all, nil
+}
+
+// copyLeft copies chunks, and returns one for each heap that has another file.
+func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkToCopy) (rewritten []*chunkToCopy, err error) {
+	work := make(chan *chunkToCopy)
+	found := make(chan *chunkToCopy, len(left))
+	throttle := newThrottle(m)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(work)
+		for _, c := range left {
+			select {
+			case work <- c:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	for range min(m.cfg.Workers, len(left)) {
+		group.Go(func() error {
+			src, dst, err := m.both(ctx)
+			if err != nil {
+				return err
+			}
+			defer capture.Close(src)
+			defer capture.Close(dst)
+			w := &copier{m: m, src: src, dst: dst, tables: all}
+			if err := w.prepare(ctx); err != nil {
+				return err
+			}
+			for c := range work {
+				if err := throttle.wait(ctx, src, dst); err != nil {
+					return err
+				}
+				same, err := w.copy(ctx, c)
+				if err != nil {
+					return fmt.Errorf("copy blocks from %d on of %s: %w", c.first, c.name, err)
+				}
+				if !same {
+					found <- c
+					continue
+				}
+				throttle.copied(c.read)
+				if m.copied != nil {
+					m.copied()
+				}
+			}
+			return nil
+		})
+	}
+	err = group.Wait()
+	close(found)
+	seen := make(map[uint32]bool)
+	for c := range found {
+		if !seen[c.oid] {
+			seen[c.oid] = true
+			rewritten = append(rewritten, c)
+		}
+	}
+	return rewritten, err
+}
+
+// settle does what comes when every row is there: it takes away what is there twice,
+// makes the indexes that were left for later, and notes behind which place the
+// target is the source.
+func (m *Migration) settle(ctx context.Context, src, dst *pgx.Conn, all []*mapping, made []string) error {
+	for _, t := range all {
+		if !t.loose {
+			continue
+		}
+		if err := silence(ctx, dst, all); err != nil {
+			return err
+		}
+		keys := quoteAll("t.", t.keyNames())
+		tag, err := dst.Exec(ctx, fmt.Sprintf(`
+DELETE FROM %[1]s d USING (SELECT t.tableoid AS heap, t.ctid AS at, row_number() OVER (PARTITION BY %[2]s) AS n FROM %[1]s t) x
+WHERE x.n > 1 AND d.tableoid = x.heap AND d.ctid = x.at`, t.to.Quoted(), keys))
+		if err != nil {
+			return fmt.Errorf("take rows away that %v has twice: %w", t.to, err)
+		}
+		if tag.RowsAffected() > 0 {
+			m.log.Info("rows that had moved while they were copied were there twice", "table", t.to.String(), "rows", tag.RowsAffected())
+		}
+	}
+	for i := range m.cfg.Tables {
+		t := &m.cfg.Tables[i]
+		if !slices.Contains(made, t.To.String()) {
+			continue
+		}
+		d, _, err := define(ctx, src, dst, t, all[i].id)
+		if err != nil {
+			return err
+		}
+		for _, text := range d.after {
+			m.log.Info("making an index", "table", t.To.String(), "sql", text)
+			if _, err := dst.Exec(ctx, text); err != nil {
+				return fmt.Errorf("make an index at the target: %s: %w", text, err)
+			}
+		}
+	}
+	for _, t := range all {
+		if _, err := dst.Exec(ctx, "ANALYZE "+t.to.Quoted()); err != nil {
+			return fmt.Errorf("analyze %v at the target: %w", t.to, err)
+		}
+	}
+	var text string
+	if err := src.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&text); err != nil {
+		return fmt.Errorf("ask the source how far it is: %w", err)
+	}
+	lsn, err := millrace.ParseLSN(text)
+	if err != nil {
+		return err
+	}
+	if _, err := dst.Exec(ctx, "UPDATE millrace.migration_place SET horizon = $2::text::numeric WHERE name = $1", m.cfg.Name, fmt.Sprint(uint64(lsn))); err != nil {
+		return fmt.Errorf("note how far the source is: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,416 @@
+package migrations
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/chunk"
+)
+
+// changes is what Follow needs of a capture that is open.
+type changes interface {
+	Next(ctx context.Context) (*millrace.Unit, error)
+	Confirm(p millrace.Position)
+	Verify(tables []string) error
+	Passes() []capture.PassStatus
+	Close() error
+}
+
+// Until says when Follow returns.
+type Until func(*follower) bool
+
+// Converged has Follow return when the target has converged.
+func Converged(f *follower) bool { return f.sink.exact }
+
+// Forever has it go on until its context ends.
+func Forever(*follower) bool { return false }
+
+// retry bounds the pause before Follow begins again after a failure that passes.
+const (
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 10 * time.Second
+)
+
+// Follow applies changes until ctx ends or until says so. It goes on after failures
+// that pass. Errors: ErrStep, ErrRunning, ErrChanged, ErrConflict, and those of the
+// capture that need an operator.
+func (m *Migration) Follow(ctx context.Context, until Until) error {
+	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
+		began := time.Now()
+		err := m.follow(ctx, until)
+		if err == nil || ctx.Err() != nil || millrace.NeedsOperator(err) || errors.Is(err, ErrRunning) {
+			return err
+		}
+		if time.Since(began) > lastRetry {
+			pause = firstRetry
+		}
+		m.log.Warn("following is interrupted", "error", err, "again_in", pause)
+		if err := capture.Wait(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// follower is one run of Follow, from connecting to the first failure.
+type follower struct {
+	m        *Migration
+	src, dst *pgx.Conn // for all but the changes themselves
+	from     changes
+	sink     *sink
+	batch    *batch
+	at       *millrace.Checkpoint // behind the last unit that was taken
+	hash     millrace.UnitHash
+	pending  *chunk.Pending
+	// horizon is the place behind which the copied rows are as their changes say.
+	horizon uint64
+	mend    *mend
+	certify *certifier
+
+	// Of the batch under way:
+	before  millrace.Index // at the last commit
+	units   int64
+	verify  []*millrace.Entry // ranges to compare behind its commit
+	tended  time.Time
+	pausing bool
+}
+
+func (m *Migration) follow(ctx context.Context, until Until) (err error) {
+	src, dst, err := m.both(ctx)
+	if err != nil {
+		return err
+	}
+	defer capture.Close(src)
+	defer capture.Close(dst)
+	d, err := m.at(ctx, src, dst)
+	if err != nil {
+		return err
+	}
+	if _, err := d.Step.Next(StepFollowing); err != nil {
+		return err
+	}
+	if err := m.take(ctx, dst); err != nil {
+		return err
+	}
+	f := &follower{m: m, src: src, dst: dst}
+	if err := f.open(ctx); err != nil {
+		return err
+	}
+	defer f.close()
+	if f.sink.exact && d.Step == StepCopied { // the process ended before it was noted
+		if err := m.done(ctx, src, dst, StepFollowing); err != nil {
+			return err
+		}
+	}
+	for !until(f) {
+		if err := f.tend(ctx); err != nil {
+			return err
+		}
+		if f.pausing {
+			if err := capture.Wait(ctx, tendInterval); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := f.once(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *follower) open(ctx context.Context) (err error) {
+	m := f.m
+	if f.at, err = readPlace(ctx, f.dst, m.cfg.Name); err != nil {
+		return err
+	}
+	if f.at == nil {
+		return fmt.Errorf("%w: the place that changes begin at is gone; mend: millrace migrate abort -f FILE, and begin again", ErrChanged)
+	}
+	var horizon *string
+	var converged bool
+	if err := f.dst.QueryRow(ctx, "SELECT horizon::text, converged_at IS NOT NULL FROM millrace.migration_place WHERE name = $1", m.cfg.Name).Scan(&horizon, &converged); err != nil {
+		return fmt.Errorf("read the place of migration %s: %w", m.cfg.Name, err)
+	}
+	if horizon != nil {
+		if _, err := fmt.Sscan(*horizon, &f.horizon); err != nil {
+			return fmt.Errorf("read the place of migration %s: %w", m.cfg.Name, err)
+		}
+	}
+	f.before = f.at.Index
+	all, err := m.mappings(ctx, f.src, f.dst, &f.at.Catalog)
+	if err != nil {
+		return err
+	}
+	if err := f.catchUpRecords(ctx); err != nil {
+		return err
+	}
+	c, err := m.capture(ctx, f.src)
+	if err != nil {
+		return err
+	}
+	now, err := chunk.CurrentSnapshot(ctx, f.src)
+	if err != nil {
+		return err
+	}
+	f.pending = chunk.NewPending(now)
+	byID := make(map[millrace.TableID]*mapping)
+	for _, t := range all {
+		byID[t.id] = t
+	}
+	f.batch = newBatch(byID)
+	if f.sink, err = m.openSink(ctx, all, converged); err != nil {
+		return err
+	}
+	if f.certify, err = m.openCertifier(ctx, all, f.at.Catalog.Schemas); err != nil {
+		f.sink.close()
+		return err
+	}
+	open, err := c.Open(ctx, f.at)
+	if err != nil {
+		f.sink.close()
+		f.certify.close()
+		return err
+	}
+	f.from = open
+	m.log.Info("following", "index", f.at.Index.String(), "position", f.at.Position.String(), "converged", converged)
+	return nil
+}
+
+func (f *follower) close() {
+	_ = f.from.Close() // what was not taken comes again
+	f.sink.close()
+	f.certify.close()
+}
+
+// once gathers a batch and commits it.
+func (f *follower) once(ctx context.Context) error {
+	if err := f.gather(ctx); err != nil {
+		return err
+	}
+	if f.at.Index == f.before {
+		return nil
+	}
+	if err := f.commit(ctx); err != nil {
+		return err
+	}
+	for _, e := range f.verify {
+		if err := f.certify.compare(ctx, f, e); err != nil {
+			return err
+		}
+	}
+	f.verify = f.verify[:0]
+	if err := f.certify.again(ctx, f); err != nil {
+		return err
+	}
+	return f.converge(ctx)
+}
+
+// gather takes units until BatchInterval has passed since the first, there are
+// enough, or one states what the source has: that is compared behind it.
+func (f *follower) gather(ctx context.Context) error {
+	first, cancel := context.WithTimeout(ctx, tendInterval)
+	defer cancel()
+	until := first
+	for f.batch.size < f.m.cfg.BatchBytes && len(f.verify) == 0 {
+		u, err := f.from.Next(until)
+		if err != nil {
+			if ctx.Err() == nil && until.Err() != nil {
+				return nil // the time is up
+			}
+			return err
+		}
+		err = f.take(ctx, u)
+		if closing := u.Body.Close(); err == nil {
+			err = closing
+		}
+		if err != nil {
+			return err
+		}
+		if until == first {
+			var stop context.CancelFunc
+			until, stop = context.WithTimeout(ctx, f.m.cfg.BatchInterval)
+			defer stop()
+		}
+	}
+	return nil
+}
+
+// maxRun is how many bytes of a unit are read at once.
+const maxRun = 1 << 20
+
+// take takes a unit into the batch. What is too much for memory goes into the
+// target's transaction, which ends no sooner than the unit does.
+func (f *follower) take(ctx context.Context, u *millrace.Unit) error {
+	at := *f.at
+	f.hash.Reset()
+	var keys [][]byte
+	var all bool
+	var end millrace.UnitEnd
+	for last := false; !last; {
+		run, err := u.Body.Next(maxRun)
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: a unit has no end", millrace.ErrMalformed)
+		}
+		if err != nil {
+			return err
+		}
+		for len(run) > 0 {
+			var h millrace.Head
+			if run, err = millrace.NextHead(run, &h); err != nil {
+				return err
+			}
+			f.hash.Add(h.Table, h.Raw)
+			at.Index++
+			if h.Last {
+				last, end = true, h.End
+			}
+			var e millrace.Entry
+			switch h.Kind {
+			case millrace.KindHeartbeat, millrace.KindMessage:
+				continue
+			default:
+				if err := millrace.DecodeEntry(h.Body, &e); err != nil {
+					return err
+				}
+			}
+			if h.Kind == millrace.KindVerify {
+				f.verify = append(f.verify, cloneVerify(&e))
+				continue
+			}
+			if err := f.batch.add(&e); err != nil {
+				return err
+			}
+			if f.mend != nil {
+				all = all || e.Kind == millrace.KindTruncate
+				keys = append(keys, mendKey(e.Table, e.Key))
+				if len(e.From) > 0 {
+					keys = append(keys, mendKey(e.Table, e.From))
+				}
+			}
+		}
+		f.hash.Absorb()
+		if !last && f.batch.size >= f.m.cfg.BatchBytes {
+			if err := f.sink.apply(ctx, f.batch); err != nil {
+				return err
+			}
+			f.batch.clear()
+		}
+	}
+	if x := end.XID; x != 0 {
+		xid := f.pending.Emitted(x)
+		if f.mend != nil {
+			f.mend.note(xid, keys, all)
+		}
+	}
+	at.Chain = f.hash.Chain(f.at.Chain)
+	at.Position, at.Time = u.Position, u.Time
+	f.at = &at
+	f.units++
+	return nil
+}
+
+// commit applies what the batch holds and moves the place, at the target; then it
+// tells the source.
+func (f *follower) commit(ctx context.Context) error {
+	if f.batch.holds() {
+		if err := f.sink.apply(ctx, f.batch); err != nil {
+			return err
+		}
+	}
+	r := &record{First: f.before + 1, Last: f.at.Index, Chain: f.at.Chain, Position: f.at.Position.String(), Units: f.units, Time: f.at.Time, Counts: make(map[string]Counts)}
+	captured := *r
+	captured.Counts = make(map[string]Counts)
+	for _, t := range f.batch.tables {
+		if t.counts != (Counts{}) {
+			r.Counts[t.m.from.String()] = t.counts
+			captured.Counts[t.m.from.String()] = Counts{Puts: t.counts.Puts, Deletes: t.counts.Deletes, Truncates: t.counts.Truncates}
+		}
+	}
+	if err := f.sink.commit(ctx, f.before, f.at, r); err != nil {
+		return err
+	}
+	f.before, f.units = f.at.Index, 0
+	f.batch.reset()
+	if !captured.empty() {
+		if err := f.sink.record(ctx, f.src, &captured); err != nil {
+			return err
+		}
+	}
+	f.from.Confirm(f.at.Position)
+	return nil
+}
+
+// catchUpRecords enters at the source what was captured in batches that the target
+// has and the source has no record of, because the process ended in between.
+func (f *follower) catchUpRecords(ctx context.Context) error {
+	var last string
+	if err := f.src.QueryRow(ctx, "SELECT coalesce(max(last_index), 0)::text FROM millrace.migration_batch WHERE name = $1", f.m.cfg.Name).Scan(&last); err != nil {
+		return fmt.Errorf("read batches at the source: %w", err)
+	}
+	rows, err := f.dst.Query(ctx, `
+SELECT first_index::text, last_index::text, chain, position, units, source_time,
+       (SELECT jsonb_object_agg(k, (SELECT coalesce(jsonb_object_agg(n, c), '{}') FROM jsonb_each(v) AS e (n, c) WHERE n IN ('puts', 'deletes', 'truncates'))) FROM jsonb_each(counts) AS t (k, v))::text
+FROM millrace.migration_batch WHERE name = $1 AND last_index > $2::text::numeric ORDER BY last_index`, f.m.cfg.Name, last)
+	if err != nil {
+		return fmt.Errorf("read batches at the target: %w", err)
+	}
+	type line struct {
+		first, last, position, counts string
+		chain                         []byte
+		units                         int64
+		at                            time.Time
+	}
+	lines, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l line, err error) {
+		return l, row.Scan(&l.first, &l.last, &l.chain, &l.position, &l.units, &l.at, &l.counts)
+	})
+	if err != nil {
+		return fmt.Errorf("read batches at the target: %w", err)
+	}
+	for _, l := range lines {
+		if _, err := f.src.Exec(ctx, recordSQL, f.m.cfg.Name, l.first, l.last, l.chain, l.position, l.units, l.counts, l.at); err != nil {
+			return fmt.Errorf("enter a batch: %w", err)
+		}
+	}
+	return nil
+}
+
+// tendInterval is how often the follower looks what people want, and tidies up;
+// keepBatches is how long records of batches stay.
+const (
+	tendInterval = time.Second
+	keepBatches  = "7 days"
+)
+
+// tend looks whether the migration is paused and a pass is wanted, now and then.
+func (f *follower) tend(ctx context.Context) error {
+	if time.Since(f.tended) < tendInterval {
+		return nil
+	}
+	f.tended = time.Now()
+	paused, err := f.m.paused(ctx, f.dst)
+	if err != nil {
+		return err
+	}
+	if paused != f.pausing {
+		f.m.log.Info("following is paused", "paused", paused)
+		f.pausing = paused
+	}
+	now, err := chunk.CurrentSnapshot(ctx, f.src)
+	if err != nil {
+		return err
+	}
+	f.pending.Show(now)
+	for _, conn := range []*pgx.Conn{f.src, f.dst} {
+		if _, err := conn.Exec(ctx, "DELETE FROM millrace.migration_batch WHERE name = $1 AND written_at < now() - $2::text::interval", f.m.cfg.Name, keepBatches); err != nil {
+			return fmt.Errorf("prune batches: %w", err)
+		}
+	}
+	return f.certify.tend(ctx, f)
+}

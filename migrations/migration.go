@@ -1,0 +1,143 @@
+package migrations
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/millrace-db/millrace/capture/table"
+)
+
+// Defaults of a Config.
+const (
+	DefaultMemory        = 64 << 20
+	DefaultWorkers       = 4
+	DefaultChunk         = 32 << 20
+	DefaultBatchInterval = 500 * time.Millisecond
+	DefaultBatchBytes    = 16 << 20
+)
+
+// Config says what moves, from where and how.
+type Config struct {
+	// Name is the migration's.
+	Name string
+	// SourceURL and TargetURL reach the two databases: the servers themselves, as
+	// roles that own the tables.
+	SourceURL, TargetURL string
+	Tables               []Table
+	// Memory bounds what capture holds of transactions, in bytes; the rest goes
+	// through files in SpoolDir. Default 64 MiB, and a directory in the system's
+	// temporary one.
+	Memory   int64
+	SpoolDir string
+	// Workers is how many chunks are copied at once. Default 4.
+	Workers int
+	// Chunk is how many bytes of a heap are one chunk. Default 32 MiB.
+	Chunk int64
+	// RowsPerSecond is the most rows that all workers copy in a second; 0 is no
+	// limit.
+	RowsPerSecond int
+	// MaxReplicaLag is the replay lag of a physical standby of either side above
+	// which the copy waits, MaxActive the number of sessions at work there; 0 is no
+	// limit.
+	MaxReplicaLag time.Duration
+	MaxActive     int
+	// NoChecksums leaves out reading the rows of a chunk back. They are counted all
+	// the same.
+	NoChecksums bool
+	// BatchInterval is how long changes are gathered, BatchBytes how many at most.
+	// Defaults 500 ms and 16 MiB.
+	BatchInterval time.Duration
+	BatchBytes    int64
+	// Heartbeat is the time between heartbeats at the source. Default 1 s.
+	Heartbeat time.Duration
+	// Logger hears of transitions. Default: none.
+	Logger *slog.Logger
+}
+
+// Table is one table that moves.
+type Table struct {
+	From, To table.Name
+	// Columns are columns of the target that have another name at the source, by
+	// their name at the target; Expressions those that are computed from the
+	// source's columns of the same row; Omit columns of the source that do not move.
+	Columns     map[string]string
+	Expressions map[string]string
+	Omit        []string
+	// PartitionBy is the SQL expression by whose values, 0 to PartitionCount-1,
+	// Prepare partitions the table where it makes it; empty for not.
+	PartitionBy    string
+	PartitionCount int
+}
+
+// mapped reports whether the target's columns are to be others than the source's.
+func (t *Table) mapped() bool { return len(t.Columns)+len(t.Expressions)+len(t.Omit) > 0 }
+
+// Migration is one migration. Its methods may be called by several processes: those
+// that change anything take the migration for themselves.
+type Migration struct {
+	cfg Config
+	log *slog.Logger
+	// copied is called behind each chunk, for tests.
+	copied func()
+}
+
+// New checks the configuration and fills in its defaults. It does not connect.
+func New(cfg Config) (*Migration, error) {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("configure migration %s: %s", cfg.Name, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case cfg.Name == "":
+		return nil, errors.New("configure migration: it has no name")
+	case cfg.SourceURL == "" || cfg.TargetURL == "":
+		return nil, bad("source and target need a URL each")
+	case len(cfg.Tables) == 0:
+		return nil, bad("no table is to move")
+	}
+	var names []string
+	for i := range cfg.Tables {
+		names = append(names, cfg.Tables[i].From.String())
+	}
+	if _, err := table.ParseNames(names); err != nil {
+		return nil, bad("%v", err)
+	}
+	if cfg.Memory == 0 {
+		cfg.Memory = DefaultMemory
+	}
+	if cfg.SpoolDir == "" {
+		cfg.SpoolDir = filepath.Join(os.TempDir(), "millrace-spool")
+	}
+	if cfg.Workers == 0 {
+		cfg.Workers = DefaultWorkers
+	}
+	if cfg.Chunk == 0 {
+		cfg.Chunk = DefaultChunk
+	}
+	if cfg.BatchInterval == 0 {
+		cfg.BatchInterval = DefaultBatchInterval
+	}
+	if cfg.BatchBytes == 0 {
+		cfg.BatchBytes = DefaultBatchBytes
+	}
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = time.Second
+	}
+	if cfg.Workers < 0 || cfg.Chunk < 0 || cfg.RowsPerSecond < 0 || cfg.MaxReplicaLag < 0 || cfg.MaxActive < 0 || cfg.BatchInterval < 0 || cfg.BatchBytes < 0 {
+		return nil, bad("a limit is negative")
+	}
+	m := &Migration{cfg: cfg, log: cfg.Logger}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	m.log = m.log.With("migration", cfg.Name)
+	return m, nil
+}
+
+// stream is the name by which capture knows the migration, publication and slot.
+func (m *Migration) stream() string { return "migrate_" + m.cfg.Name }
+
+func (m *Migration) slot() string { return "millrace_" + m.stream() }

@@ -1,0 +1,198 @@
+package migrations
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/pgserver"
+	"github.com/millrace-db/millrace/internal/pgtest"
+	"github.com/millrace-db/millrace/internal/testdir"
+)
+
+// limit bounds every wait of a test.
+const limit = 2 * time.Minute
+
+// servers are the clusters that tests of this package share: the source's is a
+// Postgres 15, the target's the same or a 17.
+var servers struct {
+	sync.Mutex
+	all map[string]*pgserver.Server
+	dir []string
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		os.Exit(child())
+	}
+	pgtest.Main(m, func() error {
+		var failed error
+		for _, s := range servers.all {
+			failed = errors.Join(failed, s.Quit())
+		}
+		for _, dir := range servers.dir {
+			failed = errors.Join(failed, os.RemoveAll(dir))
+		}
+		return failed
+	})
+}
+
+// server returns a shared cluster of a version.
+func server(t *testing.T, name string, version int) *pgserver.Server {
+	t.Helper()
+	servers.Lock()
+	defer servers.Unlock()
+	if s := servers.all[name]; s != nil {
+		return s
+	}
+	dir, err := testdir.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	binaries, err := pgserver.Find(ctx, version, pgserver.AllowFetch(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := pgserver.Start(ctx, pgserver.Config{Dir: dir + "/data", Binaries: binaries})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if servers.all == nil {
+		servers.all = make(map[string]*pgserver.Server)
+	}
+	servers.all[name], servers.dir = s, append(servers.dir, dir)
+	return s
+}
+
+// rig is a source, a target and a migration between them.
+type rig struct {
+	t        *testing.T
+	src, dst *pgtest.DB
+	cfg      Config
+	m        *Migration
+	log      *bytes.Buffer
+}
+
+// newRig makes a database on each of two clusters, the target's of a version, and a
+// migration of tables of schema public that the source's setup makes.
+func newRig(t *testing.T, version int, setup string, tables ...Table) *rig {
+	t.Helper()
+	r := &rig{t: t, src: pgtest.On(t, server(t, "source", 15)), dst: pgtest.On(t, server(t, fmt.Sprint("target", version), version))}
+	r.src.Exec(setup)
+	for i := range tables {
+		if tables[i].To.Name == "" {
+			tables[i].To = tables[i].From
+		}
+	}
+	r.cfg = Config{
+		Name: strings.SplitN(r.src.Name, "_", 2)[0], SourceURL: r.src.URL, TargetURL: r.dst.URL, Tables: tables,
+		SpoolDir: t.TempDir(), Chunk: 64 << 10, Workers: 2, BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
+		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+	}
+	r.renew()
+	return r
+}
+
+// testWriter logs into the test's output.
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	if w.t.Context().Err() == nil {
+		w.t.Log(strings.TrimSpace(string(b)))
+	}
+	return len(b), nil
+}
+
+// renew makes the migration of the configuration as it is now.
+func (r *rig) renew() {
+	r.t.Helper()
+	m, err := New(r.cfg)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.m = m
+}
+
+func public(name string) table.Name { return table.Name{Schema: "public", Name: name} }
+
+func (r *rig) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	r.t.Cleanup(cancel)
+	return ctx
+}
+
+func (r *rig) must(what string, err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// follow takes all steps up to the target's having converged.
+func (r *rig) follow() {
+	r.t.Helper()
+	r.must("prepare", r.m.Prepare(r.ctx(), nil))
+	r.must("copy", r.m.Copy(r.ctx()))
+	r.must("follow", r.m.Follow(r.ctx(), Converged))
+}
+
+// catchUp follows until everything that the source has now is at the target.
+func (r *rig) catchUp() {
+	r.t.Helper()
+	r.must("catch up", r.m.Follow(r.ctx(), r.reached()))
+}
+
+// reached says when a follower has come to where the source is now.
+func (r *rig) reached() Until {
+	var end uint64
+	if _, err := fmt.Sscan(r.src.String("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::text"), &end); err != nil {
+		r.t.Fatal(err)
+	}
+	return func(f *follower) bool { return f.sink.exact && f.before == f.at.Index && f.at.Position.Token() >= end }
+}
+
+// same compares all rows of the tables on both sides, over the columns that both
+// have, and by a query of one's own where that is given.
+func (r *rig) same() {
+	r.t.Helper()
+	for _, t := range r.cfg.Tables {
+		if t.mapped() {
+			continue
+		}
+		const all = "SELECT coalesce(string_agg(x::text, E'\\n' ORDER BY x::text COLLATE \"C\"), '') FROM (SELECT * FROM %s) x"
+		r.sameQuery(fmt.Sprintf(all, t.From.Quoted()), fmt.Sprintf(all, t.To.Quoted()))
+	}
+}
+
+func (r *rig) sameQuery(src, dst string) {
+	r.t.Helper()
+	got, want := strings.Split(r.dst.String(dst), "\n"), strings.Split(r.src.String(src), "\n")
+	if len(got) == len(want) && strings.Join(got, "\n") == strings.Join(want, "\n") {
+		return
+	}
+	has := make(map[string]int)
+	for _, row := range want {
+		has[row]++
+	}
+	for _, row := range got {
+		has[row]--
+	}
+	shown := 0
+	for row, n := range has {
+		if n != 0 && shown < 10 {
+			shown++
+			r.t.Errorf("row %.200s: the source has %d more than the target", row, n)
+		}
+	}
+	r.t.Fatalf("%s: the target has %d rows, the source %d", dst, len(got), len(want))
+}

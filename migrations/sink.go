@@ -1,0 +1,225 @@
+package migrations
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
+)
+
+// sink writes changes into the target. It is used by one goroutine.
+type sink struct {
+	m      *Migration
+	conn   *pgx.Conn
+	tables []*mapping
+	merges []*merge
+	// exact says that the target has converged: behind each commit it is the source
+	// at that index, so nothing may be missing.
+	exact bool
+	open  bool // a transaction is
+	buf   []byte
+}
+
+func (m *Migration) openSink(ctx context.Context, all []*mapping, exact bool) (_ *sink, err error) {
+	s := &sink{m: m, tables: all, exact: exact}
+	if s.conn, err = m.connect(ctx, target); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			capture.Close(s.conn)
+		}
+	}()
+	// What is confirmed to the source must be durable here.
+	if _, err := s.conn.Exec(ctx, "SET synchronous_commit = on"); err != nil {
+		return nil, fmt.Errorf("set the session at the target: %w", err)
+	}
+	if err := silence(ctx, s.conn, all); err != nil {
+		return nil, err
+	}
+	for i, t := range all {
+		g := t.newMerge(i, m.cfg.Name)
+		if _, err := s.conn.Exec(ctx, g.create); err != nil {
+			return nil, fmt.Errorf("make a staging table for %v at the target: %w", t.to, err)
+		}
+		s.merges = append(s.merges, g)
+	}
+	return s, nil
+}
+
+func (s *sink) close() { capture.Close(s.conn) }
+
+// begin begins a transaction if none is open. Rows are found by the index of their
+// key, however large the table is: a staging table has no statistics.
+func (s *sink) begin(ctx context.Context) error {
+	if s.open {
+		return nil
+	}
+	if _, err := s.conn.Exec(ctx, "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off", pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("begin at the target: %w", err)
+	}
+	s.open = true
+	return nil
+}
+
+// apply merges what a batch holds into the open transaction, which it begins if need
+// be. It adds to the batch's counts. Errors: ErrConflict.
+func (s *sink) apply(ctx context.Context, b *batch) error {
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	for i, t := range s.tables {
+		tb := b.tables[t.id]
+		if !tb.truncated && len(tb.rows) == 0 {
+			continue
+		}
+		if err := s.table(ctx, s.merges[i], tb); err != nil {
+			if c := code(err); strings.HasPrefix(c, "23") || strings.HasPrefix(c, "22") {
+				return fmt.Errorf("%w: apply changes of %v: %w; mend: look who else writes to %v at the target, or what it demands that the source does not; then millrace migrate abort -f FILE, and begin again", ErrConflict, t.from, err, t.to)
+			}
+			return fmt.Errorf("apply changes of %v: %w", t.from, err)
+		}
+	}
+	return nil
+}
+
+// job is a statement of a merge, and what becomes of its answer.
+type job struct {
+	sql  string
+	rows *int64 // is added to
+}
+
+func (s *sink) table(ctx context.Context, g *merge, tb *tableBatch) (err error) {
+	var puts, missing, removed int64
+	s.buf = s.buf[:0]
+	if s.buf, puts, err = tb.stage(s.buf, s.exact); err != nil {
+		return err
+	}
+	if _, err := s.conn.PgConn().CopyFrom(ctx, bytes.NewReader(s.buf), g.copyIn); err != nil {
+		return fmt.Errorf("stage: %w", err)
+	}
+	var done, updated, inserted int64
+	var jobs []job
+	if tb.truncated {
+		jobs = append(jobs, job{g.truncate, &removed})
+		if !s.exact {
+			jobs = append(jobs, job{fmt.Sprintf("DELETE FROM millrace.migration_missing WHERE name = %s AND table_id = %d", literal(s.m.cfg.Name), tb.m.id), &done})
+		}
+	}
+	jobs = append(jobs, job{g.complete, &done})
+	if s.exact {
+		jobs = append(jobs, job{"DELETE FROM " + g.staging + " WHERE u IS NOT NULL", &missing}, job{g.remove, &removed})
+		for _, sql := range g.holders {
+			jobs = append(jobs, job{sql, &done})
+		}
+	} else {
+		jobs = append(jobs, job{g.unmissed, &done}, job{g.missed, &done}, job{g.forgo, &missing}, job{g.remove, &removed})
+		for _, sql := range g.parking {
+			jobs = append(jobs, job{sql, &done})
+		}
+	}
+	jobs = append(jobs, job{g.update, &updated}, job{g.insert, &inserted}, job{"DELETE FROM " + g.staging, &done})
+	var text strings.Builder
+	for _, j := range jobs {
+		text.WriteString(j.sql)
+		text.WriteString(";\n")
+	}
+	results, err := s.conn.PgConn().Exec(ctx, text.String()).ReadAll()
+	if err != nil {
+		return err
+	}
+	if len(results) != len(jobs) {
+		return fmt.Errorf("the target answered %d of %d statements", len(results), len(jobs))
+	}
+	for i, r := range results {
+		*jobs[i].rows += r.CommandTag.RowsAffected()
+	}
+	if s.exact && missing > 0 {
+		return fmt.Errorf("%w: %d rows are not there that changes are of; mend: look who else writes to %v at the target; then millrace migrate abort -f FILE, and begin again", ErrConflict, missing, tb.m.to)
+	}
+	if updated+inserted != puts-missing {
+		return fmt.Errorf("%w: %d rows were to be put, %d were updated and %d inserted, %d wait; mend: look whether a rule or trigger at the target keeps rows out of %v", ErrConflict, puts, updated, inserted, missing, tb.m.to)
+	}
+	tb.counts.Keys += int64(len(tb.rows))
+	tb.counts.Updated += updated
+	tb.counts.Inserted += inserted
+	tb.counts.Deleted += removed
+	tb.counts.Missing += missing
+	return nil
+}
+
+// record is what is kept of a batch for people.
+type record struct {
+	First, Last millrace.Index
+	Chain       millrace.Chain
+	Position    string
+	Units       int64
+	Time        time.Time
+	Counts      map[string]Counts // by the source's names
+}
+
+func (r *record) empty() bool { return len(r.Counts) == 0 }
+
+const recordSQL = `
+INSERT INTO millrace.migration_batch (name, first_index, last_index, chain, position, units, counts, source_time)
+VALUES ($1, $2::text::numeric, $3::text::numeric, $4, $5, $6, $7::text::jsonb, $8) ON CONFLICT DO NOTHING`
+
+// commit moves the place and ends the transaction. before is where the place has to
+// stand. Errors: ErrRunning, where another process has moved it.
+func (s *sink) commit(ctx context.Context, before millrace.Index, at *millrace.Checkpoint, r *record) error {
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	tag, err := s.conn.Exec(ctx, `
+UPDATE millrace.migration_place SET checkpoint = $3, index = $4::text::numeric, position = $5, token = $6::text::numeric, source_time = $7, applied_at = clock_timestamp()
+WHERE name = $1 AND index = $2::text::numeric`,
+		s.m.cfg.Name, before.String(), millrace.AppendCheckpoint(nil, at), at.Index.String(), at.Position.String(), fmt.Sprint(at.Position.Token()), at.Time)
+	if err != nil {
+		return fmt.Errorf("move the place at the target: %w", err)
+	}
+	if tag.RowsAffected() != 1 {
+		return fmt.Errorf("%w: the place is not at index %v any more", ErrRunning, before)
+	}
+	if !r.empty() {
+		if err := s.record(ctx, s.conn, r); err != nil {
+			return err
+		}
+	}
+	if _, err := s.conn.Exec(ctx, "COMMIT"); err != nil {
+		return fmt.Errorf("commit at the target: %w", err)
+	}
+	s.open = false
+	return nil
+}
+
+// record enters a batch at a side.
+func (s *sink) record(ctx context.Context, conn *pgx.Conn, r *record) error {
+	text, err := json.Marshal(r.Counts)
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, recordSQL, s.m.cfg.Name, r.First.String(), r.Last.String(), r.Chain[:], r.Position, r.Units, string(text), r.Time); err != nil {
+		return fmt.Errorf("enter a batch: %w", err)
+	}
+	return nil
+}
+
+// rollback gives the open transaction up.
+func (s *sink) rollback(ctx context.Context) error {
+	if !s.open || s.conn.IsClosed() {
+		return nil
+	}
+	s.open = false
+	if _, err := s.conn.Exec(ctx, "ROLLBACK"); err != nil {
+		return errors.Join(errors.New("roll back at the target"), err)
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+package migrations
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace/capture"
+)
+
+// Status says how far a migration has come, for a console.
+type Status struct {
+	Name   string `json:"name"`
+	Step   Step   `json:"step"`   // the last that is done
+	Phase  string `json:"phase"`  // what comes or goes on now, for people
+	Paused bool   `json:"paused"` // somebody has paused it
+	// Running says that a process works on it.
+	Running bool          `json:"running"`
+	StepAt  *time.Time    `json:"step_at,omitempty"`
+	Copy    *CopyStatus   `json:"copy,omitempty"`
+	Follow  *FollowStatus `json:"follow,omitempty"`
+	Batches []Batch       `json:"batches"` // the newest, newest first
+}
+
+// CopyStatus is how far the copy has come.
+type CopyStatus struct {
+	Chunks     int64 `json:"chunks"`
+	ChunksDone int64 `json:"chunks_done"`
+	Blocks     int64 `json:"blocks"` // of those whose end is known
+	BlocksDone int64 `json:"blocks_done"`
+	Rows       int64 `json:"rows"`       // as the source sent them
+	RowsThere  int64 `json:"rows_there"` // as the target has stored them
+	// RowsPerSecond is of the last minute, ETA when the copy ends at that pace.
+	RowsPerSecond float64    `json:"rows_per_second"`
+	ETA           *time.Time `json:"eta,omitempty"`
+}
+
+// FollowStatus is how far the changes have come.
+type FollowStatus struct {
+	Index    string `json:"index"`
+	Position string `json:"position"`
+	// SourceTime is when the source committed the newest change that is at the
+	// target, LagSeconds how long ago that is, LagBytes how much the source has
+	// written behind it.
+	SourceTime time.Time `json:"source_time"`
+	LagSeconds float64   `json:"lag_seconds"`
+	LagBytes   int64     `json:"lag_bytes"`
+	// Converged is since when the target is the source at an index, Missing how
+	// many rows wait to be read from it before.
+	Converged        *time.Time `json:"converged,omitempty"`
+	Missing          int64      `json:"missing"`
+	ChangesPerSecond float64    `json:"changes_per_second"` // of the last minute
+}
+
+// Batch is a batch of changes with the counts of both sides.
+type Batch struct {
+	First     string            `json:"first"`
+	Last      string            `json:"last"`
+	WrittenAt time.Time         `json:"written_at"`
+	Captured  map[string]Counts `json:"captured"` // as the source has it; null if it has no record
+	Applied   map[string]Counts `json:"applied"`
+}
+
+const shownBatches = 10
+
+// Status looks at both sides and changes nothing.
+func (m *Migration) Status(ctx context.Context) (*Status, error) {
+	src, dst, err := m.both(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer capture.Close(src)
+	defer capture.Close(dst)
+	d, err := m.at(ctx, src, dst)
+	if err != nil {
+		return nil, err
+	}
+	s := &Status{Name: m.cfg.Name, Step: d.Step, Paused: d.Paused, Batches: []Batch{}}
+	if d.Step == StepNone && d.ID == "" {
+		s.Phase = "not begun"
+		return s, nil
+	}
+	s.StepAt = &d.StepAt
+	if err := dst.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('millrace.migration.' || $1, 0))`, m.cfg.Name).Scan(&s.Running); err != nil {
+		return nil, fmt.Errorf("look whether a process works on migration %s: %w", m.cfg.Name, err)
+	}
+	if s.Copy, err = m.copyStatus(ctx, dst); err != nil {
+		return nil, err
+	}
+	if s.Follow, err = m.followStatus(ctx, src, dst); err != nil {
+		return nil, err
+	}
+	if s.Batches, err = m.batches(ctx, src, dst); err != nil {
+		return nil, err
+	}
+	s.Phase = s.phase()
+	return s, nil
+}
+
+func (s *Status) phase() string {
+	if s.Paused {
+		return "paused"
+	}
+	waits := ", and no process works on it"
+	if s.Running {
+		waits = ""
+	}
+	switch {
+	case s.Step == StepNone:
+		return "preparing" + waits
+	case s.Step == StepPrepared && s.Copy == nil:
+		return "prepared"
+	case s.Step == StepPrepared:
+		return "copying" + waits
+	case s.Step == StepCopied:
+		return "catching up" + waits
+	}
+	return "following" + waits
+}
+
+func (m *Migration) copyStatus(ctx context.Context, dst *pgx.Conn) (*CopyStatus, error) {
+	c := new(CopyStatus)
+	var recent int64
+	var blocks, seconds float64
+	err := dst.QueryRow(ctx, `
+SELECT count(*), count(rows_read), coalesce(sum(end_block - first_block) FILTER (WHERE end_block > 0), 0)::bigint,
+       coalesce(sum(end_block - first_block) FILTER (WHERE end_block > 0 AND rows_read IS NOT NULL), 0)::bigint,
+       coalesce(sum(rows_read), 0)::bigint, coalesce(sum(rows_there), 0)::bigint,
+       coalesce(sum(rows_read) FILTER (WHERE copied_at > now() - interval '1 minute'), 0)::bigint,
+       coalesce(sum(end_block - first_block) FILTER (WHERE end_block > 0 AND copied_at > now() - interval '1 minute'), 0)::float8,
+       coalesce(extract(epoch FROM now() - min(copied_at - took) FILTER (WHERE copied_at > now() - interval '1 minute')), 0)::float8
+FROM millrace.migration_chunk WHERE name = $1`, m.cfg.Name).
+		Scan(&c.Chunks, &c.ChunksDone, &c.Blocks, &c.BlocksDone, &c.Rows, &c.RowsThere, &recent, &blocks, &seconds)
+	if err != nil {
+		return nil, fmt.Errorf("read how far the copy is: %w", err)
+	}
+	if c.Chunks == 0 {
+		return nil, nil
+	}
+	if seconds > 0 && c.ChunksDone < c.Chunks {
+		c.RowsPerSecond = float64(recent) / seconds
+		if blocks > 0 {
+			eta := time.Now().Add(time.Duration(float64(c.Blocks-c.BlocksDone) / blocks * seconds * float64(time.Second))).UTC()
+			c.ETA = &eta
+		}
+	}
+	return c, nil
+}
+
+func (m *Migration) followStatus(ctx context.Context, src, dst *pgx.Conn) (*FollowStatus, error) {
+	f := new(FollowStatus)
+	var token string
+	err := dst.QueryRow(ctx, `
+SELECT p.index::text, p.position, p.token::text, p.source_time, p.converged_at,
+       (SELECT count(*) FROM millrace.migration_missing x WHERE x.name = p.name),
+       (SELECT coalesce(sum((t.v->>'puts')::float8), 0) + coalesce(sum((t.v->>'deletes')::float8), 0) FROM millrace.migration_batch b, jsonb_each(b.counts) t (k, v)
+        WHERE b.name = p.name AND b.written_at > now() - interval '1 minute') / 60
+FROM millrace.migration_place p WHERE p.name = $1`, m.cfg.Name).
+		Scan(&f.Index, &f.Position, &token, &f.SourceTime, &f.Converged, &f.Missing, &f.ChangesPerSecond)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read how far the changes are: %w", err)
+	}
+	f.LagSeconds = max(0, time.Since(f.SourceTime).Seconds())
+	if err := src.QueryRow(ctx, "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn - $1::text::numeric)::bigint", token).Scan(&f.LagBytes); err != nil {
+		return nil, fmt.Errorf("ask the source how far it is: %w", err)
+	}
+	f.LagBytes = max(0, f.LagBytes)
+	return f, nil
+}
+
+// batches returns the newest batches with the counts of both sides.
+func (m *Migration) batches(ctx context.Context, src, dst *pgx.Conn) ([]Batch, error) {
+	read := func(conn *pgx.Conn, where side) ([]Batch, error) {
+		rows, err := conn.Query(ctx, "SELECT first_index::text, last_index::text, written_at, counts::text FROM millrace.migration_batch WHERE name = $1 ORDER BY migration_batch.last_index DESC LIMIT $2", m.cfg.Name, 2*shownBatches)
+		if err != nil {
+			return nil, fmt.Errorf("read batches at the %s: %w", where, err)
+		}
+		all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Batch, err error) {
+			var counts string
+			if err := row.Scan(&b.First, &b.Last, &b.WrittenAt, &counts); err != nil {
+				return b, err
+			}
+			return b, json.Unmarshal([]byte(counts), &b.Applied)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read batches at the %s: %w", where, err)
+		}
+		return all, nil
+	}
+	there, err := read(dst, target)
+	if err != nil {
+		return nil, err
+	}
+	here, err := read(src, source)
+	if err != nil {
+		return nil, err
+	}
+	captured := make(map[string]map[string]Counts)
+	for _, b := range here {
+		captured[b.Last] = b.Applied
+	}
+	all := there[:min(len(there), shownBatches)]
+	for i := range all {
+		all[i].Captured = captured[all[i].Last]
+	}
+	return all, nil
+}
