@@ -116,11 +116,11 @@ func (m *Migration) mappings(ctx context.Context, src, dst queryer, catalog *mil
 			return nil, fmt.Errorf("%w: table %v is not among those whose changes are kept; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, t.From)
 		}
 		one, problems, err := readMapping(ctx, src, dst, t, catalog.Schemas[n])
-		if err == nil {
-			err = capture.FirstError(problems)
-		}
 		if err != nil {
 			return nil, err
+		}
+		if err := capture.FirstError(problems); err != nil { // prepare has found none
+			return nil, fmt.Errorf("%w: %w; or millrace migrate abort -f FILE, and begin again", ErrChanged, err)
 		}
 		all = append(all, one)
 	}
