@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/zeebo/xxh3"
 
-	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // chunkToCopy is a chunk of a heap.
@@ -78,7 +78,7 @@ func (w *copier) copy(ctx context.Context, c *chunkToCopy) (same bool, err error
 			careful = true
 		case "40P01", "40001": // deadlock_detected, serialization_failure: with another worker
 		case "55P03": // lock_not_available
-			if err := capture.Wait(ctx, lockPause); err != nil {
+			if err := wait.For(ctx, lockPause); err != nil {
 				return false, err
 			}
 		default:

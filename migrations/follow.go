@@ -12,6 +12,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // changes is what Follow needs of a capture that is open.
@@ -52,7 +53,7 @@ func (m *Migration) Follow(ctx context.Context, until Until) error {
 			pause = firstRetry
 		}
 		m.log.Warn("following is interrupted", "error", err, "again_in", pause)
-		if err := capture.Wait(ctx, pause); err != nil {
+		if err := wait.For(ctx, pause); err != nil {
 			return err
 		}
 	}
@@ -113,7 +114,7 @@ func (m *Migration) follow(ctx context.Context, until Until) (err error) {
 			return err
 		}
 		if f.pausing {
-			if err := capture.Wait(ctx, tendInterval); err != nil {
+			if err := wait.For(ctx, tendInterval); err != nil {
 				return err
 			}
 			continue

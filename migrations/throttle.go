@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // throttle holds the copy back. All workers share it.
@@ -51,7 +52,7 @@ func (t *throttle) wait(ctx context.Context, src, dst *pgx.Conn) error {
 		if err != nil || pause <= 0 {
 			return err
 		}
-		if err := capture.Wait(ctx, pause); err != nil {
+		if err := wait.For(ctx, pause); err != nil {
 			return err
 		}
 	}

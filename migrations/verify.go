@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // Verify compares all rows of both sides while they are written to, each range at an
@@ -58,7 +59,7 @@ func (m *Migration) await(ctx context.Context, dst *pgx.Conn) error {
 		if done {
 			return nil
 		}
-		if err := capture.Wait(ctx, tendInterval/4); err != nil {
+		if err := wait.For(ctx, tendInterval/4); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // Begin makes the slot, anew if it is there, and returns the place that it begins
@@ -120,7 +121,7 @@ func (c *Capture) awaitVisible(ctx context.Context, conn *pgx.Conn) error {
 			told = time.Now()
 			c.log.Warn("waiting for transactions that ran when the slot was made", "oldest", uint64(s.Xmin))
 		}
-		if err := capture.Wait(ctx, settleInterval); err != nil {
+		if err := wait.For(ctx, settleInterval); err != nil {
 			return err
 		}
 	}
