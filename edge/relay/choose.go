@@ -50,9 +50,11 @@ type candidate struct {
 	notBefore time.Time
 	// over is the highest epoch that it no longer has.
 	over millrace.Epoch
-	// strikes counts what it gave that was untrue, at place the last time; banned is until when it is
-	// left alone for that, untrue the newest.
+	// strikes counts what it gave that was untrue, at place the last time; certain tells
+	// that nothing on the way can have made it so. banned is until when it is left alone
+	// for that, untrue the newest.
 	strikes int
+	certain bool
 	place   millrace.Place
 	banned  time.Time
 	untrue  error
@@ -60,8 +62,8 @@ type candidate struct {
 	ask time.Time
 }
 
-// bad tells that it gave something untrue twice.
-func (c *candidate) bad() bool { return c.strikes >= 2 }
+// bad tells that it gave something untrue, for certain or twice.
+func (c *candidate) bad() bool { return c.strikes >= 2 || c.certain }
 
 // lacks tells that it no longer has what is wanted.
 func (c *candidate) lacks(want millrace.Place) bool {
@@ -133,9 +135,11 @@ func (c *choice) pick(now time.Time, want millrace.Place) (i int, wait time.Dura
 			return i, 0, pickNow
 		}
 	}
-	for i := range c.all {
-		if c.usable(now, i, want) {
-			return i, 0, pickNow
+	for _, bad := range []bool{false, true} {
+		for i, one := range c.all {
+			if one.bad() == bad && c.usable(now, i, want) {
+				return i, 0, pickNow
+			}
 		}
 	}
 	var soonest time.Time
@@ -148,13 +152,13 @@ func (c *choice) pick(now time.Time, want millrace.Place) (i int, wait time.Dura
 				lacking = i
 			}
 			continue
-		case one.bad():
+		case one.strikes >= 2:
 			bad++
 			at = one.banned
 		case one.banned.After(at):
 			at = one.banned
 		}
-		rest = rest || !one.bad() && one.fails < failing
+		rest = rest || one.strikes < 2 && one.fails < failing
 		if soonest.IsZero() || at.Before(soonest) {
 			soonest = at
 		}
@@ -235,20 +239,22 @@ func (c *choice) drop(i int) {
 	}
 }
 
-// reject notes that an upstream gave something untrue. After the first time it may be
-// asked once more, others first; after the second, with nothing true in between, it is left
-// alone for long. It tells whether that is news.
-func (c *choice) reject(now time.Time, i int, at millrace.Place, why error) (news bool) {
+// reject notes that an upstream gave something untrue; certain tells that nothing on the
+// way can have made it so. After the first time it may be asked once more, others first;
+// after the second, with nothing true in between, it is left alone for long. It tells
+// whether it has become bad by that.
+func (c *choice) reject(now time.Time, i int, at millrace.Place, why error, certain bool) (news bool) {
 	one := c.all[i]
-	news = one.strikes == 1
+	was := one.bad()
 	one.strikes, one.place, one.untrue = min(one.strikes+1, 2), at, why
+	one.certain = one.certain || certain
 	pause := c.retryMin
-	if one.bad() {
+	if one.strikes == 2 {
 		pause = c.ban
 	}
 	one.banned = now.Add(c.jitter(pause))
 	c.drop(i)
-	return news
+	return one.bad() && !was
 }
 
 // clear notes that what an upstream gave was found to be of the history, up to a place.
@@ -259,7 +265,7 @@ func (c *choice) clear(i int, at millrace.Place) bool {
 		return false
 	}
 	was := one.bad()
-	one.strikes, one.untrue, one.banned = 0, nil, time.Time{}
+	one.strikes, one.certain, one.untrue, one.banned = 0, false, nil, time.Time{}
 	return was
 }
 
@@ -297,7 +303,7 @@ func (c *choice) reason(now time.Time, one *candidate) bool {
 // better decides, after an upstream has said where it stands, whether to go over to it.
 // want is the place that is to be gone on from.
 func (c *choice) better(now time.Time, i int, want millrace.Place) (reason string, leave bool) {
-	if c.current < 0 || i == c.current || !c.usable(now, i, want) {
+	if c.current < 0 || i == c.current || c.all[i].bad() || !c.usable(now, i, want) {
 		return "", false
 	}
 	one, current := c.all[i], c.all[c.current]

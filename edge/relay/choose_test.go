@@ -151,7 +151,7 @@ func (w *world) read() {
 			w.connected = false
 		}
 	case r.lying && r.said.newest > w.here:
-		w.c.reject(w.now, i, w.want(), millrace.ErrSignature)
+		w.c.reject(w.now, i, w.want(), millrace.ErrSignature, w.rnd.IntN(2) == 0)
 		w.connected = false
 	default:
 		w.c.hear(w.now, i, r.said)
@@ -232,7 +232,7 @@ func TestChoiceModel(t *testing.T) {
 		// All is well: after a while nobody moves any more, and not in silence either.
 		for i, r := range w.all {
 			*r = relayModel{secondary: r.secondary, said: r.said}
-			w.c.all[i].strikes, w.c.all[i].banned = 0, time.Time{}
+			w.c.all[i].strikes, w.c.all[i].certain, w.c.all[i].banned = 0, false, time.Time{}
 		}
 		w.quiet = false
 		w.run(3 * time.Minute)
@@ -322,7 +322,7 @@ func TestChoiceUntrue(t *testing.T) {
 	now, want := testTime, millrace.Place{Epoch: 1, Index: 10}
 	said := standing{epoch: 1, oldest: 1, newest: 60}
 	c.follow(now, 0, said)
-	if c.reject(now, 0, want, millrace.ErrDiverged) {
+	if c.reject(now, 0, want, millrace.ErrDiverged, false) {
 		t.Error("once is no alarm yet: it may have been altered on its way")
 	}
 	if i, _, v := c.pick(now, want); v != pickNow || i != 1 {
@@ -331,19 +331,24 @@ func TestChoiceUntrue(t *testing.T) {
 	c.fail(now, 1, errModel, nil)
 	now = now.Add(testRules.retryMax)
 	c.follow(now, 0, said)
-	if !c.reject(now, 0, want, millrace.ErrDiverged) {
+	if !c.reject(now, 0, want, millrace.ErrDiverged, false) {
 		t.Error("twice is an alarm")
 	}
 	if i, _, v := c.pick(now.Add(testRules.ban/2), want); v != pickNow || i != 1 {
 		t.Fatalf("pick %d, %d, want the other one", i, v)
 	}
-	c.reject(now, 1, want, millrace.ErrDiverged)
+	c.reject(now, 1, want, millrace.ErrDiverged, false)
 	if _, _, v := c.pick(now, want); v != pickWait {
 		t.Fatalf("the other one is asked once more: %d", v)
 	}
-	c.reject(now, 1, want, millrace.ErrDiverged)
+	c.reject(now, 1, want, millrace.ErrDiverged, false)
 	if _, _, v := c.pick(now, want); v != pickUntrue {
 		t.Fatalf("all have given something untrue: %d", v)
+	}
+	if one := newChoice(testRules, rnd, []string{"a", "b"}, nil); !one.reject(now, 0, want, millrace.ErrSignature, true) {
+		t.Error("what cannot have been altered on its way is an alarm at once")
+	} else if i, _, v := one.pick(now.Add(time.Minute), want); v != pickNow || i != 1 {
+		t.Errorf("pick %d, %d, want the other one", i, v)
 	}
 	if c.clear(0, want) {
 		t.Error("it is cleared at the place itself")

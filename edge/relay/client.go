@@ -53,6 +53,9 @@ type ClientConfig struct {
 	// Ban is how long an upstream that gave something untrue twice is not asked.
 	// Default 10 min.
 	Ban time.Duration
+	// Filter says what of each record is wanted, in the words of the upstream's Filter;
+	// empty for all of it. Upstreams that do not know it are not followed.
+	Filter []byte
 	// Seed makes the jitter of pauses one that can be repeated; 0 takes any.
 	Seed uint64
 	// Logger takes transitions; nil drops them.
@@ -106,6 +109,9 @@ type Client struct {
 func NewClient(c ClientConfig) (*Client, error) {
 	if err := checkNode(c.Node); err != nil {
 		return nil, fmt.Errorf("follow relays: %w", err)
+	}
+	if len(c.Filter) > maxFilter {
+		return nil, fmt.Errorf("follow relays: a filter of %d bytes, at most %d are possible", len(c.Filter), maxFilter)
 	}
 	if c.Stream == "" || c.Applied == nil || len(c.Upstreams)+len(c.Secondaries) == 0 {
 		return nil, errors.New("follow relays: stream, upstreams and what is applied must be given")
@@ -182,7 +188,7 @@ func (c *Client) Aside() *Client {
 	defer c.mu.Unlock()
 	for i, one := range c.choice.all {
 		to := a.choice.all[i]
-		to.strikes, to.place, to.banned, to.untrue = one.strikes, one.place, one.banned, one.untrue
+		to.strikes, to.certain, to.place, to.banned, to.untrue = one.strikes, one.certain, one.place, one.banned, one.untrue
 	}
 	return a
 }
@@ -240,7 +246,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 func (c *Client) open(ctx context.Context, i int, from From) (*Source, error) {
-	h := &hello{node: c.config.Node, stream: from.Stream, epoch: from.Epoch, index: from.Index}
+	h := &hello{node: c.config.Node, stream: from.Stream, epoch: from.Epoch, index: from.Index, filter: c.config.Filter}
 	if from.Index > 0 {
 		h.chain = from.Chain
 	}
@@ -299,7 +305,7 @@ func (c *Client) failedLocked(i int, want millrace.Place, err error) {
 		}
 	}
 	if diverged(err) {
-		c.rejectLocked(i, want, err)
+		c.rejectLocked(i, want, err, true)
 		return
 	}
 	one := c.choice.all[i]
@@ -311,15 +317,18 @@ func (c *Client) failedLocked(i int, want millrace.Place, err error) {
 }
 
 // rejectLocked notes that an upstream gave something untrue at a place.
-func (c *Client) rejectLocked(i int, at millrace.Place, err error) {
-	bad := c.choice.reject(time.Now(), i, at, err)
-	if !bad {
-		c.config.Logger.Warn("an upstream gave what is not of the history; it is asked once more", "upstream", c.ups[i].text, "place", at, "error", err)
+func (c *Client) rejectLocked(i int, at millrace.Place, err error, certain bool) {
+	bad := c.choice.reject(time.Now(), i, at, err, certain)
+	if !c.choice.all[i].bad() {
+		c.config.Logger.Warn("what came of an upstream is damaged; it is asked once more", "upstream", c.ups[i].text, "place", at, "error", err)
 		return
 	}
+	if !bad {
+		return // it is known
+	}
 	c.metrics.untrue.Inc()
-	c.config.Logger.Error("an upstream is left alone: what it gives is not of the history", "upstream", c.ups[i].text, "place", at, "error", err,
-		"mend", "find out which of the two was altered; the edge goes on with its other upstreams")
+	c.config.Logger.Error("what an upstream gives is not of the history; others are followed", "upstream", c.ups[i].text, "place", at, "error", err,
+		"mend", "find out which of the two edges was altered, and load that one anew")
 }
 
 // gone is the error of a place that no upstream reaches.

@@ -52,8 +52,8 @@ type State struct {
 	Stream millrace.StreamID
 	Epoch  millrace.Epoch
 	Next   millrace.Epoch
-	// Oldest and Newest are the first and the last index of the log; both 0 if it holds
-	// none. Chain is the one at Newest, and Time when that unit was committed at the
+	// Oldest and Newest are the first and the last index of the log; of an empty one,
+	// Oldest is the index to come. Both are 0 if there is no log. Chain is the one at Newest, and Time when that unit was committed at the
 	// source.
 	Oldest, Newest millrace.Index
 	Chain          millrace.Chain
@@ -240,7 +240,7 @@ func decodeNodeState(b []byte) (*State, error) {
 		return nil, err
 	case s.Node == "":
 		return nil, fmt.Errorf("%w: a state names no node", errFrame)
-	case s.Oldest > s.Newest:
+	case s.Oldest > s.Newest && s.Oldest != s.Newest+1:
 		return nil, fmt.Errorf("%w: a log from index %v to %v", errFrame, s.Oldest, s.Newest)
 	}
 	return s, nil

@@ -2,10 +2,10 @@ package relay
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"log/slog"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -48,8 +48,11 @@ type node struct {
 	offset millrace.Offset
 	term   millrace.Term
 	fold   *millrace.Fold
-	stop   func()
-	err    error
+	// key signs what a root makes; trusted is what a child asks for.
+	key     ed25519.PrivateKey
+	trusted *millrace.Keyring
+	stop    func()
+	err     error
 }
 
 func testLogger(t testing.TB) *slog.Logger {
@@ -82,6 +85,15 @@ func newNode(t testing.TB, name string, change func(*ServerConfig)) *node {
 	t.Helper()
 	n := &node{t: t, name: name, epoch: 1, now: testTime, log: openLog(t, nil)}
 	n.serve(change)
+	return n
+}
+
+// newRoot serves a node that makes its records itself, and has made some.
+func newRoot(t testing.TB, name string, batches int, change func(*ServerConfig)) *node {
+	t.Helper()
+	n := newNode(t, name, change)
+	n.begin()
+	n.batches(batches)
 	return n
 }
 
@@ -197,7 +209,7 @@ func (n *node) header(kind millrace.RecordKind) millrace.Header {
 // take puts a record that a root has made into its log.
 func (n *node) take(h millrace.Header, payload []byte) {
 	n.t.Helper()
-	value, err := millrace.AppendRecord(nil, &h, payload, nil)
+	value, err := millrace.AppendRecord(nil, &h, payload, n.key)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -328,6 +340,9 @@ func (n *node) once(ctx context.Context) error {
 		r, err := millrace.DecodeRecord(value, nil)
 		var outcome millrace.Outcome
 		if err == nil {
+			err = n.trusted.Check(r, fold.Next())
+		}
+		if err == nil {
 			outcome, err = fold.Step(r)
 		}
 		if err != nil {
@@ -404,12 +419,5 @@ func (n *node) records() (all []kept) {
 			n.t.Fatal(err)
 		}
 		all = append(all, kept{record.Offset, slices.Clone(record.Value)})
-	}
-}
-
-func mustRemove(t testing.TB, path string) {
-	t.Helper()
-	if err := os.RemoveAll(path); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -109,7 +109,7 @@ func (s *Source) fault(err error) error {
 	}
 	if errors.Is(err, edgelog.ErrDamaged) {
 		s.c.mu.Lock()
-		s.c.rejectLocked(s.i, s.place(), err)
+		s.c.rejectLocked(s.i, s.place(), err, false)
 		s.c.mu.Unlock()
 	} else {
 		s.c.failed(s.i, s.place(), err)
@@ -132,7 +132,7 @@ func (s *Source) Reject(err error) error {
 		at.Index = max(at.Index, applied.Place.Index)
 	}
 	c.mu.Lock()
-	c.rejectLocked(s.i, at, err)
+	c.rejectLocked(s.i, at, err, true)
 	_, _, verdict := c.choice.pick(time.Now(), at)
 	c.mu.Unlock()
 	if verdict == pickUntrue {
