@@ -17,6 +17,7 @@ import (
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/image"
+	"github.com/millrace-db/millrace/edge/relay"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/lineage"
@@ -47,11 +48,21 @@ var (
 	errPeersEmpty = errors.New("no peer has an image that can be used")
 )
 
-// Peers are where images of a stream are fetched from.
+// peers are where images of a stream are fetched from: what the configuration names, or
+// else the edges that are followed.
 func (f *Stream) peers() []string {
+	from := f.edge.Images.From
+	if len(from) == 0 && f.upstreams != nil {
+		for _, text := range append(append([]string(nil), f.edge.Upstream...), f.edge.Secondaries...) {
+			// Whoever shares a unix socket shares a disk.
+			if u, err := relay.ParseUpstream(text); err == nil && u.Socket() == "" {
+				from = append(from, u.URL())
+			}
+		}
+	}
 	var all []string
-	for _, from := range f.edge.Images.From {
-		all = append(all, imagesURL(from, f.config.Name))
+	for _, one := range from {
+		all = append(all, imagesURL(one, f.config.Name))
 	}
 	return all
 }
@@ -177,7 +188,7 @@ func (f *Stream) tellRefused(from string, err error) {
 
 // untrue tells that an image is not what it says it is.
 func untrue(err error) bool {
-	for _, kind := range []error{image.ErrMalformed, millrace.ErrMalformed, millrace.ErrSignature, millrace.ErrDiverged, millrace.ErrForeign, millrace.ErrGap, edge.ErrContents, edge.ErrOtherStream, edge.ErrCorrupt} {
+	for _, kind := range []error{image.ErrMalformed, millrace.ErrMalformed, millrace.ErrSignature, millrace.ErrDiverged, millrace.ErrForeign, millrace.ErrGap, edge.ErrContents, edge.ErrOtherStream, edge.ErrCorrupt, relay.ErrUntrue} {
 		if errors.Is(err, kind) {
 			return true
 		}
@@ -261,6 +272,9 @@ func (t *taker) fits(ctx context.Context, m *image.Manifest, young bool) error {
 // that it still has the record that ends there, and that this is of the same history; of
 // another one is ErrDiverged.
 func (f *Stream) reaches(ctx context.Context, c *millrace.Checkpoint) (agreed bool, err error) {
+	if f.upstreams != nil {
+		return false, f.relayed(ctx, c)
+	}
 	t, err := lineage.OpenTopic(ctx, f.config, topic.EpochName(f.config.Kafka.Topic, c.Epoch), f.log)
 	if err != nil {
 		return false, err
@@ -301,6 +315,23 @@ func (f *Stream) reaches(ctx context.Context, c *millrace.Checkpoint) (agreed bo
 			millrace.ErrDiverged, c.Offset, t.Name(), h.Last(), h.Chain.Short(), c.Index, c.Chain.Short())
 	}
 	return true, nil
+}
+
+// relayed returns nil where an edge that may be followed has what comes after a
+// checkpoint.
+func (f *Stream) relayed(ctx context.Context, c *millrace.Checkpoint) error {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	source, err := f.upstreams.Aside().Open(ctx, relay.From{Stream: c.Stream, Epoch: c.Epoch, Index: c.Index, Chain: c.Chain})
+	switch {
+	case errors.Is(err, relay.ErrGone):
+		return unfit("%v", err)
+	case errors.Is(err, relay.ErrUntrue):
+		return fmt.Errorf("%w: %s", millrace.ErrDiverged, err.Error())
+	case err != nil:
+		return err
+	}
+	return source.Close()
 }
 
 // haveMade asks an edge to make an image, and waits until it has.
