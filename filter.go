@@ -300,7 +300,7 @@ func (f *Filter) Scope(s *Schema) (Scope, error) {
 		}
 		b, err := codec.AppendPrefix(nil, texts, false)
 		if err != nil {
-			return Scope{}, fmt.Errorf("%w: prefix %s of table %s: %w; mend: correct edge.partial", ErrFilter, FormatKeyPath(p), t.Name, err)
+			return Scope{}, fmt.Errorf("%w: prefix %s of table %s: %w; mend: correct edge.tables", ErrFilter, FormatKeyPath(p), t.Name, err)
 		}
 		scope.prefixes = append(scope.prefixes, b)
 	}

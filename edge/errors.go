@@ -64,7 +64,7 @@ var (
 
 	// ErrNotHeld occurs when a partial store is asked for what it does not hold, so
 	// that it cannot say what there is. Mend: ask an edge that holds it, or widen
-	// edge.partial.
+	// edge.tables.
 	ErrNotHeld = errors.New("not held here")
 
 	// ErrNoIndex occurs when a table has no index over the columns, or the one

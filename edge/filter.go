@@ -69,7 +69,7 @@ func (s *Store) refilter() error {
 		return nil
 	}
 	if s.Index() > 0 && !cat.filter.Covers(want) {
-		return fmt.Errorf("open store %s: %w: it holds %v, wanted is %v; mend: move the directory away and start the edge again, it fills a new one; or take edge.partial back to what the store holds",
+		return fmt.Errorf("open store %s: %w: it holds %v, wanted is %v; mend: move the directory away and start the edge again, it fills a new one; or take edge.tables back to what the store holds",
 			s.dir, ErrWider, cat.filter, want)
 	}
 	// Only prefixes that fit the tables' keys are of use.

@@ -159,10 +159,14 @@ func below(s *edgestatus.Summary) string {
 }
 
 func edgeState(e *edgestatus.Edge) string {
+	state := e.State
 	if e.Silent {
-		return "silent (" + e.State + ")"
+		state = "silent (" + state + ")"
 	}
-	return e.State
+	if e.Holds != "" {
+		state += ", partial"
+	}
+	return state
 }
 
 // plain is a text that came from an edge, in one line and without what a terminal

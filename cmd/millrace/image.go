@@ -380,8 +380,13 @@ func (i *imaging) restore(ctx context.Context, args []string) error {
 }
 
 func (i *imaging) restoreFrom(ctx context.Context, opened *image.Image) (s *shownImage, err error) {
+	filter, err := i.c.Edge.Tables.Filter(i.stream.Name)
+	if err != nil {
+		return nil, fmt.Errorf("edge.tables: %w", err)
+	}
 	o := edge.Options{
-		Dir: follow.StoreDir(i.c, i.stream), MapSize: int64(i.c.Edge.MapSize), Indexes: i.c.Edge.Indexes[i.stream.Name], Logger: i.logger(i.c),
+		Filter: filter,
+		Dir:    follow.StoreDir(i.c, i.stream), MapSize: int64(i.c.Edge.MapSize), Indexes: i.c.Edge.Indexes[i.stream.Name], Logger: i.logger(i.c),
 	}
 	if i.stream.ID != "" {
 		o.Stream, _ = millrace.ParseStreamID(i.stream.ID) // the configuration has checked it

@@ -67,6 +67,8 @@ func (c *conn) failRead(err error) {
 	case errors.Is(err, edge.ErrCorrupt):
 		c.complain(err)
 		c.fail("CORRUPT " + err.Error())
+	case errors.Is(err, edge.ErrNotHeld):
+		c.fail("NOTHELD " + err.Error())
 	case errors.Is(err, edge.ErrClosed), errors.Is(err, context.Canceled):
 		c.fail("CLOSED the edge is shutting down; ask again, or another edge")
 	case errors.Is(err, edge.ErrExpired), errors.Is(err, context.DeadlineExceeded):

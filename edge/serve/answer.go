@@ -48,6 +48,8 @@ func asFault(err error) *fault {
 			http.StatusInternalServerError, "corrupt", err.Error(),
 			"move the store's directory away and start the edge again; it fills a new one from the topic",
 		}
+	case errors.Is(err, edge.ErrNotHeld):
+		return &fault{http.StatusMisdirectedRequest, "not_held", err.Error(), "ask an edge that holds it, or widen edge.tables here"}
 	case errors.Is(err, edge.ErrClosed):
 		return &fault{http.StatusServiceUnavailable, "closed", "the edge is shutting down", "ask again, or another edge"}
 	case errors.Is(err, edge.ErrExpired), errors.Is(err, context.DeadlineExceeded):

@@ -27,6 +27,8 @@ type Status struct {
 	Token uint64 `json:"token"`
 	// Offset is that of the newest record of the topic taken in; null if none.
 	Offset *millrace.Offset `json:"offset"`
+	// Holds says what is held of the stream; null where that is everything.
+	Holds []HeldTable `json:"holds,omitempty"`
 	// Tables are those that readers see.
 	Tables []TableStatus `json:"tables"`
 	// Loading are the tables of which a load is under way.
@@ -53,6 +55,25 @@ type Status struct {
 	Fault string `json:"fault,omitempty"`
 	// Next is a newer epoch that is being copied while this one is read.
 	Next *NextStatus `json:"next,omitempty"`
+}
+
+// HeldTable is a table that a partial edge holds.
+type HeldTable struct {
+	Table string `json:"table"`
+	// Prefixes are the leading values of the keys that are held, in the form of keys in
+	// URLs; null where all keys are.
+	Prefixes []string `json:"prefixes,omitempty"`
+}
+
+func heldTables(f *millrace.Filter) (all []HeldTable) {
+	for _, t := range f.Tables {
+		h := HeldTable{Table: t.Name}
+		for _, p := range t.Prefixes {
+			h.Prefixes = append(h.Prefixes, millrace.FormatKeyPath(p))
+		}
+		all = append(all, h)
+	}
+	return all
 }
 
 // SpaceStatus says how much room a store takes and has.
@@ -171,11 +192,16 @@ func (s *Server) readStatus(st *stream, v *edge.View, now time.Time) (*Status, e
 			status.LagSeconds = lagSeconds(newest, now)
 		}
 		for _, load := range checkpoint.Catalog.Loads {
-			if schema := checkpoint.Catalog.Schema(load.Table); schema != nil {
+			schema := checkpoint.Catalog.Schema(load.Table)
+			if schema == nil {
+				continue
+			}
+			if _, held := v.Filter().Table(schema.QualifiedName()); held {
 				status.Loading = append(status.Loading, schema.QualifiedName())
 			}
 		}
 	}
+	status.Holds = heldTables(v.Filter())
 	infos, err := v.Tables()
 	if err != nil {
 		return nil, err

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-db/millrace"
 )
 
 // Config is the whole file.
@@ -161,6 +163,7 @@ type Edge struct {
 	DataDir string   `key:"data_dir" unit:"path" default:"./data/edge" doc:"Directory of the local stores, one directory a stream within it. On a local file system."`
 	MapSize Size     `key:"map_size" unit:"bytes" default:"64GiB" doc:"The most that the store of one stream may grow to. The file is sparse: it takes what is used. At least 16MiB; changed only at start."`
 	Indexes Indexes  `key:"indexes" unit:"columns" doc:"Secondary indexes of the local stores: by stream and table, the columns of each, as in {dns: {public.dns_records: [[zone_id, name], [name]]}}. They are built beside the changes when the edge starts, take part of map_size, and are dropped when they are no longer named. A column that a table does not have, or whose type cannot be in a key, leaves that index out; the status says why."`
+	Tables  Tables   `key:"tables" unit:"key values" doc:"What of a stream is held here, where that is not everything: by stream and table, the leading values of the keys that are held, as in {dns: {public.zones: [], public.dns_records: [[7], [8]]}}, where [] holds all keys. Tables that are not named are not held. What is not held is answered with an error, never as absent. An upstream then sends no more than that. To hold less removes the rest at the next start; to hold more needs a new store."`
 	Log     EdgeLog  `key:"log" doc:"The edge's own log of what it has taken in, for other edges to follow."`
 	OnStop  string   `key:"on_stop" unit:"exit, serve" default:"exit" doc:"What becomes of the edge when a stream needs somebody to act: exit ends it with exit code 4; serve goes on answering reads of what is there, with the fault in the stream's status, and ends with that code when it is told to end. A topic that is lost is waited for either way, until a new epoch takes its place."`
 	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
@@ -206,6 +209,24 @@ type EdgeLog struct {
 
 // Indexes are the columns of secondary indexes, by stream and qualified table.
 type Indexes map[string]map[string][][]string
+
+// Tables are the leading values of the keys that are held, by stream and qualified table;
+// none holds all keys.
+type Tables map[string]map[string][][]string
+
+// Filter returns what is held of a stream.
+func (t Tables) Filter(stream string) (*millrace.Filter, error) {
+	var whole []string
+	prefixes := make(map[string][][]string)
+	for table, keys := range t[stream] {
+		if len(keys) == 0 {
+			whole = append(whole, table)
+		} else {
+			prefixes[table] = keys
+		}
+	}
+	return millrace.NewFilter(whole, prefixes)
+}
 
 // HTTP is where an edge answers.
 type HTTP struct {

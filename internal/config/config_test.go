@@ -443,3 +443,43 @@ func TestSizeAndDuration(t *testing.T) {
 		}
 	}
 }
+
+// What is held is declared by stream and table.
+func TestTables(t *testing.T) {
+	edge := func(text string) string {
+		return "streams:\n  - name: dns\n    kafka: {brokers: [\"127.0.0.1:9092\"]}\nedge:\n" + text
+	}
+	c, err := Parse("m.yaml", []byte(edge("  tables: {dns: {public.zones: [], public.dns_records: [[7], [8, \"a b\"]]}}\n")), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := c.YAML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Parse("m.yaml", text, nil)
+	if err != nil {
+		t.Fatalf("written and read again: %v\n%s", err, text)
+	}
+	for _, c := range []*Config{c, again} {
+		f, err := c.Edge.Tables.Filter("dns")
+		if want := "public.dns_records (keys under 7; 8,a%20b), public.zones"; err != nil || f.String() != want {
+			t.Errorf("it holds %v, %v, want %s", f, err, want)
+		}
+	}
+	if f, err := c.Edge.Tables.Filter("other"); err != nil || !f.All() {
+		t.Errorf("of a stream that is not named: %v, %v", f, err)
+	}
+	for text, want := range map[string]string{
+		"  tables: {dnss: {public.a: []}}\n":  `edge.tables.dnss: there is no stream "dnss"; did you mean "dns"?`,
+		"  tables: {dns: {}}\n":               "edge.tables.dns: names no table",
+		"  tables: {dns: {a: []}}\n":          "edge.tables.dns.a: want schema.table",
+		"  tables: {dns: {public.a: [7]}}\n":  "want a list",
+		"  tables: {dns: {public.a: [[]]}}\n": "a prefix has no values",
+		"  tables: {dns: [public.a]}\n":       "want names and values",
+	} {
+		if _, err := Parse("m.yaml", []byte(edge(text)), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+}

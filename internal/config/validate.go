@@ -268,6 +268,7 @@ func (k *checker) edge() {
 	}
 	k.atLeast("edge.map_size", e.MapSize, 16<<20)
 	k.indexes("edge.indexes", e.Indexes)
+	k.tables("edge.tables", e.Tables)
 	k.upstreams()
 	k.between("edge.log.retain", e.Log.Retain, time.Minute, 100*365*24*time.Hour)
 	k.atLeast("edge.log.max_bytes", e.Log.MaxBytes, 16<<20)
@@ -306,6 +307,32 @@ func (k *checker) indexes(path string, all Indexes) {
 					k.bad(at, "the index over %s stands there twice", strings.Join(columns, ", "))
 				}
 			}
+		}
+	}
+}
+
+// tables checks what is held of streams.
+func (k *checker) tables(path string, all Tables) {
+	for _, stream := range slices.Sorted(maps.Keys(all)) {
+		at := path + "." + stream
+		k.known(at, []string{stream})
+		if len(all[stream]) == 0 {
+			k.bad(at, "names no table; leave the stream out to hold everything of it")
+		}
+		for _, table := range slices.Sorted(maps.Keys(all[stream])) {
+			if schema, name, ok := strings.Cut(table, "."); !ok || schema == "" || name == "" {
+				k.bad(at+"."+table, "want schema.table, as in public.accounts")
+				return
+			}
+			for _, values := range all[stream][table] {
+				if len(values) == 0 {
+					k.bad(at+"."+table, "a prefix has no values; write for instance [[7], [8]], or [] for all keys")
+					return
+				}
+			}
+		}
+		if _, err := all.Filter(stream); err != nil {
+			k.bad(at, "%v", err)
 		}
 	}
 }

@@ -64,6 +64,9 @@ type Report struct {
 	// Tables and Rows count what readers see.
 	Tables int    `json:"tables"`
 	Rows   uint64 `json:"rows"`
+	// Holds says what a partial edge holds, cut where it is long; empty where that is
+	// everything.
+	Holds string `json:"holds,omitempty"`
 	// Verifying is the index of the oldest Verify entries that are not compared
 	// yet; 0 if all up to Index are.
 	Verifying millrace.Index `json:"verifying"`
@@ -193,6 +196,7 @@ func (r *Report) Encode() ([]byte, error) {
 		space.Alarm = short(space.Alarm, maxText)
 		e.Space = &space
 	}
+	e.Holds = short(e.Holds, maxText)
 	e.Verify = make([]TableVerify, 0, len(r.Verify))
 	for _, v := range r.Verify {
 		v.SkipReason = short(v.SkipReason, maxText)

@@ -125,9 +125,13 @@ func New(c Config) (*Stream, error) {
 	if c.Stream.ID != "" {
 		f.id, _ = millrace.ParseStreamID(c.Stream.ID) // the configuration has checked it
 	}
+	filter, err := f.edge.Tables.Filter(c.Stream.Name)
+	if err != nil {
+		return nil, fmt.Errorf("edge.tables: %w", err)
+	}
 	f.home, err = edge.OpenHome(edge.Options{
 		Dir: StoreDir(c.Whole, c.Stream), Stream: f.id, MapSize: int64(f.edge.MapSize), MaxViewAge: c.ViewAge, Logger: c.Logger, Registerer: c.Metrics,
-		Indexes: f.edge.Indexes[c.Stream.Name],
+		Indexes: f.edge.Indexes[c.Stream.Name], Filter: filter,
 	})
 	if err != nil {
 		return nil, err

@@ -255,6 +255,8 @@ func (t *taker) fits(ctx context.Context, m *image.Manifest, young bool) error {
 		return unfit("it is of epoch %v, index %v, and the rows here are of %v, %v", c.Epoch, c.Index, here.Epoch, here.Index)
 	case t.why == bootBehind && uint64(c.Index-here.Index) < max(t.bootRules.few, m.Rows()):
 		return unfit("it has %d rows, and %d entries are to be followed", m.Rows(), uint64(c.Index-here.Index))
+	case m.Suits(t.home.Filter()) != nil:
+		return fmt.Errorf("%w: %w", errUnfit, m.Suits(t.home.Filter()))
 	case young && !m.Created.IsZero() && time.Since(m.Created) > t.bootRules.stale && !image.Begun(t.imageDir, m.Name()):
 		return unfit("it is older than %v", t.bootRules.stale)
 	}

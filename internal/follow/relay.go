@@ -53,8 +53,13 @@ func (f *Stream) newRelay(metrics prometheus.Registerer) (*relay.Server, error) 
 		return nil, nil
 	}
 	return relay.NewServer(relay.ServerConfig{
-		Node: f.edge.ID, Local: f, MaxPeers: f.edge.Relay.MaxPeers, MaxRate: int64(f.edge.Relay.MaxRate), Logger: f.log, Registerer: metrics,
+		Node: f.edge.ID, Local: f, MaxPeers: f.edge.Relay.MaxPeers, MaxRate: int64(f.edge.Relay.MaxRate), Filter: f.childFilter, Logger: f.log, Registerer: metrics,
 	})
+}
+
+// childFilter is what of each record a child gets that wants less than everything.
+func (f *Stream) childFilter(filter []byte) (relay.Rewriter, error) {
+	return f.home.ForChild(filter)
 }
 
 // Relay serves the stream's log to other edges; nil where none is kept.

@@ -81,6 +81,9 @@ func (f *Stream) report(ctx context.Context) (*edgestatus.Report, error) {
 			return err
 		}
 		r.Tables = len(tables)
+		if filter := v.Filter(); !filter.All() {
+			r.Holds = filter.String()
+		}
 		for i := range tables {
 			r.Rows += tables[i].Rows
 			if why := tables[i].Diverged; why != "" {
