@@ -175,7 +175,12 @@ func TestPartialEdges(t *testing.T) {
 			e.Row = millrace.AppendRow(nil, s.Version, []millrace.Datum{{Text: []byte(strconv.Itoa(id))}, {Text: []byte(strings.Repeat(strconv.Itoa(r.IntN(10)), r.IntN(1500)))}})
 			unit = append(unit, e)
 		}
-		if next := p.parts(1+r.IntN(4), unit...); round%10 == 3 {
+		size := 1 + r.IntN(4)
+		reigns := round%10 == 3 && len(unit) > 1
+		if reigns {
+			size = 1
+		}
+		if next := p.parts(size, unit...); reigns {
 			// A reign ends within a unit, which the next one begins anew.
 			index := p.index - millrace.Index(len(unit))
 			next(1)
