@@ -315,7 +315,7 @@ func goldenFiles(t testing.TB) []golden {
 	g.state("state-progress")
 	g.batch("batch-drop", g.unit(0, &Entry{Kind: KindDrop, Table: a}))
 	g.state("state-drop")
-	return append(g.files, values...)
+	return slices.Concat(g.files, values, goldenPartial(t))
 }
 
 // goldenValues are those that do not stand in the topic by themselves.
@@ -405,7 +405,16 @@ func (g *goldenTopic) describeRecord(b []byte, r *Record) any {
 		}
 		out["state"] = describe(stateProto(s).ProtoReflect())
 	case RecordBatch:
-		entries, err := walkPayload(r.Payload)
+		payload := r.Payload
+		if r.Partial {
+			var p partialBatch
+			if err := p.decode(payload); err != nil {
+				g.t.Fatal(err)
+			}
+			payload = p.entries
+			out["units"] = describeUnits(g.t, r.Payload)
+		}
+		entries, err := walkPayload(payload)
 		if err != nil {
 			g.t.Fatal(err)
 		}

@@ -126,6 +126,39 @@ def blake3(data):
     return struct.pack("<8I", *_tree(data, 0, _ROOT))
 
 
+class Midstate:
+    """BLAKE3 of bytes that are not here, and of those that follow them."""
+
+    def __init__(self, stored):
+        size, = struct.unpack_from(">Q", stored)
+        if not 0 < size <= 1 << 63:
+            raise ValueError("midstate: of %d bytes" % size)
+        self.chunks = (size - 1) // 1024
+        depth = bin(self.chunks).count("1")
+        if len(stored) != 8 + 32 * depth + size - 1024 * self.chunks:
+            raise ValueError("midstate: lengths do not agree")
+        self.stack = [list(struct.unpack_from("<8I", stored, 8 + 32 * i)) for i in range(depth)]
+        self.rest = stored[8 + 32 * depth:]
+
+    def write(self, data):
+        self.rest += data
+        while len(self.rest) > 1024:
+            cv = _chunk(self.rest[:1024], self.chunks, 0)
+            self.rest = self.rest[1024:]
+            self.chunks += 1
+            n = self.chunks
+            while n & 1 == 0:
+                cv = _compress(_IV, struct.pack("<16I", *self.stack.pop(), *cv), 0, 64, _PARENT)
+                n >>= 1
+            self.stack.append(cv)
+
+    def sum(self):
+        cv = _chunk(self.rest, self.chunks, 0 if self.stack else _ROOT)
+        for i in range(len(self.stack) - 1, -1, -1):
+            cv = _compress(_IV, struct.pack("<16I", *self.stack[i], *cv), 0, 64, _PARENT | (0 if i else _ROOT))
+        return struct.pack("<8I", *cv)
+
+
 # --- Ed25519 (RFC 8032) -------------------------------------------------------------
 
 _P = 2**255 - 19

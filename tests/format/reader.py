@@ -7,7 +7,8 @@ snappy and Ed25519 (blocks.py). It reads every file of a folder:
     python3 reader.py FOLDER
 
     *.record      records of one topic, in the order of their names
-    *.checkpoint, *.position, *.row
+    *.partial     records that an edge gets which holds what edge.filter says
+    *.checkpoint, *.position, *.row, *.filter
     *.keys        lines of type OIDs and a key in hexadecimal
 
 and prints one JSON object with what it found, by file name. At anything that
@@ -47,6 +48,14 @@ MESSAGES = {
         10: ("verify", "VerifyRange"), 11: ("message", "LogicalMessage"),
         12: ("quarantine", "Quarantined"), 15: ("end", "UnitEnd"),
     },
+    "PartialPayload": {1: ("entries", ["bytes"]), 2: ("units", ["PartialUnit"])},
+    "PartialUnit": {
+        1: ("entries", "uint32"), 2: ("kept", "uint32"), 3: ("open", "bool"), 4: ("tables", ["PartialTable"]),
+    },
+    "PartialTable": {1: ("table", "uint32"), 2: ("hash", "bytes"), 3: ("state", "bytes")},
+    "Filter": {1: ("tables", ["FilterTable"])},
+    "FilterTable": {1: ("name", "string"), 2: ("prefixes", ["KeyPrefix"])},
+    "KeyPrefix": {1: ("values", ["string"])},
     "UnitEnd": {1: ("time_us", "int64"), 2: ("token", "uint64"), 3: ("xid", "uint32")},
     "LoadInfo": {1: ("reason", "string"), 2: ("rows", "uint64"), 3: ("progress", "bytes"), 4: ("added", "bytes")},
     "VerifyRange": {
@@ -186,13 +195,14 @@ def header(b):
     position_size, = struct.unpack_from(">H", b, 6)
     t = 176 + position_size
     need(len(b) >= t + 16, "record is cut off")
-    codec, reserved, signature_size, size, stored, crc = struct.unpack_from(">BBHIII", b, t)
+    codec, form, signature_size, size, stored, crc = struct.unpack_from(">BBHIII", b, t)
     need(signature_size in (0, 72), "signature of %d bytes" % signature_size)
     need(len(b) == t + 16 + signature_size + stored and size <= MAX_PAYLOAD, "lengths do not agree")
     need(blocks.crc32c(b[:t + 12] + b[t + 16:]) == crc, "CRC-32C does not agree")
     epoch, term = struct.unpack_from(">QQ", b, 24)
     first, count, zero, time_us = struct.unpack_from(">QIIq", b, 56)
-    need(b[5] == 0 and zero == 0 and reserved == 0 and b[4] in KINDS, "unknown kind, or reserved bytes are set")
+    need(b[5] == 0 and zero == 0 and b[4] in KINDS, "unknown kind, or reserved bytes are set")
+    need(form == 0 or form == 1 and b[4] == 3, "unknown form")
     h = {
         "kind": KINDS[b[4]], "stream": b[8:24].hex(), "epoch": epoch, "term": term,
         "publisher": b[40:56].hex(), "first": first, "count": count, "time_us": time_us,
@@ -211,7 +221,7 @@ def header(b):
         need(h["body"] == "00" * 32, "body hash in a %s record" % h["kind"])
     if h["kind"] == "term":
         need(first == 0 and count == 0 and size == 0, "entries in a term record")
-    return h, b[:t], signature, payload
+    return h, b[:t], signature, payload, form == 1
 
 
 class Topic:
@@ -229,7 +239,7 @@ class Topic:
         self.next, self.done, self.unit = 1, 0, []
 
     def record(self, b):
-        h, signed, signature, payload = header(b)
+        h, signed, signature, payload, partial = header(b)
         if self.stream is None:
             self.begin(h)
         need((h["stream"], h["epoch"]) == (self.stream, self.epoch), "record of another stream")
@@ -247,8 +257,14 @@ class Topic:
             need(h["first"] == self.done + 1 and h["chain"] == self.chain.hex(), "state of another history")
             h["state"] = hexed(message("State", payload))
             return h
-        h["entries"] = self.batch(h, payload)
+        if partial:
+            h["entries"], h["units"] = self.partial(h, payload)
+        else:
+            h["entries"] = self.batch(h, payload)
         return h
+
+    def partial(self, h, payload):
+        raise FormatError("hashes in the place of entries, and everything is held")
 
     def batch(self, h, payload):
         need(h["first"] == self.next, "gap: index %d comes, %d is next" % (h["first"], self.next))
@@ -298,8 +314,110 @@ def chain(prev, unit):
     tables = {}
     for table, raw in unit:  # a dict keeps the order of first touch
         tables.setdefault(table, []).append(raw)
-    u = b"".join(struct.pack(">I", t) + blocks.blake3(b"".join(raws)) for t, raws in tables.items())
+    return advance(prev, {t: blocks.blake3(b"".join(raws)) for t, raws in tables.items()})
+
+
+def advance(prev, hashes):
+    u = b"".join(struct.pack(">I", t) + h for t, h in hashes.items())
     return blocks.blake3(prev + blocks.blake3(u))
+
+
+class Known:
+    """The entries of a table in a unit, all of them here so far."""
+
+    def __init__(self):
+        self.bytes = b""
+
+    def write(self, raw):
+        self.bytes += raw
+
+    def sum(self):
+        return blocks.blake3(self.bytes)
+
+
+class Partial(Topic):
+    """Folds what an edge gets that holds less than everything."""
+
+    def __init__(self, signers):
+        super().__init__(signers)
+        self.filter = {}
+        self.tables, self.shown = {}, False  # of the open unit: table -> hash, Known or Midstate
+
+    def hold(self, f):
+        for t in f.get("tables", []):
+            prefixes = t.get("prefixes")
+            self.filter[t["name"]] = prefixes and [p["values"] for p in prefixes]
+
+    def batch(self, h, payload):
+        need(not self.tables, "this reader knows no unit of whole and partial batches")
+        return super().batch(h, payload)
+
+    def partial(self, h, payload):
+        need(h["first"] == self.next, "gap: index %d comes, %d is next" % (h["first"], self.next))
+        need(h["prev"] == self.chain.hex(), "another history")
+        p = message("PartialPayload", payload)
+        units, bodies = p["units"], p.get("entries", [])
+        need(sum(u["entries"] for u in units) == h["count"], "the units have other entries than the header says")
+        goes_on = self.next != self.done + 1
+        need(len(units) == 1 or not goes_on and not any(u.get("open") for u in units), "part of a unit beside others")
+        entries, index = [], self.next
+        for u in units:
+            kept, bodies = bodies[:u.get("kept", 0)], bodies[u.get("kept", 0):]
+            entries += self.part(u, kept, index, len(units) == 1)
+            index += u["entries"]
+            after = advance(self.chain, {t: s if isinstance(s, bytes) else s.sum() for t, s in self.tables.items()})
+            if not u.get("open"):
+                self.chain, self.done, self.tables, self.shown = after, index - 1, {}, False
+        need(not bodies, "entries of no unit")
+        need(after.hex() == h["chain"], "entries and hashes give another chain")
+        self.next = index
+        return entries, hexed(units)
+
+    def part(self, u, kept, index, alone):
+        listed, seen = {}, set()
+        for t in u["tables"]:
+            table = t.get("table", 0)
+            need(table not in listed and not ("hash" in t and "state" in t), "a table stands twice, or has hash and state")
+            listed[table] = "hash" in t
+            before = self.tables.get(table)
+            if "hash" in t:
+                need(len(t["hash"]) == 32 and self.may_lack(table), "a hash in the place of what is held")
+                self.tables[table] = t["hash"]
+            elif "state" in t:
+                state = blocks.Midstate(t["state"])
+                need(before == state.sum(), "the state is not that of what was left out")
+                self.tables[table] = state
+            else:
+                need(not isinstance(before, bytes), "entries follow others that were left out, without a state")
+                self.tables.setdefault(table, Known())
+        first, entries, last = index - self.done - 1, [], False
+        least = first
+        for body in kept:
+            e = message("Entry", body)
+            ordinal, table = e.get("ordinal", 0), e.get("table", 0)
+            last = ordinal == first + u["entries"] - 1
+            need(least <= ordinal < first + u["entries"], "wrong ordinal")
+            need(("end" in e) == (last and not u.get("open")), "the end of the unit stands elsewhere")
+            need(listed.get(table) is False, "an entry of a table whose entries are not here")
+            least = ordinal + 1
+            seen.add(table)
+            self.tables[table].write(b"\x0a" + size(len(body)) + body)
+            entries.append(self.entry(e))
+        need(seen == {t for t, left_out in listed.items() if not left_out}, "a table without entries and without a hash")
+        self.shown = self.shown or bool(kept)
+        need(u.get("open") or not alone or not self.shown or last, "nothing shows that the unit ends")
+        return entries
+
+    def may_lack(self, table):
+        name = "%(namespace)s.%(name)s" % self.schemas[table]
+        return name not in self.filter or self.filter[name] is not None
+
+
+def size(n):
+    out = b""
+    while n > 0x7F:
+        out, n = out + bytes([n & 0x7F | 0x80]), n >> 7
+    return out + bytes([n])
 
 
 # --- output -----------------------------------------------------------------------
@@ -330,9 +448,16 @@ def key_lines(b):
 
 def main(folder):
     # The public key of the golden files' signer: that of the seed 07 07 … 07.
-    topic = Topic([blocks.ed25519_public(bytes([7]) * 32)])
+    signers = [blocks.ed25519_public(bytes([7]) * 32)]
+    topic, partial = Topic(signers), Partial(signers)
+    filters = {name: message("Filter", open(os.path.join(folder, name), "rb").read())
+               for name in os.listdir(folder) if name.endswith(".filter")}
+    for f in filters.values():
+        partial.hold(f)
     readers = {
         ".record": topic.record,
+        ".partial": partial.record,
+        ".filter": lambda b: hexed(message("Filter", b)),
         ".checkpoint": lambda b: hexed(message("Checkpoint", b)),
         ".position": lambda b: hexed(message("Position", b)),
         ".row": row,

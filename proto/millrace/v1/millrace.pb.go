@@ -269,6 +269,343 @@ func (x *Payload) GetEntries() []*Entry {
 	return nil
 }
 
+// PartialPayload is the payload of a batch of which an upstream has left entries out,
+// for an edge that does not hold them. It never stands in the topic.
+type PartialPayload struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entries that are here, in their order.
+	Entries []*Entry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// The units that the batch has, or the part of one.
+	Units         []*PartialUnit `protobuf:"bytes,2,rep,name=units,proto3" json:"units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartialPayload) Reset() {
+	*x = PartialPayload{}
+	mi := &file_millrace_v1_millrace_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartialPayload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartialPayload) ProtoMessage() {}
+
+func (x *PartialPayload) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_millrace_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartialPayload.ProtoReflect.Descriptor instead.
+func (*PartialPayload) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PartialPayload) GetEntries() []*Entry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *PartialPayload) GetUnits() []*PartialUnit {
+	if x != nil {
+		return x.Units
+	}
+	return nil
+}
+
+type PartialUnit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many entries of the unit the batch has, and how many of them are here.
+	Entries uint32 `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`
+	Kept    uint32 `protobuf:"varint,2,opt,name=kept,proto3" json:"kept,omitempty"`
+	// The unit goes on in the next batch.
+	Open bool `protobuf:"varint,3,opt,name=open,proto3" json:"open,omitempty"`
+	// The tables that the unit touches in the batch, in the order in which it does.
+	Tables        []*PartialTable `protobuf:"bytes,4,rep,name=tables,proto3" json:"tables,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartialUnit) Reset() {
+	*x = PartialUnit{}
+	mi := &file_millrace_v1_millrace_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartialUnit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartialUnit) ProtoMessage() {}
+
+func (x *PartialUnit) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_millrace_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartialUnit.ProtoReflect.Descriptor instead.
+func (*PartialUnit) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PartialUnit) GetEntries() uint32 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *PartialUnit) GetKept() uint32 {
+	if x != nil {
+		return x.Kept
+	}
+	return 0
+}
+
+func (x *PartialUnit) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *PartialUnit) GetTables() []*PartialTable {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
+}
+
+type PartialTable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent for entries of no table.
+	Table uint32 `protobuf:"varint,1,opt,name=table,proto3" json:"table,omitempty"`
+	// BLAKE3 of all entries of the table in the unit so far, where those in this batch
+	// are not here; 32 bytes.
+	Hash []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// Where they are here and earlier ones of the unit are not: the state of that hash
+	// before them.
+	State         []byte `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PartialTable) Reset() {
+	*x = PartialTable{}
+	mi := &file_millrace_v1_millrace_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PartialTable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PartialTable) ProtoMessage() {}
+
+func (x *PartialTable) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_millrace_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PartialTable.ProtoReflect.Descriptor instead.
+func (*PartialTable) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PartialTable) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *PartialTable) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *PartialTable) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+// Filter says what an edge holds. One without tables holds everything.
+type Filter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In ascending order of name.
+	Tables        []*FilterTable `protobuf:"bytes,1,rep,name=tables,proto3" json:"tables,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Filter) Reset() {
+	*x = Filter{}
+	mi := &file_millrace_v1_millrace_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Filter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Filter) ProtoMessage() {}
+
+func (x *Filter) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_millrace_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Filter.ProtoReflect.Descriptor instead.
+func (*Filter) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Filter) GetTables() []*FilterTable {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
+}
+
+type FilterTable struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Qualified, as in public.accounts.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// In ascending order, none the beginning of another; absent: all keys.
+	Prefixes      []*KeyPrefix `protobuf:"bytes,2,rep,name=prefixes,proto3" json:"prefixes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FilterTable) Reset() {
+	*x = FilterTable{}
+	mi := &file_millrace_v1_millrace_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FilterTable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FilterTable) ProtoMessage() {}
+
+func (x *FilterTable) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_millrace_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FilterTable.ProtoReflect.Descriptor instead.
+func (*FilterTable) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FilterTable) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FilterTable) GetPrefixes() []*KeyPrefix {
+	if x != nil {
+		return x.Prefixes
+	}
+	return nil
+}
+
+type KeyPrefix struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Values of the leading columns of the key, as Postgres prints them.
+	Values        []string `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyPrefix) Reset() {
+	*x = KeyPrefix{}
+	mi := &file_millrace_v1_millrace_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyPrefix) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyPrefix) ProtoMessage() {}
+
+func (x *KeyPrefix) ProtoReflect() protoreflect.Message {
+	mi := &file_millrace_v1_millrace_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyPrefix.ProtoReflect.Descriptor instead.
+func (*KeyPrefix) Descriptor() ([]byte, []int) {
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *KeyPrefix) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
 // Entry is one item of the log. It has one index; indexes are dense.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -301,7 +638,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[1]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +650,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[1]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,7 +663,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{1}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Entry) GetKind() Kind {
@@ -436,7 +773,7 @@ type UnitEnd struct {
 
 func (x *UnitEnd) Reset() {
 	*x = UnitEnd{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[2]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +785,7 @@ func (x *UnitEnd) String() string {
 func (*UnitEnd) ProtoMessage() {}
 
 func (x *UnitEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[2]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +798,7 @@ func (x *UnitEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnitEnd.ProtoReflect.Descriptor instead.
 func (*UnitEnd) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{2}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UnitEnd) GetTimeUs() int64 {
@@ -503,7 +840,7 @@ type LoadInfo struct {
 
 func (x *LoadInfo) Reset() {
 	*x = LoadInfo{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[3]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +852,7 @@ func (x *LoadInfo) String() string {
 func (*LoadInfo) ProtoMessage() {}
 
 func (x *LoadInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[3]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +865,7 @@ func (x *LoadInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadInfo.ProtoReflect.Descriptor instead.
 func (*LoadInfo) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{3}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LoadInfo) GetReason() string {
@@ -583,7 +920,7 @@ type VerifyRange struct {
 
 func (x *VerifyRange) Reset() {
 	*x = VerifyRange{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[4]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +932,7 @@ func (x *VerifyRange) String() string {
 func (*VerifyRange) ProtoMessage() {}
 
 func (x *VerifyRange) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[4]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +945,7 @@ func (x *VerifyRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRange.ProtoReflect.Descriptor instead.
 func (*VerifyRange) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{4}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *VerifyRange) GetId() uint64 {
@@ -684,7 +1021,7 @@ type LogicalMessage struct {
 
 func (x *LogicalMessage) Reset() {
 	*x = LogicalMessage{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[5]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +1033,7 @@ func (x *LogicalMessage) String() string {
 func (*LogicalMessage) ProtoMessage() {}
 
 func (x *LogicalMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[5]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +1046,7 @@ func (x *LogicalMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogicalMessage.ProtoReflect.Descriptor instead.
 func (*LogicalMessage) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{5}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LogicalMessage) GetPrefix() string {
@@ -737,7 +1074,7 @@ type Quarantined struct {
 
 func (x *Quarantined) Reset() {
 	*x = Quarantined{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[6]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +1086,7 @@ func (x *Quarantined) String() string {
 func (*Quarantined) ProtoMessage() {}
 
 func (x *Quarantined) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[6]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +1099,7 @@ func (x *Quarantined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantined.ProtoReflect.Descriptor instead.
 func (*Quarantined) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{6}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Quarantined) GetKind() Kind {
@@ -797,7 +1134,7 @@ type Schema struct {
 
 func (x *Schema) Reset() {
 	*x = Schema{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[7]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +1146,7 @@ func (x *Schema) String() string {
 func (*Schema) ProtoMessage() {}
 
 func (x *Schema) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[7]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +1159,7 @@ func (x *Schema) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schema.ProtoReflect.Descriptor instead.
 func (*Schema) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{7}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Schema) GetVersion() uint64 {
@@ -890,7 +1227,7 @@ type Column struct {
 
 func (x *Column) Reset() {
 	*x = Column{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[8]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +1239,7 @@ func (x *Column) String() string {
 func (*Column) ProtoMessage() {}
 
 func (x *Column) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[8]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1252,7 @@ func (x *Column) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Column.ProtoReflect.Descriptor instead.
 func (*Column) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{8}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Column) GetName() string {
@@ -994,7 +1331,7 @@ type TypeDesc struct {
 
 func (x *TypeDesc) Reset() {
 	*x = TypeDesc{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[9]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1343,7 @@ func (x *TypeDesc) String() string {
 func (*TypeDesc) ProtoMessage() {}
 
 func (x *TypeDesc) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[9]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1356,7 @@ func (x *TypeDesc) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TypeDesc.ProtoReflect.Descriptor instead.
 func (*TypeDesc) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{9}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TypeDesc) GetOid() uint32 {
@@ -1088,7 +1425,7 @@ type Attribute struct {
 
 func (x *Attribute) Reset() {
 	*x = Attribute{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[10]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1437,7 @@ func (x *Attribute) String() string {
 func (*Attribute) ProtoMessage() {}
 
 func (x *Attribute) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[10]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1450,7 @@ func (x *Attribute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attribute.ProtoReflect.Descriptor instead.
 func (*Attribute) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{10}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Attribute) GetName() string {
@@ -1148,7 +1485,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[11]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1497,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[11]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1510,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{11}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Position) GetMode() Mode {
@@ -1243,7 +1580,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[12]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1592,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[12]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1605,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{12}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *State) GetSchemas() []*Schema {
@@ -1318,7 +1655,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[13]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1667,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[13]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1680,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{13}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Load) GetId() uint64 {
@@ -1379,7 +1716,7 @@ type Recent struct {
 
 func (x *Recent) Reset() {
 	*x = Recent{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[14]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1728,7 @@ func (x *Recent) String() string {
 func (*Recent) ProtoMessage() {}
 
 func (x *Recent) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[14]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1741,7 @@ func (x *Recent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recent.ProtoReflect.Descriptor instead.
 func (*Recent) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{14}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Recent) GetFirst() uint64 {
@@ -1450,7 +1787,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_millrace_v1_millrace_proto_msgTypes[15]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1799,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_millrace_v1_millrace_proto_msgTypes[15]
+	mi := &file_millrace_v1_millrace_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1812,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{15}
+	return file_millrace_v1_millrace_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Checkpoint) GetStream() []byte {
@@ -1561,7 +1898,26 @@ const file_millrace_v1_millrace_proto_rawDesc = "" +
 	"\n" +
 	"\x1amillrace/v1/millrace.proto\x12\vmillrace.v1\"7\n" +
 	"\aPayload\x12,\n" +
-	"\aentries\x18\x01 \x03(\v2\x12.millrace.v1.EntryR\aentries\"\xe2\x03\n" +
+	"\aentries\x18\x01 \x03(\v2\x12.millrace.v1.EntryR\aentries\"n\n" +
+	"\x0ePartialPayload\x12,\n" +
+	"\aentries\x18\x01 \x03(\v2\x12.millrace.v1.EntryR\aentries\x12.\n" +
+	"\x05units\x18\x02 \x03(\v2\x18.millrace.v1.PartialUnitR\x05units\"\x82\x01\n" +
+	"\vPartialUnit\x12\x18\n" +
+	"\aentries\x18\x01 \x01(\rR\aentries\x12\x12\n" +
+	"\x04kept\x18\x02 \x01(\rR\x04kept\x12\x12\n" +
+	"\x04open\x18\x03 \x01(\bR\x04open\x121\n" +
+	"\x06tables\x18\x04 \x03(\v2\x19.millrace.v1.PartialTableR\x06tables\"N\n" +
+	"\fPartialTable\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\rR\x05table\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\fR\x05state\":\n" +
+	"\x06Filter\x120\n" +
+	"\x06tables\x18\x01 \x03(\v2\x18.millrace.v1.FilterTableR\x06tables\"U\n" +
+	"\vFilterTable\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
+	"\bprefixes\x18\x02 \x03(\v2\x16.millrace.v1.KeyPrefixR\bprefixes\"#\n" +
+	"\tKeyPrefix\x12\x16\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\"\xe2\x03\n" +
 	"\x05Entry\x12%\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x11.millrace.v1.KindR\x04kind\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\rR\x05table\x12\x18\n" +
@@ -1713,53 +2069,64 @@ func file_millrace_v1_millrace_proto_rawDescGZIP() []byte {
 }
 
 var file_millrace_v1_millrace_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_millrace_v1_millrace_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_millrace_v1_millrace_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_millrace_v1_millrace_proto_goTypes = []any{
 	(Kind)(0),              // 0: millrace.v1.Kind
 	(TypeKind)(0),          // 1: millrace.v1.TypeKind
 	(Mode)(0),              // 2: millrace.v1.Mode
 	(*Payload)(nil),        // 3: millrace.v1.Payload
-	(*Entry)(nil),          // 4: millrace.v1.Entry
-	(*UnitEnd)(nil),        // 5: millrace.v1.UnitEnd
-	(*LoadInfo)(nil),       // 6: millrace.v1.LoadInfo
-	(*VerifyRange)(nil),    // 7: millrace.v1.VerifyRange
-	(*LogicalMessage)(nil), // 8: millrace.v1.LogicalMessage
-	(*Quarantined)(nil),    // 9: millrace.v1.Quarantined
-	(*Schema)(nil),         // 10: millrace.v1.Schema
-	(*Column)(nil),         // 11: millrace.v1.Column
-	(*TypeDesc)(nil),       // 12: millrace.v1.TypeDesc
-	(*Attribute)(nil),      // 13: millrace.v1.Attribute
-	(*Position)(nil),       // 14: millrace.v1.Position
-	(*State)(nil),          // 15: millrace.v1.State
-	(*Load)(nil),           // 16: millrace.v1.Load
-	(*Recent)(nil),         // 17: millrace.v1.Recent
-	(*Checkpoint)(nil),     // 18: millrace.v1.Checkpoint
+	(*PartialPayload)(nil), // 4: millrace.v1.PartialPayload
+	(*PartialUnit)(nil),    // 5: millrace.v1.PartialUnit
+	(*PartialTable)(nil),   // 6: millrace.v1.PartialTable
+	(*Filter)(nil),         // 7: millrace.v1.Filter
+	(*FilterTable)(nil),    // 8: millrace.v1.FilterTable
+	(*KeyPrefix)(nil),      // 9: millrace.v1.KeyPrefix
+	(*Entry)(nil),          // 10: millrace.v1.Entry
+	(*UnitEnd)(nil),        // 11: millrace.v1.UnitEnd
+	(*LoadInfo)(nil),       // 12: millrace.v1.LoadInfo
+	(*VerifyRange)(nil),    // 13: millrace.v1.VerifyRange
+	(*LogicalMessage)(nil), // 14: millrace.v1.LogicalMessage
+	(*Quarantined)(nil),    // 15: millrace.v1.Quarantined
+	(*Schema)(nil),         // 16: millrace.v1.Schema
+	(*Column)(nil),         // 17: millrace.v1.Column
+	(*TypeDesc)(nil),       // 18: millrace.v1.TypeDesc
+	(*Attribute)(nil),      // 19: millrace.v1.Attribute
+	(*Position)(nil),       // 20: millrace.v1.Position
+	(*State)(nil),          // 21: millrace.v1.State
+	(*Load)(nil),           // 22: millrace.v1.Load
+	(*Recent)(nil),         // 23: millrace.v1.Recent
+	(*Checkpoint)(nil),     // 24: millrace.v1.Checkpoint
 }
 var file_millrace_v1_millrace_proto_depIdxs = []int32{
-	4,  // 0: millrace.v1.Payload.entries:type_name -> millrace.v1.Entry
-	0,  // 1: millrace.v1.Entry.kind:type_name -> millrace.v1.Kind
-	6,  // 2: millrace.v1.Entry.load_info:type_name -> millrace.v1.LoadInfo
-	10, // 3: millrace.v1.Entry.schema:type_name -> millrace.v1.Schema
-	7,  // 4: millrace.v1.Entry.verify:type_name -> millrace.v1.VerifyRange
-	8,  // 5: millrace.v1.Entry.message:type_name -> millrace.v1.LogicalMessage
-	9,  // 6: millrace.v1.Entry.quarantine:type_name -> millrace.v1.Quarantined
-	5,  // 7: millrace.v1.Entry.end:type_name -> millrace.v1.UnitEnd
-	0,  // 8: millrace.v1.Quarantined.kind:type_name -> millrace.v1.Kind
-	11, // 9: millrace.v1.Schema.columns:type_name -> millrace.v1.Column
-	12, // 10: millrace.v1.Schema.types:type_name -> millrace.v1.TypeDesc
-	1,  // 11: millrace.v1.TypeDesc.kind:type_name -> millrace.v1.TypeKind
-	13, // 12: millrace.v1.TypeDesc.attributes:type_name -> millrace.v1.Attribute
-	2,  // 13: millrace.v1.Position.mode:type_name -> millrace.v1.Mode
-	10, // 14: millrace.v1.State.schemas:type_name -> millrace.v1.Schema
-	16, // 15: millrace.v1.State.loads:type_name -> millrace.v1.Load
-	17, // 16: millrace.v1.State.recent:type_name -> millrace.v1.Recent
-	14, // 17: millrace.v1.Checkpoint.position:type_name -> millrace.v1.Position
-	15, // 18: millrace.v1.Checkpoint.state:type_name -> millrace.v1.State
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	10, // 0: millrace.v1.Payload.entries:type_name -> millrace.v1.Entry
+	10, // 1: millrace.v1.PartialPayload.entries:type_name -> millrace.v1.Entry
+	5,  // 2: millrace.v1.PartialPayload.units:type_name -> millrace.v1.PartialUnit
+	6,  // 3: millrace.v1.PartialUnit.tables:type_name -> millrace.v1.PartialTable
+	8,  // 4: millrace.v1.Filter.tables:type_name -> millrace.v1.FilterTable
+	9,  // 5: millrace.v1.FilterTable.prefixes:type_name -> millrace.v1.KeyPrefix
+	0,  // 6: millrace.v1.Entry.kind:type_name -> millrace.v1.Kind
+	12, // 7: millrace.v1.Entry.load_info:type_name -> millrace.v1.LoadInfo
+	16, // 8: millrace.v1.Entry.schema:type_name -> millrace.v1.Schema
+	13, // 9: millrace.v1.Entry.verify:type_name -> millrace.v1.VerifyRange
+	14, // 10: millrace.v1.Entry.message:type_name -> millrace.v1.LogicalMessage
+	15, // 11: millrace.v1.Entry.quarantine:type_name -> millrace.v1.Quarantined
+	11, // 12: millrace.v1.Entry.end:type_name -> millrace.v1.UnitEnd
+	0,  // 13: millrace.v1.Quarantined.kind:type_name -> millrace.v1.Kind
+	17, // 14: millrace.v1.Schema.columns:type_name -> millrace.v1.Column
+	18, // 15: millrace.v1.Schema.types:type_name -> millrace.v1.TypeDesc
+	1,  // 16: millrace.v1.TypeDesc.kind:type_name -> millrace.v1.TypeKind
+	19, // 17: millrace.v1.TypeDesc.attributes:type_name -> millrace.v1.Attribute
+	2,  // 18: millrace.v1.Position.mode:type_name -> millrace.v1.Mode
+	16, // 19: millrace.v1.State.schemas:type_name -> millrace.v1.Schema
+	22, // 20: millrace.v1.State.loads:type_name -> millrace.v1.Load
+	23, // 21: millrace.v1.State.recent:type_name -> millrace.v1.Recent
+	20, // 22: millrace.v1.Checkpoint.position:type_name -> millrace.v1.Position
+	21, // 23: millrace.v1.Checkpoint.state:type_name -> millrace.v1.State
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_millrace_v1_millrace_proto_init() }
@@ -1773,7 +2140,7 @@ func file_millrace_v1_millrace_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_millrace_v1_millrace_proto_rawDesc), len(file_millrace_v1_millrace_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   16,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
