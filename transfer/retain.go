@@ -144,7 +144,8 @@ func (t *Trim) plan(g *grounds) {
 		many := g.retain.Bytes > 0 && g.total >= m.Bytes && g.total-m.Bytes >= uint64(g.retain.Bytes)
 		// What a restarted transfer begins at is never before the topic's start, nor is
 		// what one would that sees the ledger as it was a while ago.
-		if m.Offset > t.Start && m.Offset <= g.newest && m.Age >= g.retain.Least && (old || many) {
+		// Behind index 0 there is nothing to begin without, and a reader there would be a new one.
+		if m.Index > 0 && m.Offset > t.Start && m.Offset <= g.newest && m.Age >= g.retain.Least && (old || many) {
 			places = append(places, m)
 		}
 	}

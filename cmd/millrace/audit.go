@@ -72,6 +72,9 @@ type audited struct {
 	Capture string         `json:"capture"`
 	Equal   bool           `json:"equal"`
 	*audit.Report
+	// Trimmed tells that the topic was trimmed, so that it is compared from a later place
+	// on than was asked for.
+	Trimmed bool `json:"trimmed,omitempty"`
 	// Names are those of the tables, by their IDs.
 	Names map[millrace.TableID]string `json:"names"`
 }
@@ -103,7 +106,7 @@ func (a *app) audit(ctx context.Context, c *config.Config, s *config.Stream, sin
 		if err != nil {
 			return err
 		}
-		found = &audited{Stream: s.Name, Epoch: registered.Epoch, Capture: registered.Capture, Equal: report.Equal(), Report: report, Names: j.names()}
+		found = &audited{Stream: s.Name, Epoch: registered.Epoch, Capture: registered.Capture, Equal: report.Equal(), Report: report, Trimmed: j.trimmed, Names: j.names()}
 		return nil
 	})
 	return found, err
@@ -116,6 +119,8 @@ type auditor struct {
 	topic  *topic.Topic
 	newest *control.LedgerRow
 	fold   *millrace.Fold
+	// trimmed tells that the topic begins later than was asked for.
+	trimmed bool
 }
 
 func (j *auditor) run(ctx context.Context, since time.Duration) (*audit.Report, error) {
@@ -171,11 +176,18 @@ func (j *auditor) begin(ctx context.Context, info topic.Info, since time.Duratio
 	if err != nil {
 		return nil, err
 	}
+	if row == nil && info.Start > 0 {
+		// It was trimmed: what is older than that cannot be read any more.
+		if row, err = control.LedgerFrom(ctx, j.conn, j.stream.Name, j.stream.Epoch, info.Start); err != nil {
+			return nil, err
+		}
+		j.trimmed = row != nil
+	}
 	from := info.Start
 	if row != nil {
 		from = row.StateOffset
 	} else if info.Start > 0 {
-		return nil, fmt.Errorf("topic %s begins at offset %v, and no row of the ledger from before --since names a place in it to begin at; choose a shorter time", j.topic.Name(), info.Start)
+		return nil, fmt.Errorf("topic %s begins at offset %v, and no row of the ledger names a place in it to begin at; mend: raise transfer.ledger_keep", j.topic.Name(), info.Start)
 	}
 	reader, err := j.topic.Read(ctx, from)
 	if err != nil {
@@ -234,6 +246,9 @@ func (a *app) printAudits(all []*audited, asJSON bool) error {
 
 func (a *app) printAudit(f *audited) error {
 	fmt.Fprintf(a.stdout, "stream %s, epoch %v: indexes %v to %v, %d units\n", f.Stream, f.Epoch, f.First, f.Last, f.Units)
+	if f.Trimmed {
+		fmt.Fprintf(a.stdout, "the topic was trimmed: what is before index %v is not there to be compared\n", f.First)
+	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	logged := f.Capture == control.CaptureTrigger
 	if logged {

@@ -18,7 +18,10 @@ func (p *place) summaryLines() []string {
 		lines = append(lines, fmt.Sprintf("%s: %s; %s; versions: %s", edgesText(s), counted(s.States, s.Edges), lagText(s), counted(s.Versions, s.Edges)))
 		lines = append(lines, p.agreement(s)...)
 		lines = append(lines, troubled(s)...)
-		if len(p.Edges) < s.Edges {
+		if len(p.Edges) < s.Edges { // the others say it themselves
+			for _, t := range s.Tables {
+				lines = append(lines, fmt.Sprintf("table %s differs at %d edges, %s among them: %s; mend: millrace load %[1]s", plain(t.Table), t.Edges, plain(t.Edge), plain(t.Reason)))
+			}
 			for _, l := range s.Worst {
 				if !slices.ContainsFunc(p.Edges, func(e edgestatus.Edge) bool { return e.Edge == l.Edge }) {
 					lines = append(lines, fmt.Sprintf("edge %s at index %v (%s): %s", plain(l.Edge), l.Index, plain(l.State), plain(l.Why)))
@@ -121,8 +124,5 @@ func troubled(s *edgestatus.Summary) []string {
 	say(s.Gone, "edges that followed a relay within the last hour do so no more; they may follow another one")
 	say(s.Room, "edges have little room left for their stores")
 	say(s.Different, "edges have rows that differ from the source's")
-	for _, t := range s.Tables {
-		lines = append(lines, fmt.Sprintf("table %s differs at %d edges, %s among them: %s; mend: millrace load %[1]s", plain(t.Table), t.Edges, plain(t.Edge), plain(t.Reason)))
-	}
 	return lines
 }

@@ -63,6 +63,9 @@ reign. With --all, records that change nothing are told of too, as kind "stale",
 			defer func() { _ = t.Close() }() // nothing is appended
 			out := bufio.NewWriter(a.stdout)
 			p := &tailPrinter{out: out, from: millrace.Index(from), all: all, schemas: map[millrace.SchemaVersion]*shown{}}
+			p.tell = func(upTo millrace.Index) {
+				fmt.Fprintf(a.stderr, "topic %s was trimmed: it begins behind index %v\n", t.Name(), upTo)
+			}
 			return errors.Join(a.tail(cmd.Context(), s, t, p, follow), out.Flush())
 		},
 	}
@@ -129,6 +132,8 @@ type tailPrinter struct {
 	from millrace.Index
 	all  bool
 	fold *millrace.Fold
+	// tell is called where entries up to an index are not in the topic any more.
+	tell func(upTo millrace.Index)
 
 	schemas map[millrace.SchemaVersion]*shown
 	tables  map[millrace.TableID]*shown // the newest of each
@@ -247,6 +252,9 @@ func (p *tailPrinter) begin(s *config.Stream, r *millrace.Record) error {
 		return err
 	}
 	p.fold = fold
+	if p.from <= fold.Index() && p.tell != nil {
+		p.tell(fold.Index())
+	}
 	for _, schema := range fold.Catalog().Schemas {
 		if err := p.learn(schema); err != nil {
 			return err

@@ -135,6 +135,12 @@ SELECT id, written_at, stream, epoch, term, publisher, first_index::text, last_i
     last_offset, coalesce(state_offset, -1), position, captured, read_back, source_time
 FROM millrace.ledger WHERE stream = $1 AND epoch = $2 AND written_at < now() - make_interval(secs => $3) AND state_offset >= $4
 ORDER BY id DESC LIMIT 1`
+	// The oldest row that attests a state record which is still there.
+	ledgerFrom = `
+SELECT id, written_at, stream, epoch, term, publisher, first_index::text, last_index::text, chain, topic_id,
+    last_offset, coalesce(state_offset, -1), position, captured, read_back, source_time
+FROM millrace.ledger WHERE stream = $1 AND epoch = $2 AND state_offset >= $3
+ORDER BY id LIMIT 1`
 	// The newest row of each epoch stays: recovery starts from it.
 	ledgerPrune = `
 DELETE FROM millrace.ledger l
@@ -180,6 +186,19 @@ func NewestLedger(ctx context.Context, conn *pgx.Conn, stream string, epoch mill
 // ErrNotInitialised.
 func LedgerBefore(ctx context.Context, conn *pgx.Conn, stream string, epoch millrace.Epoch, age time.Duration, from millrace.Offset) (*LedgerRow, error) {
 	r, err := scanLedger(conn.QueryRow(ctx, ledgerBefore, stream, int64(epoch), age.Seconds(), int64(from)))
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, explain("read the ledger of stream "+stream, err)
+	}
+	return r, nil
+}
+
+// LedgerFrom reads the oldest row of a stream's epoch that attests a state record at an
+// offset or after it; nil if there is none. Errors: ErrNotInitialised.
+func LedgerFrom(ctx context.Context, conn *pgx.Conn, stream string, epoch millrace.Epoch, from millrace.Offset) (*LedgerRow, error) {
+	r, err := scanLedger(conn.QueryRow(ctx, ledgerFrom, stream, int64(epoch), int64(from)))
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}

@@ -72,9 +72,9 @@ type Summary struct {
 	// Compared counts edges whose chain was held against a history that knows their
 	// index: the publisher's, or their relay's. Forked counts those whose chain is another
 	// one than that, or than another edge's at the same index.
-	Compared int `json:"compared"`
-	Forked int    `json:"forked"`
-	Forks  []Fork `json:"forks,omitempty"`
+	Compared int    `json:"compared"`
+	Forked   int    `json:"forked"`
+	Forks    []Fork `json:"forks,omitempty"`
 	// Worst are edges that somebody should look at, the worst first, and Last those
 	// that have come least far; each at most twenty.
 	Worst []Line `json:"worst,omitempty"`
@@ -439,7 +439,9 @@ func (s *Summary) epochs(more []EpochSummary) {
 		s.chains(e, m.Chains)
 	}
 	// Whatever one edge says, the epochs that most hold stay.
-	slices.SortFunc(s.Epochs, func(a, b EpochSummary) int { return cmp.Or(cmp.Compare(b.Edges, a.Edges), cmp.Compare(b.Epoch, a.Epoch)) })
+	slices.SortFunc(s.Epochs, func(a, b EpochSummary) int {
+		return cmp.Or(cmp.Compare(b.Edges, a.Edges), cmp.Compare(b.Epoch, a.Epoch))
+	})
 	for len(s.Epochs) > maxEpochs {
 		s.OtherEpochs += s.Epochs[len(s.Epochs)-1].Edges
 		s.Epochs = s.Epochs[:len(s.Epochs)-1]

@@ -65,9 +65,10 @@ type Stream struct {
 	// the log to others; nil where none is kept.
 	upstreams *relay.Client
 	relay     *relay.Server
-	// reporter tells whoever asks for the edges of the stream; nil where there is no
-	// Kafka.
+	// reporter tells whoever asks for the edges of the stream; nil where there is neither
+	// Kafka nor an upstream. tree takes what edges that follow this one report.
 	reporter *edgestatus.Reporter
+	tree     *tree
 	// epoch is the one whose topic is followed for readers; 0 until it is known.
 	epoch atomic.Uint64
 
@@ -117,7 +118,7 @@ func New(c Config) (*Stream, error) {
 		config: c.Stream, edge: &c.Whole.Edge, log: c.Logger, metrics: c.Metrics, trusted: c.Trusted, version: c.Version,
 		compactAsked: make(chan struct{}, 1), imageDir: filepath.Join(c.Whole.Edge.Images.Dir, c.Stream.Name),
 	}
-	f.boots, f.bootRules = newBoots(f), defaultBootRules()
+	f.boots, f.bootRules, f.tree = newBoots(f), defaultBootRules(), f.newTree()
 	var err error
 	if f.clients, err = newImageClients(&f.edge.Peers, c.Logger); err != nil {
 		return nil, err
@@ -159,7 +160,7 @@ func (f *Stream) open(c Config) (err error) {
 	if f.relay, err = f.newRelay(c.Metrics); err != nil {
 		return err
 	}
-	if len(c.Stream.Kafka.Brokers) > 0 {
+	if len(c.Stream.Kafka.Brokers) > 0 || f.upstreams != nil {
 		f.reporter, err = f.reports()
 	}
 	return err

@@ -100,6 +100,15 @@ func (k *logKeep) ofReaders() applier.Log {
 	return k.current
 }
 
+// readersLog is that log, whose places are remembered for edges that follow this one.
+func (f *Stream) readersLog() applier.Log {
+	l := f.logs.ofReaders()
+	if l == nil || f.relay == nil {
+		return l
+	}
+	return remembering{l, f.tree.history}
+}
+
 // LogStatus says what the log of readers' epoch holds; nil if none is kept.
 func (f *Stream) LogStatus() *serve.LogStatus {
 	f.mu.Lock()

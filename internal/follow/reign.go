@@ -67,7 +67,7 @@ type epochReign struct {
 // follow starts the applier of readers' epoch.
 func (r *epochReign) follow() (err error) {
 	store := r.home.Store()
-	r.current, err = r.apply(r.ctx, store, r.logs.ofReaders(), store.Place().Epoch, r.metrics, &r.Stream.current)
+	r.current, err = r.apply(r.ctx, store, r.readersLog(), store.Place().Epoch, r.metrics, &r.Stream.current)
 	return err
 }
 
@@ -155,6 +155,9 @@ func (r *epochReign) stoppedCurrent(err error) {
 		case take && news:
 			r.log.Error("the source no longer has what comes after the rows here; they are answered until an image has been taken from a peer",
 				"error", mend.Error(r.config.Name, err))
+		case news && passed(err):
+			r.log.Error("the source no longer has what comes after the rows here; they are answered until somebody acts",
+				"error", mend.Error(r.config.Name, err), "mend", "name peers in edge.images.from, or take an image by hand: millrace image fetch and restore; only where records were lost, "+mend.EpochCommand(r.config.Name))
 		case news:
 			r.log.Error("the stream's topic is lost; its last rows are still answered, until a new epoch is begun",
 				"error", mend.Error(r.config.Name, err), "mend", mend.EpochCommand(r.config.Name))

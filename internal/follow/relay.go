@@ -53,7 +53,8 @@ func (f *Stream) newRelay(metrics prometheus.Registerer) (*relay.Server, error) 
 		return nil, nil
 	}
 	return relay.NewServer(relay.ServerConfig{
-		Node: f.edge.ID, Local: f, MaxPeers: f.edge.Relay.MaxPeers, MaxRate: int64(f.edge.Relay.MaxRate), Filter: f.childFilter, Logger: f.log, Registerer: metrics,
+		Node: f.edge.ID, Local: f, MaxPeers: f.edge.Relay.MaxPeers, MaxRate: int64(f.edge.Relay.MaxRate), Filter: f.childFilter,
+		Reports: f.tree.reports.Take, Logger: f.log, Registerer: metrics,
 	})
 }
 

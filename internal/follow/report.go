@@ -15,7 +15,12 @@ import (
 // reports makes the reporter of a stream at this edge.
 func (f *Stream) reports() (*edgestatus.Reporter, error) {
 	started := time.Now().UTC()
+	var up func(payload []byte) bool
+	if f.upstreams != nil {
+		up = f.upstreams.Report
+	}
 	return edgestatus.NewReporter(edgestatus.Config{
+		Up:    up,
 		Topic: lineage.Reports(f.config, "millrace-edge-", f.log), Interval: time.Duration(f.edge.Report), Logger: f.log, Registerer: f.metrics,
 		State: func() string {
 			s := f.status()
@@ -108,6 +113,7 @@ func (f *Stream) report(ctx context.Context) (*edgestatus.Report, error) {
 	if s := f.home.Store().Space(); s.Map > 0 {
 		r.Space = &edgestatus.Space{File: s.File, Map: s.Map, DiskFree: s.Disk, Growth: s.Growth, Alarm: s.Alarm}
 	}
+	r.Below = f.below()
 	// First what is pending, so that nothing is left out of both.
 	r.Verifying = f.home.Verifying()
 	for _, v := range f.home.Verified() {

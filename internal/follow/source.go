@@ -103,11 +103,28 @@ func (f *Stream) readTopic(ctx context.Context, t *topic.Topic, store *edge.Stor
 	if after != millrace.NoOffset {
 		from = after + 1
 	}
+	if from < info.Start {
+		return nil, trimmedPast(ctx, t, info, store)
+	}
 	reader, err := t.Read(ctx, from)
 	if err != nil {
 		return nil, gone(err)
 	}
 	return &topicSource{topic: t, reader: reader, id: info.ID}, nil
+}
+
+// trimmedPast says that a topic begins behind what the store needs.
+func trimmedPast(ctx context.Context, t *topic.Topic, info topic.Info, store *edge.Store) error {
+	where := fmt.Sprintf("at offset %v", info.Start)
+	r, ok, err := lineage.FirstRecord(ctx, t, info)
+	if err != nil {
+		return err
+	}
+	if ok && r.First > 0 {
+		where += fmt.Sprintf(", behind index %v", r.First-1)
+	}
+	return fmt.Errorf("%w: topic %s begins %s, and this edge has come to index %v; mend: an image takes it on from there: name peers in edge.images.from, or millrace image fetch and restore; if records were lost, millrace epoch new STREAM",
+		applier.ErrSourceGone, t.Name(), where, store.Place().Index)
 }
 
 // sameStream refuses a topic of another stream than the store's, before the
