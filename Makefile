@@ -88,6 +88,11 @@ reads: ## measure reads beside Redis, LMDB alone and a server that does nothing 
 	@scripts/setup reads
 	@go test ./benchmarks/reads -run '^$$' -bench . -benchtime 1x -timeout 2h $(ARGS)
 
+.PHONY: reporters
+reporters: ## measure what reports of 10,000 edges cost publisher and broker, flat and up a tree of relays (ARGS='-edges 20000 -for 1m')
+	@scripts/setup test
+	@go test ./benchmarks/reports -run '^$$' -bench . -benchtime 1x -timeout 30m -edges 10000 -for 30s $(ARGS)
+
 .PHONY: soak
 soak: ## do 200 random walks in each mode, hold a transaction open for ten minutes, then repeat the end-to-end tests for FOR=1h
 	@$(MAKE) --no-print-directory nemesis

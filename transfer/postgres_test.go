@@ -65,6 +65,15 @@ func TestLedgerAndHoldInPostgres(t *testing.T) {
 	if !slices.Contains(v.notedStates, row.StateOffset) {
 		t.Errorf("the ledger attests offset %v, states were accepted at %v", row.StateOffset, v.notedStates)
 	}
+	marks, err := control.Marks(testContext(t), conn, w.stream.Name, 1)
+	if err != nil || len(marks) == 0 || marks[len(marks)-1].Offset != row.StateOffset {
+		t.Errorf("marks are %+v, the ledger attests %v (%v)", marks, row.StateOffset, err)
+	}
+	for i, m := range marks {
+		if !slices.Contains(v.notedStates, m.Offset) || i > 0 && (m.Bytes <= marks[i-1].Bytes || m.Index < marks[i-1].Index) {
+			t.Errorf("mark %d: %+v", i, m)
+		}
+	}
 	var covered int64
 	err = conn.QueryRow(testContext(t), `SELECT sum(last_index - first_index + 1)::bigint FROM millrace.ledger`).Scan(&covered)
 	if err != nil || millrace.Index(covered) != v.fold.Index() {

@@ -293,6 +293,15 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			"retention", "streams:\n- name: a\n  kafka: {brokers: ['k:1'], retain: {time: 1m, bytes: 1MiB, absent: 1s}}\n- name: b\n  kafka: {topic: x, retain: {absent: 24h}}\n", nil,
+			[]string{
+				`m.yaml:3: streams.a.kafka.retain.time: 1m: want 10m to 876000h`,
+				`m.yaml:3: streams.a.kafka.retain.bytes: 1MiB: want at least 64MiB`,
+				`m.yaml:3: streams.a.kafka.retain.absent: 1s: want 10m to 876000h`,
+				`m.yaml:5: streams.b.kafka.retain.absent: means nothing while all records are kept; set time or bytes too`,
+			},
+		},
+		{
 			"keys of the other capture", "streams:\n- name: a" + kafka + "  source:\n    capture: trigger\n    memory: 64MiB\n    wal: {warn: 10}\n- name: b\n  source: {poll: {max: 1s}, roles: {owner: x}}\n  kafka: {topic: x}\n",
 			[]string{"MILLRACE_STREAMS_B_SOURCE_AUDIT_RETAIN=1h"},
 			[]string{

@@ -287,6 +287,147 @@ func TestReporterTellsOfChanges(t *testing.T) {
 	}
 }
 
+// TestReporterOfAChild: an edge that follows another one hands its reports to it, and
+// takes back what an edge of its name has put into the topic before.
+func TestReporterOfAChild(t *testing.T) {
+	brokers := kafkatest.Fake(t)
+	where := topic.Config{Brokers: brokers, Topic: TopicOf(kafkatest.Topic(t))}
+	reports, err := topic.Open(t.Context(), where)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reports.Close() })
+	if err := reports.CreateCompacted(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*Report{report("edge 1", 1, 5), report("edge 2", 1, 5)} {
+		m := message(t, r, time.Time{})
+		if err := reports.Put(t.Context(), m.Key, m.Value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var connected atomic.Bool
+	var above Collector
+	log := new(recorder)
+	r, err := NewReporter(Config{
+		Topic: where, Interval: time.Second, State: func() string { return "" }, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Report: func(context.Context) (*Report, error) { return report("edge 1", 1, 7), nil },
+		Up: func(payload []byte) bool {
+			if !connected.Load() {
+				return false
+			}
+			above.Take("edge 1", payload)
+			return true
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.Run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	until(t, "it says that nobody takes its reports", func() error {
+		if !strings.Contains(log.String(), "no relay") {
+			return fmt.Errorf("got %s", log)
+		}
+		return nil
+	})
+	if above.Below(nil) != nil {
+		t.Error("something came although nobody took it")
+	}
+	connected.Store(true)
+	until(t, "the report is above, and there alone", func() error {
+		s := above.Below(nil)
+		f, err := Read(t.Context(), reports, "")
+		if err != nil {
+			return err
+		}
+		all := f.Edges(time.Now())
+		if s == nil || s.Edges != 1 || s.Epochs[0].Lowest != 7 || len(all) != 1 || all[0].Edge != "edge 2" {
+			return fmt.Errorf("above is %+v, in the topic %+v", s, all)
+		}
+		return nil
+	})
+}
+
+// TestFailedReportIsSentAgain: what could not be sent does not wait for the interval.
+func TestFailedReportIsSentAgain(t *testing.T) {
+	t.Parallel()
+	var made atomic.Int64
+	r, err := NewReporter(Config{
+		Interval: time.Hour, State: func() string { return "the same" },
+		Report: func(context.Context) (*Report, error) { return report("edge 1", 1, 7), nil },
+		Up:     func([]byte) bool { return made.Add(1) > 1 },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.Run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	until(t, "it is sent again", func() error {
+		if n := made.Load(); n != 2 {
+			return fmt.Errorf("%d tries", n)
+		}
+		return nil
+	})
+}
+
+// TestFresh: what is asked for now has all that was reported before, and an error says
+// so where it cannot be had.
+func TestFresh(t *testing.T) {
+	brokers := kafkatest.Fake(t)
+	where := topic.Config{Brokers: brokers, Topic: TopicOf(kafkatest.Topic(t))}
+	w, err := NewWatcher(where, "", func() millrace.Epoch { return 1 }, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Fresh(t.Context()); !errors.Is(err, topic.ErrNoTopic) {
+		t.Errorf("without a topic: %v", err)
+	}
+	reports, err := topic.Open(t.Context(), where)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reports.Close() })
+	if err := reports.CreateCompacted(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	limited, stop := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer stop()
+	if _, err := w.Fresh(limited); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while nobody follows the topic: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.Run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	for i := range 20 {
+		m := message(t, report("a", 1, millrace.Index(i)), time.Time{})
+		if err := reports.Put(t.Context(), m.Key, m.Value); err != nil {
+			t.Fatal(err)
+		}
+		edges, err := w.Fresh(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(edges) != 1 || edges[0].Index != millrace.Index(i) {
+			t.Fatalf("after report %d: %+v", i, edges)
+		}
+	}
+}
+
 func TestWatcher(t *testing.T) {
 	brokers := kafkatest.Fake(t)
 	where := topic.Config{Brokers: brokers, Topic: TopicOf(kafkatest.Topic(t))}
@@ -358,7 +499,7 @@ func TestWatcher(t *testing.T) {
 	until(t, "the metrics tell", func() error {
 		got := gathered()
 		if got["millrace_edges reporting"] != 2 || got["millrace_edges silent"] != 0 || got["millrace_edge_lowest_index"] != 3 ||
-			got["millrace_edges_different"] != 1 || got["millrace_edge_reports_ignored_total"] != 1 {
+			got["millrace_edges_different"] != 1 || got["millrace_edges_by_version test"] != 2 || got["millrace_edges_forked"] != 0 || got["millrace_edge_reports_ignored_total"] != 1 {
 			return fmt.Errorf("got %v", got)
 		}
 		return nil

@@ -20,7 +20,7 @@ const (
 	sendLimit = 10 * time.Second
 	lastLimit = 3 * time.Second
 	// retryGap is the longest time until a report that failed is tried again.
-	retryGap = 10 * time.Second
+	retryGap = 5 * time.Second
 )
 
 // Config of a Reporter.

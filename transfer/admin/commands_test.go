@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/transfer"
 )
 
@@ -75,6 +76,74 @@ func (p *publisher) Verifications() []VerifyStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return append([]VerifyStatus(nil), p.verified...)
+}
+
+// trimmable is a stream whose topic can be trimmed.
+type trimmable struct {
+	stream
+	asked []transfer.TrimRequest
+	err   error
+}
+
+func (s *trimmable) Trim(_ context.Context, request transfer.TrimRequest) (*transfer.Trim, error) {
+	s.asked = append(s.asked, request)
+	return &transfer.Trim{Stream: "bank", To: 7, Done: !request.DryRun}, s.err
+}
+
+// TestTrimAndEdges: the listener passes on what is asked of a topic, and what edges have
+// reported.
+func TestTrimAndEdges(t *testing.T) {
+	bank := &trimmable{stream: stream{status: transfer.Status{Stream: "bank", Phase: transfer.PhasePublishing}, ready: true}}
+	mute := &stream{status: transfer.Status{Stream: "mute"}, ready: true}
+	down := &trimmable{stream: stream{status: transfer.Status{Stream: "down", Phase: transfer.PhaseFenced}}}
+	s := start(t, Config{
+		Listen: "localhost:0", Streams: []Stream{bank, mute, down},
+		Edges: map[string]func() *edgestatus.Summary{"bank": func() *edgestatus.Summary { return &edgestatus.Summary{Edges: 12} }},
+	})
+	ask := func(stream, body string) (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.Address()+"/v1/streams/"+stream+"/trim", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = resp.Body.Close() }()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(text)
+	}
+	want := func(stream, body string, status int, word string) {
+		t.Helper()
+		if code, text := ask(stream, body); code != status || !strings.Contains(text, word) {
+			t.Errorf("trim %s %s: %d %s, want %d with %q", stream, body, code, text, status, word)
+		}
+	}
+	want("bank", `{"dry_run": true}`, 200, `"done":false`)
+	want("bank", `{"force": true}`, 200, `"to_offset":7`)
+	if len(bank.asked) != 2 || bank.asked[0] != (transfer.TrimRequest{DryRun: true}) || bank.asked[1] != (transfer.TrimRequest{Force: true}) {
+		t.Errorf("asked for %+v", bank.asked)
+	}
+	want("bank", `{"all": true}`, 400, CodeBadRequest)
+	want("mute", `{}`, 501, CodeNoCommands)
+	want("down", `{}`, 503, CodeNotPublishing)
+	want("none", `{}`, 404, CodeNoStream)
+	bank.err = fmt.Errorf("trim: %w", transfer.ErrNotReigning)
+	want("bank", `{}`, 503, CodeNotPublishing)
+	if len(bank.asked) != 3 || len(down.asked) != 0 {
+		t.Errorf("asked for %+v and %+v", bank.asked, down.asked)
+	}
+	if code, body := get(t, s, "/v1/streams/bank/edges"); code != 200 || !strings.Contains(body, `"edges":12`) {
+		t.Errorf("edges: %d %s", code, body)
+	}
+	if code, _ := get(t, s, "/v1/streams/none/edges"); code != 404 {
+		t.Errorf("edges of no stream: %d", code)
+	}
 }
 
 func TestCommands(t *testing.T) {
