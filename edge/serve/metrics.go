@@ -25,10 +25,11 @@ const (
 	routeImages
 	routeRest
 	routeWatch
+	routeOpenAPI
 	numRoutes
 )
 
-var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact", "images", "rest", "watch"}
+var routeNames = [numRoutes]string{"other", "streams", "status", "tables", "row", "scan", "rows_get", "health", "metrics", "compact", "images", "rest", "watch", "openapi"}
 
 // metrics are looked up once, because a lookup by label costs as much as a read
 // of a row.

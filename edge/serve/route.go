@@ -34,7 +34,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q := s.begin(w, r)
-	if path == "/metrics" && s.scrape != nil {
+	if path == "/metrics" && s.scrape != nil && q.reads() {
 		q.route = routeMetrics
 		s.scrape.ServeHTTP(w, r)
 		s.end(q, http.StatusOK)
@@ -170,6 +170,9 @@ func (q *request) dispatchRoot(path string) error {
 		return q.rest(rest)
 	}
 	switch path {
+	case openAPIPath:
+		q.route = routeOpenAPI
+		return q.describe()
 	case "/livez":
 		q.route = routeHealth
 		if err := q.wantGet(); err != nil {
@@ -185,6 +188,9 @@ func (q *request) dispatchRoot(path string) error {
 		return q.ready()
 	case "/metrics":
 		q.route = routeMetrics
+		if err := q.wantGet(); err != nil {
+			return err
+		}
 		return notFound("no_metrics", "configure a gatherer", "this server has no metrics")
 	}
 	return q.noRoute(path)
@@ -192,11 +198,16 @@ func (q *request) dispatchRoot(path string) error {
 
 func (q *request) noRoute(path string) error {
 	return notFound("no_route", "ask for /v1/streams, /v1/streams/{stream}/status, …/tables, …/tables/{schema.table}/rows/{key}, "+
-		"…/tables/{schema.table}/rows, …/rows:get, …/watch, /livez, /readyz or /metrics", "there is nothing at %s", path)
+		"…/tables/{schema.table}/rows, …/rows:get, /rest/{stream}/{table}, /v1/openapi.json, …/watch, /livez, /readyz or /metrics", "there is nothing at %s", path)
+}
+
+// reads reports whether the method is one that reads.
+func (q *request) reads() bool {
+	return q.r.Method == http.MethodGet || q.r.Method == http.MethodHead
 }
 
 func (q *request) wantGet() error {
-	if q.r.Method == http.MethodGet || q.r.Method == http.MethodHead {
+	if q.reads() {
 		return nil
 	}
 	return q.wrongMethod(http.MethodGet)

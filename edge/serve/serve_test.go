@@ -90,6 +90,7 @@ func TestErrors(t *testing.T) {
 		{"DELETE", streamURL + "/tables/public.accounts/rows", "", 405, "wrong_method"},
 		{"GET", streamURL + "/rows:get", "", 405, "wrong_method"},
 		{"POST", "/livez", "", 405, "wrong_method"},
+		{"TRACE", "/metrics", "", 405, "wrong_method"},
 		{"GET", streamURL + "/tables/public.accounts/rows?limit=0", "", 400, "bad_limit"},
 		{"GET", streamURL + "/tables/public.accounts/rows?limit=10001", "", 400, "bad_limit"},
 		{"GET", streamURL + "/tables/public.accounts/rows?limit=x", "", 400, "bad_limit"},

@@ -86,7 +86,8 @@ func (p *Plan) Run(t *edge.Table, dst []byte, limits Limits) (Answer, error) {
 			r.end = 1<<63 - 1
 		}
 	}
-	r.whole = p.q.Media == MediaObject || p.q.Count && len(p.where) > 0
+	// Of a table that is held in part the number of rows says nothing.
+	r.whole = p.q.Media == MediaObject || p.q.Count && (len(p.where) > 0 || t.Held() != nil)
 	if r.end != p.q.Offset || r.whole {
 		err := r.fill(p.sorted)
 		if errors.Is(err, errUnsure) {
