@@ -222,7 +222,7 @@ func (q *request) fail(err error) int {
 	status, shape := f.status, any(struct {
 		Error *fault `json:"error"`
 	}{f})
-	if q.route == routeRest {
+	if strings.HasPrefix(q.r.URL.Path, restPath) {
 		status, shape = q.failRest(err)
 	}
 	if status == http.StatusInternalServerError {

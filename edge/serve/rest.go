@@ -123,7 +123,7 @@ func (q *request) restOpen(v *edge.View, profile, name string) (*edge.Table, err
 	}
 	t, err := q.table(v, schema+"."+name)
 	var f *fault
-	if err == nil || !errors.As(err, &f) || f.Code != "no_table" {
+	if err == nil || !errors.As(err, &f) || f.Code != "no_table" && f.Code != "forbidden" {
 		return t, err
 	}
 	infos, err := v.Tables()
@@ -137,12 +137,16 @@ func (q *request) restOpen(v *edge.View, profile, name string) (*edge.Table, err
 		if err != nil {
 			return nil, err
 		}
-		schemas[t.Schema().Namespace] = true
+		if q.who.Table(q.stream.name, infos[i].Name) {
+			schemas[t.Schema().Namespace] = true
+		}
 	}
 	names := slices.Sorted(maps.Keys(schemas))
 	switch {
-	case schemas[schema]:
+	case schemas[schema] && f.Code == "no_table":
 		return nil, postgrest.NoTable(schema, name)
+	case f.Code == "forbidden" && (profile != "" || len(names) != 1 || schemas[schema]):
+		return nil, err
 	case profile == "" && len(names) == 1:
 		t, err := q.table(v, names[0]+"."+name)
 		if errors.As(err, &f) && f.Code == "no_table" {
@@ -192,5 +196,9 @@ func (q *request) failRest(err error) (status int, body any) {
 		return e.Status, restError{e.Code, some(e.Details), some(e.Hint), e.Message}
 	}
 	f := asFault(err)
-	return f.status, restError{"millrace." + f.Code, nil, some(f.Mend), f.Message}
+	code := "millrace." + f.Code
+	if f.status == http.StatusForbidden {
+		code = "42501" // what Postgres says
+	}
+	return f.status, restError{code, nil, some(f.Mend), f.Message}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/access"
 	"github.com/millrace-db/millrace/edge/serve"
 )
 
@@ -186,5 +187,73 @@ func TestBigInt(t *testing.T) {
 	}
 	if a := ask(t, s, http.MethodPost, streamURL+"/rows:get?bigint=string", `{"keys":[{"table":"public.accounts","key":[3]}]}`); !strings.Contains(a.body, `"id":"3"`) {
 		t.Errorf("rows:get: got %s", a.body)
+	}
+}
+
+// Rights are those of tables, and errors have PostgREST's shape also before a table is
+// looked at.
+func TestRestRights(t *testing.T) {
+	oneToken, oneShown := access.NewToken()
+	allToken, allShown := access.NewToken()
+	s := newSecured(t, "one "+oneShown+" read:bank/dns.records\nall "+allShown+" read:bank\n")
+	one, all, nobody := s.as(oneToken, ""), s.as(allToken, ""), s.as("", "")
+	for _, tt := range []struct {
+		ask    func(method, path, body string) answer
+		path   string
+		status int
+		want   string
+	}{
+		{all, "/rest/bank/accounts?id=eq.5&select=id", 200, `[{"id":5}]`},
+		{one, "/rest/bank/records?zone=eq.8&select=name", 200, `[{"name":"a"}]`}, // the only schema that it may see
+		{one, "/rest/bank/accounts", 403, `"code":"42501"`},
+		{one, "/rest/dns/records", 403, `"code":"42501"`},
+		{nobody, "/rest/bank/records", 401, `"code":"millrace.unauthorized"`},
+	} {
+		if a := tt.ask(http.MethodGet, tt.path, ""); a.status != tt.status || !strings.Contains(a.body, tt.want) {
+			t.Errorf("%s: got %d %s, want %d %s", tt.path, a.status, a.body, tt.status, tt.want)
+		}
+	}
+}
+
+// What a partial store does not hold is told from what is not there.
+func TestNotHeld(t *testing.T) {
+	store, err := edge.Open(edge.Options{
+		Dir: t.TempDir(), Stream: testStream, MapSize: 256 << 20,
+		Filter: &millrace.Filter{Tables: []millrace.FilterTable{{Name: records, Prefixes: [][]string{{"7"}}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	src := newSource(t, store)
+	a, r := accountsSchema(), recordsSchema()
+	src.unit(schemaEntry(a), schemaEntry(r), loadEntry(a, millrace.KindLoadBegin, 1), loadEntry(r, millrace.KindLoadBegin, 2))
+	src.unit(loadEntry(a, millrace.KindLoadEnd, 1), loadEntry(r, millrace.KindLoadEnd, 2))
+	src.unit(put(t, r, "a", "7", "t", "held"), put(t, r, "a", "8", "t", "not"))
+	defer src.w.Close()
+	s := newServer(t, store)
+	for path, status := range map[string]int{
+		streamURL + "/tables/dns.records/rows/7,a,t":    200,
+		streamURL + "/tables/dns.records/rows/7,b,t":    404,
+		streamURL + "/tables/dns.records/rows/8,a,t":    421,
+		streamURL + "/tables/dns.records/rows?prefix=7": 200,
+		streamURL + "/tables/dns.records/rows":          421,
+		streamURL + "/tables/public.accounts/rows/1":    421,
+		restURL + "/records?zone=eq.7&select=name":      200,
+		restURL + "/records?zone=eq.8&select=name":      421,
+		restURL + "/records?name=eq.a":                  421,
+		restURL + "/records?limit=0":                    200,
+	} {
+		got := askWith(t, s, http.MethodGet, path, "Accept-Profile", "dns")
+		if got.status != status || status == 421 && !strings.Contains(got.body, "not_held") {
+			t.Errorf("%s: got %d %s, want %d", path, got.status, got.body, status)
+		}
+	}
+	if got := askWith(t, s, http.MethodGet, restURL+"/records?limit=0", "Accept-Profile", "dns", "Prefer", "count=exact"); got.status != 421 {
+		t.Errorf("a count of what is held in part: got %d %s %s", got.status, got.body, got.header.Get("Content-Range"))
 	}
 }
