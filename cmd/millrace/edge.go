@@ -104,7 +104,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	k.server, err = serve.New(serve.Config{
 		Streams: readers, Listen: where.http, Unix: k.c.Edge.HTTP.Unix, Secure: where.secureHTTP, TLS: where.tls, Access: where.access,
 		Sockets: k.sockets, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k, Relays: relays{k},
-		Images: k.images.of, Bootstrap: k.bootstrap,
+		Images: k.images.of, Bootstrap: k.bootstrap, MaxScan: k.c.Edge.Serve.MaxScan, MaxWaiters: k.c.Edge.Serve.MaxWaiters,
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})
 	if err != nil {

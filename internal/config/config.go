@@ -169,6 +169,7 @@ type Edge struct {
 	Report  Duration `key:"report" unit:"duration" default:"10s" doc:"How often this edge reports to the topic <kafka.topic>.status when nothing changes. An edge that has not reported for three times as long is shown as silent. 1s to 1h."`
 	Images  Images   `key:"images" doc:"Images of the local stores (millrace image)."`
 	HTTP    HTTP     `key:"http" doc:"Where this edge answers reads."`
+	Serve   Serve    `key:"serve" doc:"Bounds on what one read may take."`
 	RESP    RESP     `key:"resp" doc:"Where this edge answers clients of Redis."`
 	TLS     TLS      `key:"tls" doc:"Where other hosts reach this edge. Everybody shows who they are there, with a token or a certificate."`
 	Peers   Peers    `key:"peers" doc:"How this edge reaches others, for their images and logs, over https."`
@@ -226,6 +227,12 @@ func (t Tables) Filter(stream string) (*millrace.Filter, error) {
 		}
 	}
 	return millrace.NewFilter(whole, prefixes)
+}
+
+// Serve bounds reads over HTTP.
+type Serve struct {
+	MaxScan    int `key:"max_scan" unit:"rows" default:"50000" doc:"The most rows that a query of /rest may look at. One that would look at more is refused, with the index that would lead it to fewer. 1 to 10000000."`
+	MaxWaiters int `key:"max_waiters" unit:"requests" default:"1000" doc:"How many requests may wait for an index (min_index) at once; further ones are refused. 1 to 1000000."`
 }
 
 // HTTP is where an edge answers.

@@ -343,6 +343,13 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			"bounds of reads", "streams:\n- name: a" + kafka + "edge: {serve: {max_scan: 0, max_waiters: 2000000}}\n", nil,
+			[]string{
+				`m.yaml:4: edge.serve.max_scan: 0: want 1 to 10000000`,
+				`m.yaml:4: edge.serve.max_waiters: 2000000: want 1 to 1000000`,
+			},
+		},
+		{
 			"addresses", "streams:\n- name: a" + kafka + "edge: {http: {listen: '0.0.0.0:7480'}}\ntransfer: {admin: 'here'}\n", nil,
 			[]string{
 				`m.yaml:5: transfer.admin: "here": want host:port, as in 127.0.0.1:9092`,

@@ -280,6 +280,12 @@ func (k *checker) edge() {
 	if e.Images.Keep < 0 || e.Images.Keep > 1000 {
 		k.bad("edge.images.keep", "%d: want 0 to keep all, up to 1000", e.Images.Keep)
 	}
+	if n := e.Serve.MaxScan; n < 1 || n > 10_000_000 {
+		k.bad("edge.serve.max_scan", "%d: want 1 to 10000000", n)
+	}
+	if n := e.Serve.MaxWaiters; n < 1 || n > 1_000_000 {
+		k.bad("edge.serve.max_waiters", "%d: want 1 to 1000000", n)
+	}
 	k.images()
 	k.network()
 }
