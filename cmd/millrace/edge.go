@@ -14,6 +14,7 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/resp"
 	"github.com/millrace-db/millrace/edge/serve"
+	"github.com/millrace-db/millrace/edge/watch"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/follow"
 	"github.com/millrace-db/millrace/internal/sockets"
@@ -104,6 +105,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	k.server, err = serve.New(serve.Config{
 		Streams: readers, Listen: where.http, Unix: k.c.Edge.HTTP.Unix, Secure: where.secureHTTP, TLS: where.tls, Access: where.access,
 		Sockets: k.sockets, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k, Relays: relays{k},
+		Watch:  func(stream string) *watch.Hub { return k.follower(stream).Watch() },
 		Images: k.images.of, Bootstrap: k.bootstrap, MaxScan: k.c.Edge.Serve.MaxScan, MaxWaiters: k.c.Edge.Serve.MaxWaiters,
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})

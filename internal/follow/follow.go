@@ -20,6 +20,7 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/relay"
 	"github.com/millrace-db/millrace/edge/serve"
+	"github.com/millrace-db/millrace/edge/watch"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/mend"
@@ -53,6 +54,8 @@ type Stream struct {
 	// logs are its own logs of what the stores have taken in; those who look at them
 	// hold mu.
 	logs logKeep
+	// hub is where watchers are told from; nil where no log is kept.
+	hub *watch.Hub
 	// metrics takes those of the applier for readers' store.
 	metrics prometheus.Registerer
 	// id is the stream that the configuration names, or zero.
@@ -150,6 +153,9 @@ func (f *Stream) open(c Config) (err error) {
 	if f.logs, err = openLogs(c.Whole, c.Stream, f.home.Place().Epoch, c.Logger, c.Metrics); err != nil {
 		return err
 	}
+	if f.hub, err = f.newWatch(c.Metrics); err != nil {
+		return err
+	}
 	peers, err := newPeers(&f.edge.Peers, c.Logger)
 	if err != nil {
 		return err
@@ -176,6 +182,9 @@ func (f *Stream) Home() *edge.Home { return f.home }
 func (f *Stream) Close() error {
 	f.boots.unregister(f.metrics)
 	var errs []error
+	if f.hub != nil {
+		errs = append(errs, f.hub.Close())
+	}
 	if f.relay != nil {
 		errs = append(errs, f.relay.Close())
 	}
