@@ -3,7 +3,6 @@ package client_test
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -59,6 +58,8 @@ type testEdge struct {
 	log   *edgelog.Log
 	hub   *watch.Hub
 	unix  string
+	// change is for the configuration of the server.
+	change []func(*serve.Config)
 	// served is the server that runs, and how to end it.
 	server *serve.Server
 	stop   func()
@@ -73,14 +74,14 @@ type testEdge struct {
 }
 
 // newEdge makes an edge with the empty tables public.a and public.b, which serves.
-func newEdge(t testing.TB, o edgelog.Options) *testEdge {
+func newEdge(t testing.TB, o edgelog.Options, change ...func(*serve.Config)) *testEdge {
 	t.Helper()
 	dir := t.TempDir()
 	if o.Dir = filepath.Join(dir, "log"); o.Retain == 0 {
 		o.Retain = 1 << 62 // times are made up
 	}
 	e := &testEdge{
-		t: t, unix: filepath.Join(dir, "s"), fold: millrace.NewFold(testStream, 1), now: time.Now().Add(-time.Minute).Truncate(time.Microsecond).UTC(),
+		t: t, change: change, unix: filepath.Join(dir, "s"), fold: millrace.NewFold(testStream, 1), now: time.Now().Add(-time.Minute).Truncate(time.Microsecond).UTC(),
 		schemas: make(map[millrace.TableID]*millrace.Schema), codecs: make(map[millrace.TableID]*millrace.KeyCodec),
 	}
 	var err error
@@ -125,11 +126,15 @@ func newEdge(t testing.TB, o edgelog.Options) *testEdge {
 // serve begins to answer.
 func (e *testEdge) serve() {
 	e.t.Helper()
-	var err error
-	e.server, err = serve.New(serve.Config{
+	c := serve.Config{
 		Streams: map[string]serve.Reader{"bank": e.store}, Unix: e.unix, Listen: "127.0.0.1:0",
 		Watch: func(string) *watch.Hub { return e.hub },
-	})
+	}
+	for _, f := range e.change {
+		f(&c)
+	}
+	var err error
+	e.server, err = serve.New(c)
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -260,5 +265,3 @@ func newClient(t testing.TB, c client.Config) *client.Client {
 }
 
 func note(i int) string { return fmt.Sprintf("note %d", i) }
-
-var _ http.Handler = (*serve.Server)(nil)

@@ -107,6 +107,9 @@ type Config struct {
 	// Watch is where watchers of a stream are told from; nil, or one that returns nil,
 	// where no log is kept. The caller closes it after Run has returned.
 	Watch func(stream string) *watch.Hub
+	// WatchTimeout is how long a watcher may take nothing of what it is sent before it is
+	// cut off. Default 10 seconds.
+	WatchTimeout time.Duration
 	// Relays says whom streams follow, and serves who follows them; nil for none.
 	Relays Relays
 	// Gatherer gives what /metrics shows; nil for nothing.
@@ -197,6 +200,9 @@ func New(config Config) (*Server, error) {
 	}
 	if config.MaxConns == 0 {
 		config.MaxConns = 1024
+	}
+	if config.WatchTimeout == 0 {
+		config.WatchTimeout = 10 * time.Second
 	}
 	if config.ShutdownTimeout == 0 {
 		config.ShutdownTimeout = 5 * time.Second

@@ -37,8 +37,7 @@ const (
 	// headerLastEvent is what clients of server-sent events resume with.
 	headerLastEvent = "Last-Event-Id"
 
-	// sendLimit is how long a watcher may take for a piece of sendPiece bytes.
-	sendLimit = 10 * time.Second
+	// sendPiece is what a watcher has Config.WatchTimeout for.
 	sendPiece = 64 << 10
 	// largeEvent is from which size on an event is sent as one of a bounded number.
 	largeEvent  = 256 << 10
@@ -93,6 +92,9 @@ func (q *request) watch() error {
 	defer context.AfterFunc(q.s.watching.life, cancel)()
 	w, err := hub.Watch(ctx, *options)
 	if err != nil {
+		if q.s.watching.life.Err() != nil {
+			err = watch.ErrClosed
+		}
 		return q.watchFault(err)
 	}
 	defer w.Close()
@@ -317,7 +319,7 @@ func (s *eventSender) flush() error {
 func (s *eventSender) send(b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), sendPiece)
-		if err := s.to.SetWriteDeadline(time.Now().Add(sendLimit)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		if err := s.to.SetWriteDeadline(time.Now().Add(s.q.s.config.WatchTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
 		if _, err := s.q.w.Write(b[:n]); err != nil {
