@@ -76,9 +76,9 @@ func (q *request) wait(index millrace.Index, limit time.Duration) error {
 	defer q.s.waiting.Add(-1)
 	ctx, cancel := context.WithTimeout(q.r.Context(), limit)
 	defer cancel()
-	defer context.AfterFunc(q.s.watching.life, cancel)()
+	defer context.AfterFunc(q.s.life, cancel)()
 	err := q.stream.store.WaitIndex(ctx, index)
-	if err != nil && q.s.watching.life.Err() != nil {
+	if err != nil && q.s.life.Err() != nil {
 		return unavailable("closed", "ask again, or another edge", "the edge is shutting down")
 	}
 	return err

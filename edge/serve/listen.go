@@ -84,7 +84,7 @@ func (s *Server) closeListeners() error {
 func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.watching.end()
+	s.endLife()
 	s.metrics.unregister()
 	return s.closeListeners()
 }

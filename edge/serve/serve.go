@@ -153,8 +153,10 @@ type Server struct {
 	pool  sync.Pool // of *request
 	// buffered is what large answers take up of Config.MaxBuffered.
 	buffered atomic.Int64
-	// waiting is how many requests wait for an index. They end with watching.life.
+	// waiting is how many requests wait for an index. They end with life.
 	waiting  atomic.Int64
+	life     context.Context //nolint:containedctx // it is the server's own
+	endLife  context.CancelFunc
 	watching watching
 
 	mu        sync.Mutex
@@ -231,6 +233,7 @@ func New(config Config) (*Server, error) {
 		s.streams[name] = &stream{name: name, store: store}
 	}
 	s.pool.New = func() any { return newRequest(s) }
+	s.life, s.endLife = context.WithCancel(context.Background())
 	s.watching.init()
 	var err error
 	if s.metrics, err = newMetrics(config.Registerer, func() float64 { return float64(s.waiting.Load()) }); err != nil {
@@ -289,7 +292,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ended++
 		err = fmt.Errorf("serve HTTP: %w", err)
 	}
-	s.watching.end()
+	s.endLife()
 	// The context has ended; this one bounds the end.
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.ShutdownTimeout)
 	defer cancel()

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-db/millrace/edge/access"
 	"github.com/millrace-db/millrace/edge/event"
 	edgelog "github.com/millrace-db/millrace/edge/log"
 	"github.com/millrace-db/millrace/edge/watch"
@@ -17,17 +18,12 @@ import (
 
 // watching is what the watches of a server have in common.
 type watching struct {
-	// life ends when the server is to end: watches go on elsewhere, or here after a
-	// restart.
-	life context.Context //nolint:containedctx // it is that of the server
-	end  context.CancelFunc
 	// large bounds the events of more than largeEvent bytes that are being sent at
 	// once.
 	large chan struct{}
 }
 
 func (w *watching) init() {
-	w.life, w.end = context.WithCancel(context.Background())
 	w.large = make(chan struct{}, largeEvents)
 }
 
@@ -80,6 +76,9 @@ func (q *request) watch() error {
 	if err != nil {
 		return err
 	}
+	if err := q.mayWatch(q.who, options.Tables); err != nil {
+		return err
+	}
 	var hub *watch.Hub
 	if q.s.config.Watch != nil {
 		hub = q.s.config.Watch(q.stream.name)
@@ -89,16 +88,16 @@ func (q *request) watch() error {
 	}
 	ctx, cancel := context.WithCancel(q.r.Context())
 	defer cancel()
-	defer context.AfterFunc(q.s.watching.life, cancel)()
+	defer context.AfterFunc(q.s.life, cancel)()
 	w, err := hub.Watch(ctx, *options)
 	if err != nil {
-		if q.s.watching.life.Err() != nil {
+		if q.s.life.Err() != nil {
 			err = watch.ErrClosed
 		}
 		return q.watchFault(err)
 	}
 	defer w.Close()
-	sender := &eventSender{q: q, w: w, to: http.NewResponseController(q.w)}
+	sender := &eventSender{q: q, w: w, tables: options.Tables, checked: time.Now(), to: http.NewResponseController(q.w)}
 	// The limits on a whole request are not for this one.
 	if err := errors.Join(sender.to.SetReadDeadline(time.Time{}), sender.to.SetWriteDeadline(time.Time{})); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
@@ -106,6 +105,19 @@ func (q *request) watch() error {
 	q.watchHeader()
 	if q.r.Method != http.MethodHead {
 		sender.run(ctx)
+	}
+	return nil
+}
+
+// mayWatch says why tables may not be watched, all of the stream's if there are none.
+func (q *request) mayWatch(who *access.Identity, tables []string) error {
+	if len(tables) == 0 && !who.AllTables(q.stream.name) {
+		return forbidden(who, "all changes of stream "+q.stream.name)
+	}
+	for _, name := range tables {
+		if !who.Table(q.stream.name, name) {
+			return forbidden(who, "table "+name+" of stream "+q.stream.name)
+		}
 	}
 	return nil
 }
@@ -194,6 +206,23 @@ type eventSender struct {
 	q  *request
 	w  *watch.Watcher
 	to *http.ResponseController
+	// tables are those that are watched, checked when it was last looked whether they
+	// may be.
+	tables  []string
+	checked time.Time
+}
+
+// rightsEvery is how often it is looked whether a watcher still has its rights.
+const rightsEvery = 10 * time.Second
+
+// may reports whether the watcher still has its rights: a watch outlives many a token.
+func (s *eventSender) may() bool {
+	if access.From(s.q.r.Context()) == nil || time.Since(s.checked) < rightsEvery {
+		return true
+	}
+	s.checked = time.Now()
+	who := s.q.s.config.Access().Find(shown(s.q.r))
+	return who != nil && s.q.mayWatch(who, s.tables) == nil
 }
 
 // run sends until the client or the watch ends, or the client is too slow.
@@ -201,8 +230,8 @@ func (s *eventSender) run(ctx context.Context) {
 	s.q.body = append(s.q.body[:0], "retry: 500\n\n"...)
 	for {
 		items, err := s.w.Next(ctx)
-		if ctx.Err() != nil {
-			return
+		if ctx.Err() != nil || !s.may() {
+			return // who asks again is told why
 		}
 		if err == nil {
 			err = s.page(ctx, items)
