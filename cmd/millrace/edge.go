@@ -106,6 +106,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 		Streams: readers, Listen: where.http, Unix: k.c.Edge.HTTP.Unix, Secure: where.secureHTTP, TLS: where.tls, Access: where.access,
 		Sockets: k.sockets, Fault: k.fault, Next: k.next, Log: k.logStatus, Compactor: k, Relays: relays{k},
 		Watch:  func(stream string) *watch.Hub { return k.follower(stream).Watch() },
+		Behind: func(ctx context.Context, stream string) (uint64, error) { return k.follower(stream).Behind(ctx) },
 		Images: k.images.of, Bootstrap: k.bootstrap, MaxScan: k.c.Edge.Serve.MaxScan, MaxWaiters: k.c.Edge.Serve.MaxWaiters,
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})

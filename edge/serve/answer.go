@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/access"
 )
@@ -86,6 +87,8 @@ type request struct {
 	answered    int
 	contentType string
 	tagged      bool
+	// covered is the epoch in which a token was found covered, 0 if none was given.
+	covered millrace.Epoch
 	// bigInt tells that bigint is given as strings.
 	bigInt bool
 
@@ -145,7 +148,7 @@ func (q *request) release() {
 	}
 	q.w, q.r, q.stream, q.who = nil, nil, nil, nil
 	q.hasPlace, q.tagged, q.bigInt = false, false, false
-	q.answered, q.contentType = 0, ""
+	q.answered, q.contentType, q.covered = 0, "", 0
 	q.rows.release()
 	q.s.pool.Put(q)
 }

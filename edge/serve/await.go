@@ -33,19 +33,28 @@ func (q *request) await(params url.Values) error {
 	if v := params.Get("wait"); v != "" {
 		wait = v
 	}
-	if text == "" {
-		if wait != "" {
-			return badRequest("bad_wait", "say for which index, with min_index", "wait is given without min_index")
-		}
+	token, given, err := q.tokenOf(params)
+	switch {
+	case err != nil:
+		return err
+	case text != "" || given:
+	case wait != "":
+		return badRequest("bad_wait", "say for which index, with min_index, or for which token, with after_token", "wait is given without min_index or after_token")
+	default:
 		return nil
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return badRequest("bad_index", "give the number that X-Millrace-Index showed", "min_index is %q", text)
 	}
 	limit, err := parseWait(wait)
 	if err != nil {
 		return err
+	}
+	if given {
+		if err := q.awaitToken(token, limit); err != nil || text == "" {
+			return err
+		}
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return badRequest("bad_index", "give the number that X-Millrace-Index showed", "min_index is %q", text)
 	}
 	index := millrace.Index(n)
 	if q.stream.store.Place().Index >= index {

@@ -7,7 +7,7 @@ import (
 )
 
 // everyRead are the parameters that all reads of rows take.
-var everyRead = []string{"min_index", "wait", "bigint"}
+var everyRead = []string{"min_index", "after_token", "wait", "bigint"}
 
 // params reads the query string of a read of rows, follows what all such reads are
 // asked, and returns it. With own nil other parameters than those are passed over;

@@ -47,7 +47,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	status := http.StatusOK
-	if err := q.dispatch(path); err != nil {
+	err := q.dispatch(path)
+	if err == nil {
+		err = q.moved()
+	}
+	if err != nil {
 		status = q.fail(err)
 	} else {
 		if q.answered != 0 {
@@ -120,6 +124,12 @@ func (q *request) dispatch(path string) error {
 			return err
 		}
 		return q.status()
+	case "token":
+		q.route = routeStatus
+		if err := q.wantGet(); err != nil {
+			return err
+		}
+		return q.token()
 	case "compact":
 		q.route = routeCompact
 		return q.compact()

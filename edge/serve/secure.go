@@ -80,7 +80,7 @@ func mayStream(who *access.Identity, stream string, rest bool, path string) bool
 		return true
 	}
 	switch part {
-	case "", "status", "tables", "watch", "rows:get", "rows%3Aget", "rows%3aget":
+	case "", "status", "tables", "token", "watch", "rows:get", "rows%3Aget", "rows%3aget":
 		return true
 	case "relay":
 		return who.Relay(stream)

@@ -104,6 +104,9 @@ type Config struct {
 	// Images answers requests for the images of a stream, with the path behind
 	// …/images; nil for none.
 	Images func(stream string) http.Handler
+	// Behind says how many entries of a stream are published and not in its store yet; nil
+	// where that is not known. It may take a moment.
+	Behind func(ctx context.Context, stream string) (uint64, error)
 	// Watch is where watchers of a stream are told from; nil, or one that returns nil,
 	// where no log is kept. The caller closes it after Run has returned.
 	Watch func(stream string) *watch.Hub
@@ -167,10 +170,11 @@ type Server struct {
 
 // stream is one of the streams with the encoders of its rows.
 type stream struct {
-	name     string
-	store    Reader
-	encoders encoders
-	tables   tables
+	name      string
+	store     Reader
+	encoders  encoders
+	positions positions
+	tables    tables
 	// complained is when damage was last logged, in Unix seconds.
 	complained atomic.Int64
 }

@@ -353,6 +353,13 @@ func (q *request) ready() error {
 			return err
 		}
 	}
+	limits, err := q.lagLimits()
+	if err != nil {
+		return err
+	}
+	if limits.age >= 0 || limits.entries >= 0 {
+		return q.near(limits)
+	}
 	q.body = append(q.body[:0], "{\"ready\":true}\n"...)
 	return nil
 }

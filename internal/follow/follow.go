@@ -54,6 +54,7 @@ type Stream struct {
 	// logs are its own logs of what the stores have taken in; those who look at them
 	// hold mu.
 	logs logKeep
+	head head
 	// hub is where watchers are told from; nil where no log is kept.
 	hub *watch.Hub
 	// metrics takes those of the applier for readers' store.
