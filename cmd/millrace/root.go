@@ -77,7 +77,7 @@ Exit codes: 0 done, 1 failed and worth another try, 2 command line or configurat
 	root.AddCommand(
 		a.initCommand(), a.uninstallCommand(), a.checkCommand(),
 		a.transferCommand(), a.edgeCommand(), a.devCommand(), a.epochCommand(),
-		a.statusCommand(), a.getCommand(), a.scanCommand(), a.tailCommand(),
+		a.statusCommand(), a.getCommand(), a.scanCommand(), a.watchCommand(), a.tailCommand(),
 		a.loadCommand(), a.verifyCommand(), a.auditCommand(), a.imageCommand(),
 		a.keysCommand(), a.trimCommand(), a.waitCommand(), a.accessCommand(),
 		a.versionCommand(),
