@@ -50,6 +50,12 @@ type Home struct {
 	// nextEpoch is that of next.
 	nextEpoch millrace.Epoch
 	metrics   []prometheus.Collector
+	// exchanging is closed when the store is open again that is being closed and
+	// opened; nil while none is.
+	exchanging atomic.Pointer[chan struct{}]
+	exchangeMu sync.Mutex // held to do that
+	// foreign tells that another process keeps the home.
+	foreign atomic.Bool
 	// leaving are stores that are closed and removed once no reader is left.
 	leaving sync.WaitGroup
 }
@@ -95,17 +101,22 @@ func (h *Home) open() (err error) {
 		return err
 	}
 	h.current.Store(s)
+	h.clear()
+	return nil
+}
+
+// clear removes what an earlier process has left behind.
+func (h *Home) clear() {
 	// What readers have left is removed now if it was not before.
 	for _, left := range h.leftBehind() {
 		if err := removeStore(h.opts, left); err != nil {
-			h.opts.Logger.Warn("a store that is no longer read cannot be removed", "dir", filepath.Join(dir, left), "error", err)
+			h.opts.Logger.Warn("a store that is no longer read cannot be removed", "dir", filepath.Join(h.opts.Dir, left), "error", err)
 		}
 	}
 	// A store that was being restored is begun anew.
-	if err := removeDir(filepath.Join(dir, restoringName)); err != nil {
+	if err := removeDir(filepath.Join(h.opts.Dir, restoringName)); err != nil {
 		h.opts.Logger.Warn("a store that was being restored is left", "error", err)
 	}
-	return nil
 }
 
 func (h *Home) storeOptions(name string, r prometheus.Registerer) Options {
@@ -218,7 +229,7 @@ func (h *Home) View(ctx context.Context, fn func(*View) error) error {
 	for {
 		s := h.Store()
 		err := s.View(ctx, fn)
-		if (errors.Is(err, ErrSuperseded) || errors.Is(err, ErrClosed)) && h.Store() != s {
+		if err != nil && h.moved(ctx, s, err) {
 			continue
 		}
 		return err

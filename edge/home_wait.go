@@ -2,7 +2,6 @@ package edge
 
 import (
 	"context"
-	"errors"
 
 	"github.com/millrace-db/millrace"
 )
@@ -13,7 +12,7 @@ func (h *Home) WaitIndex(ctx context.Context, index millrace.Index) error {
 	for {
 		s := h.Store()
 		err := s.WaitIndex(ctx, index)
-		if errors.Is(err, ErrClosed) && h.Store() != s {
+		if err != nil && h.moved(ctx, s, err) {
 			continue
 		}
 		return err

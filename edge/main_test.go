@@ -21,6 +21,7 @@ var children = map[string]func() error{
 	"full":    fullChild,
 	"grow":    growChild,
 	"compact": compactChild,
+	"succeed": succeedChild,
 	"nothing": func() error { return nil },
 }
 

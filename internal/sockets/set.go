@@ -11,9 +11,13 @@ import (
 	"sync"
 )
 
-// firstFD is the first descriptor that a process is given, by the convention of
+// FirstFD is the first descriptor that a process is given, by the convention of
 // systemd.
-const firstFD = 3
+const FirstFD = 3
+
+// foreign stands before the name of a unix socket whose file is not this process's to
+// remove.
+const foreign = "!"
 
 // Set hands out the listeners of a process (errors name the key that configures one): those it was given at its start, where
 // there is one for an address, and new ones otherwise. It knows them all, so that it
@@ -53,23 +57,27 @@ func Activated(environ []string) (*Set, error) {
 	if err != nil || n < 0 || n > 64 {
 		return nil, fmt.Errorf("LISTEN_FDS is %q; want the number of sockets that the service manager has opened, at most 64", fds)
 	}
-	return Given(make([]string, n), false)
+	names := make([]string, n)
+	for i := range names {
+		names[i] = foreign
+	}
+	return Given(names)
 }
 
-// Given takes the sockets of descriptors from 3 on, under the names of the keys that
-// configure them. owned tells that files of unix sockets are this process's to remove.
-func Given(names []string, owned bool) (*Set, error) {
+// Given takes the sockets of descriptors from 3 on, under the names that Files gave.
+func Given(names []string) (*Set, error) {
 	s := new(Set)
 	var errs []error
 	for i, name := range names {
-		f := os.NewFile(uintptr(firstFD+i), name)
+		f := os.NewFile(uintptr(FirstFD+i), name)
 		l, err := net.FileListener(f)
 		_ = f.Close() // FileListener has its own descriptor
 		if err != nil {
-			errs = append(errs, fmt.Errorf("take over the socket of descriptor %d: %w; mend: give listening stream sockets only", firstFD+i, err))
+			errs = append(errs, fmt.Errorf("take over the socket of descriptor %d: %w; mend: give listening stream sockets only", FirstFD+i, err))
 			continue
 		}
-		s.given = append(s.given, &socket{name: name, listener: l, owned: owned})
+		name, isForeign := strings.CutPrefix(name, foreign)
+		s.given = append(s.given, &socket{name: name, listener: l, owned: !isForeign})
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -96,7 +104,7 @@ func (s *Set) TCP(ctx context.Context, name, address string, loopback bool) (net
 	})
 	if given == nil {
 		l, err := TCP(ctx, address, loopback)
-		return s.keep(&socket{name: name, listener: l}, err)
+		return s.keep(&socket{name: name, listener: l, owned: true}, err)
 	}
 	tcp, ok := given.listener.Addr().(*net.TCPAddr)
 	if !ok || loopback && !tcp.IP.IsLoopback() {
@@ -121,9 +129,7 @@ func (s *Set) Unix(ctx context.Context, name, path string) (net.Listener, error)
 		l, err := Unix(ctx, path)
 		return s.keep(&socket{name: name, listener: l, owned: true}, err)
 	}
-	if l, ok := given.listener.(*net.UnixListener); ok {
-		l.SetUnlinkOnClose(given.owned)
-	}
+	given.own()
 	return s.keep(given, nil)
 }
 
@@ -145,6 +151,13 @@ func (s *Set) keep(l *socket, err error) (net.Listener, error) {
 	}
 	s.taken = append(s.taken, l)
 	return l.listener, nil
+}
+
+// own lets the file of a unix socket be removed with it, if it is this process's.
+func (s *socket) own() {
+	if l, ok := s.listener.(*net.UnixListener); ok {
+		l.SetUnlinkOnClose(s.owned)
+	}
 }
 
 // sameTCP reports whether a socket's address is that of a configured one. Port 0 is
@@ -171,6 +184,7 @@ func (s *Set) Spare() (addresses []string) {
 	defer s.mu.Unlock()
 	for _, g := range s.given {
 		addresses = append(addresses, g.listener.Addr().String())
+		g.own()
 		_ = g.listener.Close() // nobody was answered there
 	}
 	s.given = nil
@@ -194,7 +208,11 @@ func (s *Set) Files() (names []string, files []*os.File, err error) {
 			}
 			return nil, nil, fmt.Errorf("hand over the socket at %v: %w", t.listener.Addr(), err)
 		}
-		names, files = append(names, t.name), append(files, f)
+		name := t.name
+		if !t.owned {
+			name = foreign + name
+		}
+		names, files = append(names, name), append(files, f)
 	}
 	return names, files, nil
 }

@@ -36,7 +36,7 @@ func succeed(how string) error {
 	var set *sockets.Set
 	var err error
 	if kind == "handover" {
-		set, err = sockets.Given([]string{"tcp", "unix"}, true)
+		set, err = sockets.Given([]string{"tcp", "unix"})
 	} else {
 		set, err = sockets.Activated([]string{fmt.Sprintf("LISTEN_PID=%d", os.Getpid()), "LISTEN_FDS=2"})
 	}

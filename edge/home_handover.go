@@ -1,0 +1,153 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A home goes from one process to another without a read that fails:
+//
+//	old process                        new process
+//	OpenHome                           OpenHomeStandby: reads the same store
+//	Yield: reads on, holds no lock     TakeOver: waits for the lock, then writes
+//	Close
+//
+// LMDB breaks its locks where one process opens an environment twice, so each of them
+// closes its store and opens it in the other manner. Views that come meanwhile wait,
+// for about a millisecond.
+
+// OpenHomeStandby opens a home that another process keeps, for reading: it makes and
+// removes nothing until TakeOver. Errors: those of Open.
+func OpenHomeStandby(o Options) (*Home, error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	if o.ReadOnly {
+		return nil, fmt.Errorf("open home %s: an edge is to write it; mend: Open it for reading", o.Dir)
+	}
+	if o.growDBs {
+		o.MaxDBs = 0 // each store has its own
+	}
+	h := &Home{opts: o}
+	h.foreign.Store(true)
+	s, err := h.openReading()
+	if err != nil {
+		return nil, err
+	}
+	h.current.Store(s)
+	h.register()
+	return h, nil
+}
+
+// openReading opens the store that CURRENT names for reading.
+func (h *Home) openReading() (*Store, error) {
+	o := h.opts
+	o.ReadOnly, o.exact = true, false
+	return Open(o)
+}
+
+// lockPoll is how often it is looked whether another process has given a home up.
+const lockPoll = time.Millisecond
+
+// TakeOver makes the home of OpenHomeStandby this process's to write, as soon as the
+// other one has given it up. It is called once. After an error nothing can be read any
+// more, unless ctx has ended.
+func (h *Home) TakeOver(ctx context.Context) error {
+	for h.lock == nil {
+		lock, err := lockDir(h.opts.Dir, homeLockName)
+		if errors.Is(err, ErrInUse) {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("wait for the process that keeps %s: %w", h.opts.Dir, ctx.Err())
+			case <-time.After(lockPoll):
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		h.lock = lock
+	}
+	h.foreign.Store(false)
+	err := h.exchange(nil, func() (*Store, error) {
+		name, err := readCurrent(h.opts.Dir)
+		if err != nil {
+			return nil, err
+		}
+		return Open(h.storeOptions(name, h.opts.Registerer))
+	})
+	if err == nil {
+		h.clear()
+	}
+	return err
+}
+
+// Yield lets another process keep the home, and goes on reading it. Writers must have
+// been closed, and Snapshots have ended; copies that were being made are closed, for
+// the other one to go on with.
+func (h *Home) Yield() error {
+	var errs []error
+	for _, s := range []*Store{h.next.Swap(nil), h.compacted.Swap(nil)} {
+		if s != nil {
+			errs = append(errs, s.Close())
+		}
+	}
+	errs = append(errs, h.exchange(nil, h.openReading))
+	h.foreign.Store(true)
+	if h.lock != nil {
+		errs = append(errs, h.lock.Close())
+		h.lock = nil
+	}
+	return errors.Join(errs...)
+}
+
+// exchange closes the store that readers use and opens another, unless that was done
+// since only was read. Those who read meanwhile wait.
+func (h *Home) exchange(only *Store, open func() (*Store, error)) error {
+	h.exchangeMu.Lock()
+	defer h.exchangeMu.Unlock()
+	if only != nil && h.Store() != only {
+		return nil
+	}
+	done := make(chan struct{})
+	h.exchanging.Store(&done)
+	defer func() {
+		h.exchanging.Store(nil)
+		close(done)
+	}()
+	if err := h.Store().Close(); err != nil {
+		return err
+	}
+	s, err := open()
+	if err != nil {
+		return err
+	}
+	h.current.Store(s)
+	return nil
+}
+
+// moved reports whether readers are to ask again, because the store that they have
+// asked has been left.
+func (h *Home) moved(ctx context.Context, s *Store, err error) bool {
+	if !errors.Is(err, ErrSuperseded) && !errors.Is(err, ErrClosed) {
+		return false
+	}
+	if h.Store() != s {
+		return true
+	}
+	if done := h.exchanging.Load(); done != nil {
+		select {
+		case <-*done:
+		case <-ctx.Done():
+			return false
+		}
+	} else if errors.Is(err, ErrSuperseded) && h.foreign.Load() {
+		// The process that keeps the home has gone over to another store.
+		if err := h.exchange(s, h.openReading); err != nil {
+			h.opts.Logger.Warn("the store that took the place of another cannot be opened", "dir", h.opts.Dir, "error", err)
+		}
+	}
+	return h.Store() != s
+}

@@ -1,0 +1,288 @@
+// Package handover lets a process be followed by another one of the same program, so
+// that nobody who asks it is refused meanwhile.
+//
+//	predecessor                         successor
+//	Start: sockets, environment  ─────► Inherit: takes them, opens what it reads
+//	Ready                        ◄───── Ready: answers too
+//	stops accepting, gives up
+//	what only one may have
+//	Send: connections            ─────► Receive: goes on with them
+//	ends                         ─────► Receive returns
+//
+// It owns the channel between both, a pair of connected sockets. What is handed over,
+// and when, is the caller's business.
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/millrace-db/millrace/internal/sockets"
+)
+
+// Variable tells a successor what it was given: the names of the sockets, which are
+// its descriptors from 3 on; the channel comes behind them.
+const Variable = "MILLRACE_HANDOVER"
+
+// readyMessage is what a successor sends when it answers.
+const readyMessage = "ready"
+
+// dataSize is the most that is sent at once; more goes before it in pieces.
+const dataSize = 32 << 10
+
+// The first byte of what a predecessor sends: a piece, or the end of what belongs to a
+// connection.
+const (
+	piece = 'p'
+	last  = 'c'
+)
+
+// maxState bounds what is taken in for one connection.
+const maxState = 16 << 20
+
+// Successor is the process that follows this one. Its methods but Send are called by
+// one goroutine.
+type Successor struct {
+	process *exec.Cmd
+	channel *net.UnixConn
+	ended   chan struct{}
+	err     error // why it has ended, once it has
+
+	mu sync.Mutex // held to send
+}
+
+// Start starts the program anew, with this process's arguments and environment, output
+// and sockets.
+func Start(set *sockets.Set) (*Successor, error) {
+	path, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the program to go over to: %w", err)
+	}
+	names, files, err := set.Files()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, f := range files {
+			_ = f.Close() // the successor has its own
+		}
+	}()
+	ours, theirs, err := pair()
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, theirs)
+	cmd := exec.Command(path, os.Args[1:]...) //nolint:noctx // it outlives this process
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
+	cmd.ExtraFiles = files
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); name != Variable && !strings.HasPrefix(name, "LISTEN_") {
+			cmd.Env = append(cmd.Env, entry)
+		}
+	}
+	cmd.Env = append(cmd.Env, Variable+"="+strings.Join(names, ","))
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s to go over to it: %w", path, err), ours.Close())
+	}
+	s := &Successor{process: cmd, channel: ours, ended: make(chan struct{})}
+	go func() {
+		s.err = cmd.Wait()
+		close(s.ended)
+	}()
+	return s, nil
+}
+
+// pair makes connected sockets that keep the bounds of messages.
+func pair() (ours *net.UnixConn, theirs *os.File, err error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a pair of sockets: %w", err)
+	}
+	theirs = os.NewFile(uintptr(fds[1]), "successor")
+	ours, err = channel(os.NewFile(uintptr(fds[0]), "predecessor"))
+	if err != nil {
+		return nil, nil, errors.Join(err, theirs.Close())
+	}
+	return ours, theirs, nil
+}
+
+func channel(f *os.File) (*net.UnixConn, error) {
+	defer func() { _ = f.Close() }() // FileConn has its own
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("use a pair of sockets: %w", err)
+	}
+	unix, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("use a pair of sockets: it is a %T", c), c.Close())
+	}
+	return unix, nil
+}
+
+// PID is the successor's.
+func (s *Successor) PID() int { return s.process.Process.Pid }
+
+// Ready returns when the successor answers. Where it ends before, or takes too long,
+// it is ended, and the error says so: then nothing has changed for this process.
+func (s *Successor) Ready(ctx context.Context) error {
+	said := make(chan error, 1)
+	go func() {
+		b := make([]byte, len(readyMessage)+1)
+		n, err := s.channel.Read(b)
+		if err == nil && string(b[:n]) != readyMessage {
+			err = fmt.Errorf("it said %q", b[:n])
+		}
+		said <- err
+	}()
+	var err error
+	select {
+	case err = <-said:
+		if err == nil {
+			return nil
+		}
+		// It has ended, or ends.
+		select {
+		case <-s.ended:
+			if s.err != nil {
+				err = s.err
+			}
+		case <-time.After(time.Second):
+		}
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	_ = s.process.Process.Kill() // it may have ended
+	<-s.ended
+	return errors.Join(fmt.Errorf("the successor does not answer: %w", err), s.channel.Close())
+}
+
+// Send gives the successor a connection with what it needs to know of it. The caller
+// closes its own copy. It is safe for concurrent use.
+func (s *Successor) Send(c net.Conn, state []byte) error {
+	raw, ok := c.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("hand over a connection: a %T has no descriptor", c)
+	}
+	rc, err := raw.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("hand over a connection: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(state) > dataSize {
+		if _, err := s.channel.Write(append([]byte{piece}, state[:dataSize]...)); err != nil {
+			return fmt.Errorf("hand over a connection: %w", err)
+		}
+		state = state[dataSize:]
+	}
+	err = rc.Control(func(fd uintptr) {
+		_, _, err = s.channel.WriteMsgUnix(append([]byte{last}, state...), syscall.UnixRights(int(fd)), nil)
+	})
+	if err != nil {
+		return fmt.Errorf("hand over a connection: %w", err)
+	}
+	return nil
+}
+
+// Close tells the successor that no more comes.
+func (s *Successor) Close() error { return s.channel.Close() }
+
+// Predecessor is the process that this one follows.
+type Predecessor struct {
+	// Sockets are those that it listened on.
+	Sockets *sockets.Set
+	channel *net.UnixConn
+}
+
+// Inherit takes what a predecessor gives, where there is one; otherwise nil.
+func Inherit(environ []string) (*Predecessor, error) {
+	for _, entry := range environ {
+		text, ok := strings.CutPrefix(entry, Variable+"=")
+		if !ok {
+			continue
+		}
+		var names []string
+		if text != "" {
+			names = strings.Split(text, ",")
+		}
+		set, err := sockets.Given(names)
+		if err != nil {
+			return nil, fmt.Errorf("%s=%s: %w", Variable, text, err)
+		}
+		c, err := channel(os.NewFile(uintptr(sockets.FirstFD+len(names)), "predecessor"))
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("%s=%s: %w", Variable, text, err), set.Close())
+		}
+		return &Predecessor{Sockets: set, channel: c}, nil
+	}
+	return nil, nil //nolint:nilnil // there is none
+}
+
+// Ready tells the predecessor that this process answers.
+func (p *Predecessor) Ready() error {
+	if _, err := p.channel.Write([]byte(readyMessage)); err != nil {
+		return fmt.Errorf("tell the predecessor that this process answers: %w", err)
+	}
+	return nil
+}
+
+// Receive gives the connections that come to take, until the predecessor has ended or
+// ctx has. The connection is take's.
+func (p *Predecessor) Receive(ctx context.Context, take func(net.Conn, []byte) error) error {
+	defer context.AfterFunc(ctx, func() { _ = p.channel.SetReadDeadline(time.Unix(1, 0)) })()
+	var errs []error
+	var state []byte
+	b, oob := make([]byte, dataSize+1), make([]byte, syscall.CmsgSpace(4))
+	for {
+		n, oobn, _, _, err := p.channel.ReadMsgUnix(b, oob)
+		if err == nil && n == 0 || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || ctx.Err() != nil {
+			return errors.Join(append(errs, p.channel.Close())...)
+		}
+		if err != nil {
+			return errors.Join(append(errs, fmt.Errorf("take over connections: %w", err), p.channel.Close())...)
+		}
+		if state = append(state, b[1:n]...); len(state) > maxState {
+			return errors.Join(append(errs, errors.New("take over connections: what belongs to one is too much"), p.channel.Close())...)
+		}
+		if b[0] != last {
+			continue
+		}
+		c, err := received(oob[:oobn])
+		if err == nil {
+			err = take(c, state)
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+		state = nil
+	}
+}
+
+// received makes a connection of the descriptor in a message.
+func received(oob []byte) (net.Conn, error) {
+	messages, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("take over a connection: %d messages, %w", len(messages), err)
+	}
+	fds, err := syscall.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return nil, fmt.Errorf("take over a connection: %d descriptors, %w", len(fds), err)
+	}
+	syscall.CloseOnExec(fds[0])
+	f := os.NewFile(uintptr(fds[0]), "connection")
+	defer func() { _ = f.Close() }() // FileConn has its own
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("take over a connection: %w", err)
+	}
+	return c, nil
+}
