@@ -137,6 +137,24 @@ func OfToken(token string) Credential { return Credential{hash: sha256.Sum256([]
 // OfCertificate is a client certificate, which must have been verified.
 func OfCertificate(cert *x509.Certificate) Credential { return Credential{cert: cert} }
 
+// Hash is that of a token, with which OfHash makes the same credential; empty for a
+// certificate.
+func (c Credential) Hash() []byte {
+	if c.cert != nil {
+		return nil
+	}
+	return c.hash[:]
+}
+
+// OfHash is a token of which the hash is known.
+func OfHash(hash []byte) Credential {
+	var c Credential
+	if len(hash) == len(c.hash) {
+		copy(c.hash[:], hash)
+	}
+	return c
+}
+
 // Find returns whose credential it is, nil if nobody's.
 func (l *List) Find(c Credential) *Identity {
 	if c.cert == nil {

@@ -60,7 +60,14 @@ type conn struct {
 	reads readState
 	// answer is readBatch, bound once.
 	answer func(*edge.View) error
-	ctx    context.Context //nolint:containedctx // of the connection
+	ctx    context.Context //nolint:containedctx // that of the server's connections
+
+	// passing tells that the connection goes on at a successor, with again as the
+	// command to begin with.
+	passing bool
+	// gone tells that the client has closed the connection.
+	gone  bool
+	again []byte
 
 	// deadline is when the one for writing ends that was set last.
 	deadline time.Time
@@ -74,7 +81,7 @@ type conn struct {
 func (s *Server) newConn(nc net.Conn, secure bool) *conn {
 	c := &conn{
 		s: s, net: nc, secure: secure, id: s.lastID.Add(1), since: time.Now(),
-		in: make([]byte, inSize), out: reply{proto: 2}, stream: s.streams[0],
+		in: make([]byte, inSize), out: reply{proto: 2}, stream: s.streams[0], ctx: s.life,
 	}
 	c.parser.reset()
 	c.limit(secure)
@@ -133,9 +140,8 @@ func (c *conn) readBy(limit time.Duration) {
 }
 
 // run answers until the client or the server ends it.
-func (c *conn) run(ctx context.Context) {
+func (c *conn) run() {
 	defer c.s.remove(c)
-	c.ctx = ctx
 	defer func() {
 		c.releaseIn()
 		c.releaseOut()
@@ -150,14 +156,15 @@ func (c *conn) run(ctx context.Context) {
 			if len(c.out.b) >= flushAt && !c.flush() {
 				return
 			}
-			if c.closing {
+			if c.closing || c.passing {
 				break
 			}
 		}
 		if !c.flush() || c.closing {
 			return
 		}
-		if !c.fill() {
+		if c.passing || !c.fill() {
+			c.pass()
 			return
 		}
 	}
@@ -250,7 +257,8 @@ func (c *conn) fill() bool {
 	if n > 0 {
 		return true // an error comes again
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) && !c.isWoken() {
+	c.gone = !errors.Is(err, os.ErrDeadlineExceeded)
+	if !c.gone && !c.isWoken() {
 		c.s.metrics.cutOff.Inc()
 		c.s.log.Info("a client took too long for a command, and was cut off", "client", c.net.RemoteAddr())
 	}

@@ -2,7 +2,6 @@ package resp
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"net"
@@ -38,7 +37,7 @@ func FuzzCommands(f *testing.F) {
 		if !s.add(c) {
 			t.Fatal("there is no room")
 		}
-		c.run(context.Background())
+		c.run()
 		if n := s.buffered.Load(); n != 0 {
 			t.Errorf("%d bytes of buffers are still counted", n)
 		}

@@ -231,7 +231,7 @@ func TestNoViewAcrossAWrite(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		c.run(context.Background())
+		c.run()
 	}()
 	p := newPeer(t, there)
 	for range 20 {

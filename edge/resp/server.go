@@ -164,10 +164,17 @@ type Server struct {
 	buffered atomic.Int64
 	lastID   atomic.Int64
 
+	// life is that of connections: they outlive Run's context for as long as they are
+	// let finish.
+	life    context.Context //nolint:containedctx // of all connections
+	endLife context.CancelFunc
+
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
 	ending bool
-	work   sync.WaitGroup
+	// give hands a connection to a successor; nil while there is none.
+	give func(net.Conn, []byte) error
+	work sync.WaitGroup
 }
 
 // stream is one of the streams with the encoders of its rows.
@@ -192,6 +199,7 @@ func New(config Config) (*Server, error) {
 	for i, st := range config.Streams {
 		s.streams = append(s.streams, &stream{name: st.Name, number: i, reader: st.Reader})
 	}
+	s.life, s.endLife = context.WithCancel(context.Background())
 	var err error
 	s.metrics, err = newMetrics(config.Registerer, s.commands)
 	return s, err
@@ -200,23 +208,27 @@ func New(config Config) (*Server, error) {
 // Run answers until the context ends; it then lets what is being answered be
 // finished, and returns nil.
 func (s *Server) Run(ctx context.Context) error {
-	// Connections outlive ctx for as long as they are let finish.
-	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
+	defer s.endLife()
 	listeners := append([]net.Listener(nil), s.config.Plain...)
 	if s.config.Secure != nil {
 		listeners = append(listeners, s.config.Secure)
 	}
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
-		go func() { failed <- s.accept(serving, l, l == s.config.Secure) }()
+		go func() { failed <- s.accept(l, l == s.config.Secure) }()
 	}
 	var err error
 	ended := 0
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-		ended++
+	for going := true; going; {
+		select {
+		case <-ctx.Done():
+			going = false
+		case err = <-failed:
+			ended++
+			if going = s.isLeaving(); going {
+				err = nil // its listener was closed
+			}
+		}
 	}
 	for _, l := range listeners {
 		_ = l.Close() // one that has failed is closed already
@@ -226,7 +238,7 @@ func (s *Server) Run(ctx context.Context) error {
 			err = e
 		}
 	}
-	s.drain(cancel)
+	s.drain()
 	s.metrics.unregister()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
@@ -245,6 +257,7 @@ func (s *Server) Close() error {
 			errs = append(errs, err)
 		}
 	}
+	s.endLife()
 	s.metrics.unregister()
 	return errors.Join(errs...)
 }
@@ -252,7 +265,7 @@ func (s *Server) Close() error {
 // acceptPause is how long accepting pauses when there are no descriptors.
 const acceptPause = 50 * time.Millisecond
 
-func (s *Server) accept(ctx context.Context, l net.Listener, secure bool) error {
+func (s *Server) accept(l net.Listener, secure bool) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
@@ -260,7 +273,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, secure bool) error 
 			if errors.As(err, &passing) && passing.Temporary() {
 				s.log.Warn("cannot accept a connection", "address", l.Addr(), "error", err)
 				select {
-				case <-ctx.Done():
+				case <-s.life.Done():
 					return nil
 				case <-time.After(acceptPause):
 				}
@@ -274,7 +287,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, secure bool) error 
 			c.turnAway()
 			continue
 		}
-		go c.run(ctx)
+		go c.run()
 	}
 }
 
@@ -287,6 +300,9 @@ func (s *Server) add(c *conn) bool {
 	}
 	s.conns[c] = struct{}{}
 	s.work.Add(1)
+	if s.give != nil && !c.secure {
+		c.wake() // it goes on at the successor
+	}
 	s.metrics.connections.Set(float64(len(s.conns)))
 	return true
 }
@@ -300,7 +316,7 @@ func (s *Server) remove(c *conn) {
 }
 
 // drain lets connections finish what they answer, and returns when all are closed.
-func (s *Server) drain(cancel context.CancelFunc) {
+func (s *Server) drain() {
 	s.mu.Lock()
 	s.ending = true
 	for c := range s.conns {
@@ -325,7 +341,7 @@ func (s *Server) drain(cancel context.CancelFunc) {
 		c.cutOff()
 	}
 	s.mu.Unlock()
-	cancel()
+	s.endLife()
 	<-done
 }
 

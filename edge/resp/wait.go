@@ -28,6 +28,7 @@ func (c *conn) waitIndex() {
 		c.fail("NOPERM " + c.who.Name() + " may not see stream " + c.stream.name)
 		return
 	}
+	begun := time.Now()
 	// What was answered before goes out before the wait.
 	if c.stream.reader.Place().Index < index && limit > 0 {
 		if !c.flush() {
@@ -46,6 +47,10 @@ func (c *conn) waitIndex() {
 	case now >= index:
 		c.out.int(int64(now))
 	case c.closing:
+	case c.isWoken() && c.canPass():
+		left := max(0, time.Until(begun.Add(time.Duration(limit)*time.Millisecond)))
+		c.passing = true
+		c.again = fmt.Appendf(nil, "WAITINDEX %d %d\r\n", index, left.Milliseconds())
 	case err == nil || errors.Is(err, context.DeadlineExceeded):
 		c.fail(fmt.Sprintf("TIMEOUT stream %s is at index %v, not at %v yet", c.stream.name, now, index))
 	case errors.Is(err, edge.ErrClosed), errors.Is(err, context.Canceled):

@@ -162,6 +162,12 @@ type Server struct {
 	endLife  context.CancelFunc
 	watching watching
 
+	// leaving tells that a successor answers: connections are closed with the next
+	// answer that goes over them.
+	leaving atomic.Bool
+	// open are the connections.
+	open atomic.Int64
+
 	mu        sync.Mutex
 	listening bool
 	// Each is nil if there is none.
@@ -273,13 +279,14 @@ func (s *Server) Run(ctx context.Context) error {
 			return
 		}
 		server := &http.Server{
-			Handler:           h,
+			Handler:           s.last(h),
 			ReadHeaderTimeout: headerTimeout,
 			ReadTimeout:       readTimeout,
 			WriteTimeout:      writeTimeout,
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    maxHeader,
 			ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+			ConnState:         s.connState,
 		}
 		servers = append(servers, server)
 		go func() { failed <- server.Serve(l) }()
@@ -290,11 +297,26 @@ func (s *Server) Run(ctx context.Context) error {
 
 	var err error
 	ended := 0
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-		ended++
-		err = fmt.Errorf("serve HTTP: %w", err)
+	for going := true; going; {
+		select {
+		case <-ctx.Done():
+			going = false
+		case err = <-failed:
+			ended++
+			if s.leaving.Load() {
+				err = nil // its listener was closed
+				continue
+			}
+			err = fmt.Errorf("serve HTTP: %w", err)
+			going = false
+		}
+	}
+	s.endLife()
+	if s.leaving.Load() {
+		for ; ended < len(servers); ended++ {
+			<-failed // nothing is accepted any more
+		}
+		s.awaitLast(context.WithoutCancel(ctx))
 	}
 	s.endLife()
 	// The context has ended; this one bounds the end.

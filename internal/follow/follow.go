@@ -47,6 +47,7 @@ const (
 //
 // Run is called once; all other methods may be called at any time by anyone until Close.
 type Stream struct {
+	whole  *config.Config
 	config *config.Stream
 	edge   *config.Edge
 	home   *edge.Home
@@ -105,6 +106,9 @@ type Config struct {
 	ViewAge time.Duration
 	// Version is the program's, for reports.
 	Version string
+	// Standby tells that another process follows the stream now: it is only read until
+	// TakeOver.
+	Standby bool
 	Logger  *slog.Logger
 	// Metrics takes the stream's metrics.
 	Metrics prometheus.Registerer
@@ -134,7 +138,12 @@ func New(c Config) (*Stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("edge.tables: %w", err)
 	}
-	f.home, err = edge.OpenHome(edge.Options{
+	openHome := edge.OpenHome
+	if c.Standby {
+		openHome = edge.OpenHomeStandby
+	}
+	f.whole = c.Whole
+	f.home, err = openHome(edge.Options{
 		Dir: StoreDir(c.Whole, c.Stream), Stream: f.id, MapSize: int64(f.edge.MapSize), MaxViewAge: c.ViewAge, Logger: c.Logger, Registerer: c.Metrics,
 		Indexes: f.edge.Indexes[c.Stream.Name], Filter: filter,
 	})
@@ -151,8 +160,10 @@ func New(c Config) (*Stream, error) {
 
 // open opens what the stream is made of beside its store.
 func (f *Stream) open(c Config) (err error) {
-	if f.logs, err = openLogs(c.Whole, c.Stream, f.home.Place().Epoch, c.Logger, c.Metrics); err != nil {
-		return err
+	if !c.Standby {
+		if f.logs, err = f.openLogs(f.home.Place().Epoch); err != nil {
+			return err
+		}
 	}
 	if f.hub, err = f.newWatch(c.Metrics); err != nil {
 		return err

@@ -3,11 +3,8 @@ package follow
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/applier"
@@ -34,12 +31,13 @@ func logDir(c *config.Config, s *config.Stream) string {
 }
 
 // openLogs opens the log of readers' epoch, and removes those of epochs before it.
-func openLogs(c *config.Config, s *config.Stream, epoch millrace.Epoch, log *slog.Logger, metrics prometheus.Registerer) (logKeep, error) {
-	if c.Edge.Log.Dir == config.Off {
+func (f *Stream) openLogs(epoch millrace.Epoch) (logKeep, error) {
+	c := &f.edge.Log
+	if c.Dir == config.Off {
 		return logKeep{}, nil
 	}
 	k := logKeep{options: edgelog.Options{
-		Dir: logDir(c, s), Retain: time.Duration(c.Edge.Log.Retain), MaxBytes: int64(c.Edge.Log.MaxBytes), Logger: log, Registerer: metrics,
+		Dir: logDir(f.whole, f.config), Retain: time.Duration(c.Retain), MaxBytes: int64(c.MaxBytes), Logger: f.log, Registerer: f.metrics,
 	}}
 	return k, k.open(epoch)
 }

@@ -49,7 +49,7 @@ func (f *Stream) newUpstreams(peers *tlsfiles.Client, metrics prometheus.Registe
 
 // newRelay makes what serves the stream's log to other edges; nil where none is kept.
 func (f *Stream) newRelay(metrics prometheus.Registerer) (*relay.Server, error) {
-	if f.logs.current == nil {
+	if f.edge.Log.Dir == config.Off {
 		return nil, nil
 	}
 	return relay.NewServer(relay.ServerConfig{
