@@ -56,7 +56,7 @@ LEFT JOIN LATERAL (
     WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid) x ON true
 WHERE c.relkind IN ('r', 'p') ORDER BY 2, 4`, int64(id))
 	if err != nil {
-		return nil, nil, fmt.Errorf("look up unique indexes at the target: %w", err)
+		return nil, nil, fmt.Errorf("look up unique indexes: %w", err)
 	}
 	defer rows.Close()
 	heaps = make(map[string][]uniqueIndex)
@@ -67,7 +67,7 @@ WHERE c.relkind IN ('r', 'p') ORDER BY 2, 4`, int64(id))
 		var oneNull *bool
 		var exprs []string
 		if err := rows.Scan(&of, &heap, &kind, &name, &exprs, &predicate, &oneNull); err != nil {
-			return nil, nil, fmt.Errorf("look up unique indexes at the target: %w", err)
+			return nil, nil, fmt.Errorf("look up unique indexes: %w", err)
 		}
 		if kind == "r" && heaps[heap] == nil {
 			heaps[heap] = []uniqueIndex{}
@@ -134,7 +134,11 @@ func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millra
 	if err != nil {
 		return nil, nil, err
 	}
-	problems = append(problems, m.checkUnique(root, heaps)...)
+	known, _, err := readUnique(ctx, src, from.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	problems = append(problems, m.checkUnique(known, root, heaps)...)
 	more, err := m.checkGuards(ctx, dst, to.ID)
 	return m, append(problems, more...), err
 }

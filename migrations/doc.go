@@ -41,8 +41,8 @@
 //     is not there, is noted as missing, and read from the source by its key, with
 //     the care that capture/chunk's windows take.
 //   - Rows of different times may have the same value where it has to be unique.
-//     Both have been changed behind P then, so the one in the way is taken away and
-//     noted as missing.
+//     Both have been changed behind P then, so the one in the way is taken away: its
+//     own change brings it back.
 //   - A row that moved from a block that was not read to one that was, is missed;
 //     one that moved the other way is met twice. Both have been changed.
 //

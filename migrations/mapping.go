@@ -216,10 +216,31 @@ func quoteAll(prefix string, names []string) string {
 	return strings.Join(quoted, ", ")
 }
 
+// renamed writes a column of the source as the target's indexes do; what is no column
+// stays as it is.
+func (m *mapping) renamed(expr string) string {
+	for _, c := range m.carried {
+		if expr == c.source || expr == table.Quote(c.source) {
+			if expr == c.source {
+				return c.target
+			}
+			return table.Quote(c.target)
+		}
+	}
+	return expr
+}
+
 // checkUnique sorts out the unique indexes of the heaps that hold the target's
-// rows, given those of each heap, and those of the table itself.
-func (m *mapping) checkUnique(root []uniqueIndex, heaps map[string][]uniqueIndex) []capture.Problem {
+// rows, given those of each heap, those of the table itself, and the source's.
+func (m *mapping) checkUnique(src, root []uniqueIndex, heaps map[string][]uniqueIndex) []capture.Problem {
 	key := m.keyNames()
+	// implied reports whether the source has an index by which no two rows can have
+	// what x has of them.
+	implied := func(x *uniqueIndex) bool {
+		return slices.ContainsFunc(src, func(s uniqueIndex) bool {
+			return (s.where == "" || s.where == x.where) && !slices.ContainsFunc(s.exprs, func(e string) bool { return !slices.Contains(x.exprs, m.renamed(e)) })
+		})
+	}
 	isKey := func(x *uniqueIndex) bool {
 		if x.where != "" || len(x.exprs) != len(key) {
 			return false
@@ -254,9 +275,13 @@ func (m *mapping) checkUnique(root []uniqueIndex, heaps map[string][]uniqueIndex
 				continue
 			}
 			text := strings.Join(x.exprs, "\x00") + "\x01" + x.where
-			if !seen[text] {
-				seen[text] = true
-				m.unique = append(m.unique, x)
+			if seen[text] {
+				continue
+			}
+			seen[text] = true
+			m.unique = append(m.unique, x)
+			if !implied(&x) {
+				problems = append(problems, capture.Refuse(ErrBlocked, "table "+m.to.String()+" at the target", fmt.Sprintf("its unique index %s is over (%s), in which rows of the source may be the same", x.name, strings.Join(x.exprs, ", ")), "DROP INDEX at the target, or make such an index at the source too"))
 			}
 		}
 		if !found {

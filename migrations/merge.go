@@ -30,7 +30,8 @@ type merge struct {
 	count, unmissed, missed, forgo string
 	remove                         string
 	// holders are for a target that is the source, parking for one that is not yet:
-	// there a row that is not in the batch may be in the way, and is noted as missing.
+	// there a row that is not in the batch may be in the way. It is of another time,
+	// and a change of it is still to come.
 	holders, parking []string
 	update, insert   string
 }
@@ -85,17 +86,7 @@ func (m *mapping) newMerge(i int, migration string) *merge {
 			m.holders(n), m.withUnique(rows), n, m.sameUnique(n, "h.", "s."), equal("h.", "s.", keys))
 		staged := fmt.Sprintf("EXISTS (SELECT FROM %s s WHERE %s)", s.staging, keyed("x.", "s.", "k"))
 		s.holders = append(s.holders, fmt.Sprintf("DELETE FROM %s d USING (%s) x WHERE d.tableoid = x.millrace_heap AND d.ctid = x.millrace_at AND %s", to, held, staged))
-		var parked []string
-		for _, name := range keys {
-			parked = append(parked, "d."+table.Quote(name))
-		}
-		var parkedTexts []string
-		for _, name := range keys {
-			parkedTexts = append(parkedTexts, "x."+table.Quote(name)+"::text")
-		}
-		s.parking = append(s.parking, fmt.Sprintf(`WITH x AS (DELETE FROM %s d USING (%s) x WHERE d.tableoid = x.millrace_heap AND d.ctid = x.millrace_at RETURNING %s)
-INSERT INTO millrace.migration_missing (name, table_id, key) SELECT DISTINCT %s, %d, ARRAY[%s] FROM x WHERE NOT %s ON CONFLICT DO NOTHING`,
-			to, held, strings.Join(parked, ", "), literal(migration), m.id, strings.Join(parkedTexts, ", "), staged))
+		s.parking = append(s.parking, fmt.Sprintf("DELETE FROM %s d USING (%s) x WHERE d.tableoid = x.millrace_heap AND d.ctid = x.millrace_at", to, held))
 	}
 
 	sets = nil
