@@ -79,7 +79,7 @@ Exit codes: 0 done, 1 failed and worth another try, 2 command line or configurat
 		a.transferCommand(), a.edgeCommand(), a.devCommand(), a.epochCommand(),
 		a.statusCommand(), a.getCommand(), a.scanCommand(), a.watchCommand(), a.tailCommand(),
 		a.loadCommand(), a.verifyCommand(), a.auditCommand(), a.imageCommand(),
-		a.keysCommand(), a.trimCommand(), a.waitCommand(), a.accessCommand(),
+		a.keysCommand(), a.trimCommand(), a.waitCommand(), a.accessCommand(), a.migrateCommand(),
 		a.versionCommand(),
 	)
 	return root

@@ -70,7 +70,44 @@ func Reference() string {
 		}
 		referenceRows(&b, f, k.name)
 	}
+	b.WriteString(migrationHead)
+	migrationRows(&b, reflect.TypeFor[Migration](), "")
 	return b.String()
+}
+
+const migrationHead = `
+## Migration files
+
+What ` + "`millrace migrate -f FILE`" + ` reads ([MIGRATIONS.md](MIGRATIONS.md)). No key has a variable, but for the two URLs.
+
+| Key | Unit | Default | Meaning |
+| --- | --- | --- | --- |
+`
+
+// migrationRows writes the keys of migration files.
+func migrationRows(b *strings.Builder, t reflect.Type, path string) {
+	for _, k := range keysOf(t) {
+		f := t.Field(k.index).Type
+		at, unit, preset := join(path, k.name), k.unit, "none"
+		if k.preset != "" {
+			preset = "`" + k.preset + "`"
+		}
+		switch {
+		case isSection(f) || isSectionList(f):
+			unit, preset = "", ""
+		case isMap(f):
+			unit += " by the target's column"
+		case f.Kind() == reflect.Slice:
+			unit = "list of " + unit
+		}
+		fmt.Fprintf(b, "| `%s` | %s | %s | %s |\n", at, unit, preset, k.doc)
+		switch {
+		case isSectionList(f):
+			migrationRows(b, f.Elem(), at+"[]")
+		case isSection(f):
+			migrationRows(b, f, at)
+		}
+	}
 }
 
 func referenceRows(b *strings.Builder, t reflect.Type, path string) {
