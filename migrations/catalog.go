@@ -3,6 +3,7 @@ package migrations
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -140,7 +141,41 @@ func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millra
 	}
 	problems = append(problems, m.checkUnique(known, root, heaps)...)
 	more, err := m.checkGuards(ctx, dst, to.ID)
-	return m, append(problems, more...), err
+	if err != nil {
+		return nil, nil, err
+	}
+	problems = append(problems, more...)
+	if len(problems) == 0 && len(m.derived) > 0 {
+		more = m.checkExpressions(ctx, src, dst)
+	}
+	return m, append(problems, more...), nil
+}
+
+// checkExpressions has both sides plan the expressions of computed columns: the copy
+// computes them at the source, changes at the target.
+func (m *mapping) checkExpressions(ctx context.Context, src, dst queryer) []capture.Problem {
+	var problems []capture.Problem
+	var there []string
+	for _, c := range m.carried {
+		there = append(there, "NULL::"+c.sourceCast+" AS "+table.Quote(c.source))
+	}
+	for _, d := range m.derived {
+		for _, x := range []struct {
+			q     queryer
+			where side
+			from  string
+		}{{src, source, m.from.Quoted()}, {dst, target, "(SELECT " + strings.Join(there, ", ") + ") x"}} {
+			rows, err := x.q.Query(ctx, fmt.Sprintf("SELECT (%s)::%s FROM %s LIMIT 0", d.sql, d.targetCast, x.from))
+			if err == nil {
+				rows.Close()
+				err = rows.Err()
+			}
+			if err != nil {
+				problems = append(problems, capture.Refuse(ErrBlocked, "table "+m.from.String(), fmt.Sprintf("the expression for column %s cannot be computed at the %s: %v", d.target, x.where, err), "correct the expression in the migration file; functions and types that are not in pg_catalog need their schema"))
+			}
+		}
+	}
+	return problems
 }
 
 // choice is what capture reads of a table.

@@ -258,7 +258,7 @@ WHERE c.name = $1 AND c.rows_read IS NULL ORDER BY 1, 2, 6`, m.cfg.Name, names)
 func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkToCopy) (rewritten []*chunkToCopy, err error) {
 	work := make(chan *chunkToCopy)
 	found := make(chan *chunkToCopy, len(left))
-	throttle := newThrottle(m)
+	throttle := newThrottle(m, len(left))
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(work)

@@ -21,6 +21,11 @@ type throttle struct {
 	// looked is when the servers were looked at, held why the copy waits.
 	looked time.Time
 	held   string
+
+	// Of this process: chunks that there are and were copied, and their rows.
+	chunks, done int
+	rows         int64
+	began, told  time.Time
 }
 
 // How often the servers are looked at, and how long a held copy waits before it asks
@@ -28,17 +33,28 @@ type throttle struct {
 const (
 	lookInterval = time.Second
 	heldInterval = 500 * time.Millisecond
+	tellInterval = 10 * time.Second
 )
 
-func newThrottle(m *Migration) *throttle { return &throttle{m: m, free: time.Now()} }
+func newThrottle(m *Migration, chunks int) *throttle {
+	now := time.Now()
+	return &throttle{m: m, free: now, chunks: chunks, began: now, told: now}
+}
 
-// copied notes rows that were copied.
+// copied notes a chunk that was copied.
 func (t *throttle) copied(rows int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done, t.rows = t.done+1, t.rows+rows
+	if time.Since(t.told) >= tellInterval || t.done == t.chunks {
+		t.told = time.Now()
+		took := time.Since(t.began)
+		t.m.log.Info("copying", "chunks", t.done, "of", t.chunks, "rows", t.rows, "rows_per_second", int64(float64(t.rows)/took.Seconds()),
+			"eta", time.Duration(float64(took)/float64(t.done)*float64(t.chunks-t.done)).Round(time.Second))
+	}
 	if t.m.cfg.RowsPerSecond == 0 {
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if now := time.Now(); t.free.Before(now) {
 		t.free = now
 	}
