@@ -283,6 +283,11 @@ func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkT
 			if err := w.prepare(ctx); err != nil {
 				return err
 			}
+			if m.planted != nil {
+				if err := m.planted(ctx, dst); err != nil {
+					return err
+				}
+			}
 			for c := range work {
 				if err := throttle.wait(ctx, src, dst); err != nil {
 					return err

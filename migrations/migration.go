@@ -1,12 +1,15 @@
 package migrations
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-db/millrace/capture/table"
 )
@@ -83,6 +86,8 @@ type Migration struct {
 	log *slog.Logger
 	// copied is called behind each chunk, for tests.
 	copied func()
+	// planted alters the session of a copier, for a test.
+	planted func(context.Context, *pgx.Conn) error
 }
 
 // New checks the configuration and fills in its defaults. It does not connect.
