@@ -34,7 +34,7 @@ type standing struct {
 	time           time.Time
 }
 
-// failing is how many failures in a row let an upstream count as not there.
+// failing is how many failures let an upstream count as not there.
 const failing = 3
 
 // candidate is an upstream as the choice knows it.
@@ -44,10 +44,12 @@ type candidate struct {
 	// said is the newest of it, heard when that came; zero if nothing has.
 	said  standing
 	heard time.Time
-	// fails counts failures in a row, why is the newest, notBefore the pause after it.
-	fails     int
-	why       error
-	notBefore time.Time
+	// fails counts failures with no time of calm in between, why is the newest, failed
+	// when it was, notBefore the end of the pause after it. absent counts those since it
+	// last said something.
+	fails, absent     int
+	why               error
+	failed, notBefore time.Time
 	// over is the highest epoch that it no longer has.
 	over millrace.Epoch
 	// strikes counts what it gave that was untrue, at place the last time; certain tells
@@ -87,10 +89,10 @@ type choice struct {
 	rules
 	rnd *rand.Rand
 	all []*candidate
-	// current is the one that is followed, -1 for none; advanced is when it last
-	// brought something new.
-	current  int
-	advanced time.Time
+	// current is the one that is followed, -1 for none, since when; advanced is when it
+	// last brought something new.
+	current         int
+	since, advanced time.Time
 	// prefer is the one that is to be gone over to, -1 for none.
 	prefer int
 }
@@ -135,12 +137,14 @@ func (c *choice) pick(now time.Time, want millrace.Place) (i int, wait time.Dura
 			return i, 0, pickNow
 		}
 	}
-	for _, bad := range []bool{false, true} {
-		for i, one := range c.all {
-			if one.bad() == bad && c.usable(now, i, want) {
-				return i, 0, pickNow
-			}
+	best := -1
+	for i, one := range c.all {
+		if c.usable(now, i, want) && (best < 0 || c.rank(now, one) < c.rank(now, c.all[best])) {
+			best = i
 		}
+	}
+	if best >= 0 {
+		return best, 0, pickNow
 	}
 	var soonest time.Time
 	lacking, bad, rest := -1, 0, false
@@ -158,7 +162,7 @@ func (c *choice) pick(now time.Time, want millrace.Place) (i int, wait time.Dura
 		case one.banned.After(at):
 			at = one.banned
 		}
-		rest = rest || one.strikes < 2 && one.fails < failing
+		rest = rest || one.strikes < 2 && one.absent < failing
 		if soonest.IsZero() || at.Before(soonest) {
 			soonest = at
 		}
@@ -181,6 +185,24 @@ func (c *choice) reaches(a, b *candidate) bool {
 	return a.said.oldest < b.said.oldest
 }
 
+// rank orders those that may be asked: first who has not failed of late, and last who
+// gave something untrue. Among equals the order of the list counts, in which secondaries
+// come after primaries.
+func (c *choice) rank(now time.Time, one *candidate) int {
+	switch {
+	case one.bad():
+		return 2
+	case c.shaky(now, one):
+		return 1
+	}
+	return 0
+}
+
+// shaky tells that an upstream has failed of late: the more often, the longer it counts.
+func (c *choice) shaky(now time.Time, one *candidate) bool {
+	return one.fails > 0 && now.Sub(one.failed) < c.probe<<min(one.fails-1, 6)
+}
+
 // usable tells that an upstream may be asked now.
 func (c *choice) usable(now time.Time, i int, want millrace.Place) bool {
 	one := c.all[i]
@@ -189,13 +211,12 @@ func (c *choice) usable(now time.Time, i int, want millrace.Place) bool {
 
 // follow notes that an upstream serves.
 func (c *choice) follow(now time.Time, i int, s standing) {
-	c.current, c.advanced = i, now
+	c.current, c.since, c.advanced = i, now, now
 	if c.prefer == i {
 		c.prefer = -1
 	}
 	c.hear(now, i, s)
-	one := c.all[i]
-	one.fails, one.why, one.notBefore = 0, nil, time.Time{}
+	c.all[i].why = nil
 	for _, other := range c.all {
 		if at := now.Add(c.jitter(c.check)); other.ask.IsZero() {
 			other.ask = at
@@ -209,17 +230,21 @@ func (c *choice) hear(now time.Time, i int, s standing) {
 	if i == c.current && (s.epoch != one.said.epoch || s.newest > one.said.newest) {
 		c.advanced = now
 	}
-	one.said, one.heard = s, now
+	if i == c.current && now.Sub(c.since) >= 2*c.silence {
+		one.fails = 0
+	}
+	one.said, one.heard, one.absent = s, now, 0
 }
 
 // fail notes that an upstream does not serve. s is where it stands, if it said so.
 func (c *choice) fail(now time.Time, i int, why error, s *standing) {
 	one := c.all[i]
 	one.fails++
-	one.why = why
+	one.absent++
+	one.why, one.failed = why, now
 	one.notBefore = now.Add(c.jitter(min(c.retryMin<<min(one.fails-1, 20), c.retryMax)))
 	if s != nil {
-		c.hear(now, i, *s)
+		c.hear(now, i, *s) // it is there, and says why it does not serve
 	}
 	c.drop(i)
 }
@@ -307,6 +332,9 @@ func (c *choice) better(now time.Time, i int, want millrace.Place) (reason strin
 		return "", false
 	}
 	one, current := c.all[i], c.all[c.current]
+	if c.shaky(now, one) {
+		return "", false // it has to be well for a while
+	}
 	if now.Sub(current.heard) > c.silence {
 		return "", false // nothing is read of it now: who is slow is this edge
 	}

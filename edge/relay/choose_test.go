@@ -235,7 +235,7 @@ func TestChoiceModel(t *testing.T) {
 			w.c.all[i].strikes, w.c.all[i].certain, w.c.all[i].banned = 0, false, time.Time{}
 		}
 		w.quiet = false
-		w.run(3 * time.Minute)
+		w.run(15 * time.Minute)
 		if !w.connected || w.all[w.c.current].secondary || w.here < w.index-4 {
 			w.fatalf("all is well, and it follows %d at index %v, the source is at %v", w.c.current, w.here, w.index)
 		}

@@ -103,6 +103,8 @@ type Client struct {
 	// changes counts how often another upstream was gone over to.
 	changes int
 	last    int
+	// history are places that were applied here, oldest first.
+	history []Applied
 }
 
 // NewClient returns a client. The caller calls Run, and Close when that has ended.

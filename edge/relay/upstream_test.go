@@ -110,7 +110,7 @@ func TestLiarUnsigned(t *testing.T) {
 	root := newRoot(t, "root", 20, nil)
 	liar := liar(t, 5, 5, nil)
 	child := newNode(t, "child", nil)
-	child.follow(nil, liar.upstream(), root.upstream())
+	child.follow(first(root.upstream()), liar.upstream())
 	await(t, "one of both to be told of", func() bool { return child.client.Fault() != nil })
 	for _, u := range child.client.Status().Upstreams {
 		if (u.Untrue != "") == (u.URL == child.client.Status().URL) {

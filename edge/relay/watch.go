@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/millrace-db/millrace"
@@ -22,7 +23,9 @@ func (c *Client) Run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		at := c.config.Applied()
 		c.mu.Lock()
+		c.rememberLocked(at)
 		due := c.choice.probes(time.Now())
 		c.mu.Unlock()
 		for _, i := range due {
@@ -34,7 +37,7 @@ func (c *Client) Run(ctx context.Context) {
 // probe asks one upstream where it stands, whether it has our history, and whether it is
 // to be gone over to.
 func (c *Client) probe(ctx context.Context, i int) {
-	at := c.config.Applied()
+	at := c.known(i)
 	h := &hello{node: c.config.Node, stream: at.Stream, epoch: at.Place.Epoch, index: at.Place.Index, probe: true}
 	if h.index > 0 {
 		h.chain = at.Chain
@@ -43,24 +46,78 @@ func (c *Client) probe(ctx context.Context, i int) {
 	if ctx.Err() != nil {
 		return
 	}
+	var refusal *RefusedError
+	if errors.As(err, &refusal) && refusal.Code == CodePruned && refusal.State != nil && refusal.State.Oldest <= c.config.Applied().Place.Index+1 {
+		l, err = &link{welcome: refusal.State}, nil // it has what is needed, if not what was asked
+	}
 	if err != nil {
 		c.failed(i, at.Place, err)
 		return
 	}
-	_ = l.conn.Close() // it has said what was asked
+	if l.conn != nil {
+		_ = l.conn.Close() // it has said what was asked
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	one := c.choice.all[i]
 	c.choice.hear(now, i, l.welcome.stand())
 	c.heardLocked(i, l.welcome)
-	one.fails, one.why, one.notBefore = 0, nil, time.Time{}
+	c.choice.all[i].why = nil
 	reason, leave := c.choice.better(now, i, c.config.Applied().Place)
 	if leave && c.source != nil {
 		c.config.Logger.Info("the edge leaves its upstream for another one", "upstream", c.ups[c.source.i].text, "for", c.ups[i].text, "reason", reason)
 		c.choice.current = -1
 		c.source.leave(errLeft)
 	}
+}
+
+// remembered is how many places are remembered, and rememberEvery how many entries apart
+// they are at least.
+const (
+	remembered    = 64
+	rememberEvery = 16
+)
+
+// rememberLocked remembers a place, so that an upstream which is behind can be asked for
+// the history at one that it has.
+func (c *Client) rememberLocked(at Applied) {
+	if at.Place.Index == 0 {
+		return
+	}
+	if n := len(c.history); n > 0 {
+		switch last := c.history[n-1].Place; {
+		case last.Epoch != at.Place.Epoch:
+			c.history = nil
+		case at.Place.Index < last.Index+rememberEvery:
+			return
+		}
+	}
+	if len(c.history) == remembered {
+		// Every second one goes: the rest reaches back as far.
+		for i := range remembered / 2 {
+			c.history[i] = c.history[2*i]
+		}
+		c.history = c.history[:remembered/2]
+	}
+	c.history = append(c.history, at)
+}
+
+// known is the newest place applied here that an upstream has come to, as far as is
+// known; the newest one of all if none is.
+func (c *Client) known(i int) Applied {
+	at := c.config.Applied()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	said := c.choice.all[i].said
+	if said.epoch != at.Place.Epoch || said.newest >= at.Place.Index {
+		return at
+	}
+	for _, h := range slices.Backward(c.history) {
+		if h.Place.Epoch == said.epoch && h.Place.Index <= said.newest {
+			return h
+		}
+	}
+	return at
 }
 
 // Ask asks each upstream for an epoch, and tells whether one of them serves it from its
