@@ -214,7 +214,9 @@ func decodeNodeState(b []byte) (*State, error) {
 			if err := number(f, &us); err != nil {
 				return err
 			}
-			s.Time = time.UnixMicro(int64(us)).UTC()
+			if us != 0 {
+				s.Time = time.UnixMicro(int64(us)).UTC()
+			}
 			return nil
 		case stateTopic:
 			return f.text(&s.TopicID, maxTopic)
@@ -223,8 +225,8 @@ func decodeNodeState(b []byte) (*State, error) {
 			if err := f.text(&node, maxNode); err != nil {
 				return err
 			}
-			if len(s.Path) == maxPath {
-				return fmt.Errorf("%w: more than %d nodes stand above one", errFrame, maxPath)
+			if len(s.Path) == maxPath || node == "" {
+				return fmt.Errorf("%w: node %q is number %d above one, at most %d are possible", errFrame, node, len(s.Path)+1, maxPath)
 			}
 			s.Path = append(s.Path, node)
 			return nil
@@ -400,7 +402,9 @@ func (f *field) bytes(dst *[]byte, most int) error {
 	if f.varint || len(f.content) > most {
 		return f.wrong(fmt.Errorf("%d bytes, at most %d are possible", len(f.content), most))
 	}
-	*dst = slices.Clone(f.content)
+	if *dst = nil; len(f.content) > 0 {
+		*dst = slices.Clone(f.content)
+	}
 	return nil
 }
 
