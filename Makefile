@@ -93,6 +93,10 @@ reporters: ## measure what reports of 10,000 edges cost publisher and broker, fl
 	@scripts/setup test
 	@go test ./benchmarks/reports -run '^$$' -bench . -benchtime 1x -timeout 30m -edges 10000 -for 30s $(ARGS)
 
+.PHONY: relay
+relay: ## measure hops from edge to edge, then a tree of 50 edges through a killed, a hung and a forging relay, at 1,000 changes a second (ARGS='-edges 20')
+	@go test ./tests/relay -run 'TestHops|TestForest' -count=1 -v -timeout 20m -edges 50 -rate 1000 -run-for 30s $(ARGS) | grep -v 'level=WARN'
+
 .PHONY: soak
 soak: ## do 200 random walks in each mode, hold a transaction open for ten minutes, then repeat the end-to-end tests for FOR=1h
 	@$(MAKE) --no-print-directory nemesis
