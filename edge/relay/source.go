@@ -62,6 +62,10 @@ func (s *Source) URL() string { return s.c.ups[s.i].text }
 // the upstream says.
 func (s *Source) TopicID() string { return s.topic }
 
+// Agrees reports whether the upstream has shown that at the place which was asked for it
+// has the same chain. Where it begins to send further back, the records show it.
+func (s *Source) Agrees() bool { return s.from.Index > 0 && s.welcome.From == s.from.Index }
+
 // awaitTopic waits until the upstream knows the topic: one that is new has nothing yet.
 func (s *Source) awaitTopic(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.leave(ctx.Err()) })

@@ -264,19 +264,36 @@ type branch struct {
 	log    *lines
 	stream *Stream
 	// url is where its images are, if it runs.
-	url    string
-	end    context.CancelFunc
-	ended  chan struct{}
-	err    error
-	change func(*Stream)
+	url   string
+	cut   cut
+	end   context.CancelFunc
+	ended chan struct{}
+	err   error
+}
+
+func (x *branch) Upstream(string) *serve.UpstreamStatus { return x.stream.UpstreamStatus() }
+func (x *branch) Children(string) []serve.ChildStatus   { return x.stream.Children() }
+func (x *branch) Handler(string) http.Handler {
+	if server := x.stream.Relay(); server != nil {
+		return server
+	}
+	return nil
 }
 
 // edge makes an edge in a directory, which takes images from peers.
 func (b *bank) edge(dir string, from ...string) *branch {
-	return b.edgeWith(dir, nil, nil, from...)
+	return b.edgeWith(dir, options{}, from...)
 }
 
-func (b *bank) edgeWith(dir string, trusted *millrace.Keyring, change func(*Stream), from ...string) *branch {
+// options of an edge; none must be set.
+type options struct {
+	trusted *millrace.Keyring
+	// config and rules change what the edge is made from.
+	config func(*config.Config)
+	rules  func(*bootRules)
+}
+
+func (b *bank) edgeWith(dir string, o options, from ...string) *branch {
 	b.t.Helper()
 	c := &config.Config{Edge: config.Edge{
 		ID: filepath.Base(dir), DataDir: filepath.Join(dir, "data"), MapSize: 1 << 28, Report: config.Duration(10 * time.Second),
@@ -284,26 +301,40 @@ func (b *bank) edgeWith(dir string, trusted *millrace.Keyring, change func(*Stre
 		Images: config.Images{Dir: filepath.Join(dir, "images"), Keep: 2, From: from},
 	}}
 	c.Streams = []config.Stream{{Name: "bank", Kafka: config.Kafka{Brokers: b.brokers, Topic: b.name}}}
+	if o.config != nil {
+		o.config(c)
+	}
 	x := &branch{t: b.t, b: b, dir: dir, log: new(lines), ended: make(chan struct{})}
 	registry := prometheus.NewRegistry()
 	var err error
 	x.stream, err = New(Config{
-		Whole: c, Stream: &c.Streams[0], Trusted: trusted, Version: "test", Metrics: registry,
+		Whole: c, Stream: &c.Streams[0], Trusted: o.trusted, Version: "test", Metrics: registry,
 		Logger: slog.New(slog.NewTextHandler(x.log, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	x.stream.bootRules.retryMin, x.stream.bootRules.confirm, x.stream.bootRules.pause = 50*time.Millisecond, time.Second, time.Millisecond
-	if change != nil {
-		change(x.stream)
+	if o.rules != nil {
+		o.rules(&x.stream.bootRules)
 	}
 	dirOfImages := filepath.Join(c.Edge.Images.Dir, "bank")
 	maker, err := image.NewMaker(image.MakerConfig{Home: x.stream.Home(), Dir: dirOfImages, Turns: image.NewTurns(1), Keep: 2})
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	server := httptest.NewServer(http.StripPrefix("/v1/streams/bank/images", image.Handler(dirOfImages, maker)))
+	answers, err := serve.New(serve.Config{
+		Streams: map[string]serve.Reader{"bank": x.stream.Home()}, Listen: "127.0.0.1:0", Relays: x,
+		Fault:     func(string) error { return x.stream.Fault() },
+		Bootstrap: func(string) *serve.Bootstrap { return x.stream.Bootstrap() },
+		Images:    func(string) http.Handler { return image.Handler(dirOfImages, maker) },
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(answers)
+	server.Listener = &cutListener{Listener: server.Listener, cut: &x.cut}
+	server.Start()
 	x.url = server.URL
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -316,6 +347,8 @@ func (b *bank) edgeWith(dir string, trusted *millrace.Keyring, change func(*Stre
 		cancel()
 		<-x.ended
 		running.Wait()
+		x.cut.heal()
+		server.CloseClientConnections()
 		server.Close()
 		if err := x.stream.Home().Store().Check(context.Background()); err != nil {
 			b.t.Errorf("Check: %v", err)
@@ -539,7 +572,7 @@ func TestBootstrapRefuses(t *testing.T) {
 	}
 	b := newBankWith(t, key)
 	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edgeWith(dir, ring, nil)
+	away := b.edgeWith(dir, options{trusted: ring})
 	b.unit()
 	away.at(1)
 	away.end()
@@ -563,7 +596,7 @@ func TestBootstrapRefuses(t *testing.T) {
 	forged := imageOf(newBankWith(t, other), 9)
 
 	file := func(dir string) string { return "file://" + dir }
-	away = b.edgeWith(dir, ring, nil, file(old), file(damaged), file(unsigned), file(forged))
+	away = b.edgeWith(dir, options{trusted: ring}, file(old), file(damaged), file(unsigned), file(forged))
 	away.until("it has asked in vain", func() bool {
 		s := away.stream.Bootstrap()
 		return s != nil && strings.Contains(away.log.String(), "there is no signed header") && s.State == serve.BootstrapFailed
@@ -584,7 +617,7 @@ func TestBootstrapRefuses(t *testing.T) {
 	if all, err := image.List(filepath.Join(dir, "images", "bank")); err != nil || len(all) != 0 {
 		t.Errorf("there are images %v, %v", all, err)
 	}
-	away = b.edgeWith(dir, ring, nil, file(old), file(damaged), file(unsigned), file(forged), file(good))
+	away = b.edgeWith(dir, options{trusted: ring}, file(old), file(damaged), file(unsigned), file(forged), file(good))
 	away.at(b.unitNo)
 	b.unit()
 	away.at(b.unitNo)
@@ -719,12 +752,10 @@ func TestBootstrapBehind(t *testing.T) {
 		}
 		return nil, nil, false
 	})
-	rules := func(few uint64) func(*Stream) {
-		return func(f *Stream) {
-			f.bootRules.behindEvery, f.bootRules.lag, f.bootRules.few = 10*time.Millisecond, 0, few
-		}
+	rules := func(few uint64) options {
+		return options{rules: func(r *bootRules) { r.behindEvery, r.lag, r.few = 10*time.Millisecond, 0, few }}
 	}
-	away = b.edgeWith(dir, nil, rules(4*bankRows+1), "file://"+from)
+	away = b.edgeWith(dir, rules(4*bankRows+1), "file://"+from)
 	away.until("it has looked", func() bool {
 		s := away.stream.Bootstrap()
 		return s != nil && strings.Contains(s.Problem, "200 entries are to be followed")
@@ -733,7 +764,7 @@ func TestBootstrapBehind(t *testing.T) {
 		t.Errorf("it has unit %d", away.value())
 	}
 	away.end()
-	away = b.edgeWith(dir, nil, rules(4*bankRows), "file://"+from)
+	away = b.edgeWith(dir, rules(4*bankRows), "file://"+from)
 	away.at(5)
 	if s := away.took(); s.Reason != bootBehind {
 		t.Errorf("shown is %+v", s)

@@ -51,18 +51,18 @@ var (
 // peers are where images of a stream are fetched from: what the configuration names, or
 // else the edges that are followed.
 func (f *Stream) peers() []string {
-	from := f.edge.Images.From
-	if len(from) == 0 && f.upstreams != nil {
-		for _, text := range append(append([]string(nil), f.edge.Upstream...), f.edge.Secondaries...) {
-			// Whoever shares a unix socket shares a disk.
-			if u, err := relay.ParseUpstream(text); err == nil && u.Socket() == "" {
-				from = append(from, u.URL())
-			}
-		}
-	}
 	var all []string
-	for _, one := range from {
-		all = append(all, imagesURL(one, f.config.Name))
+	for _, from := range f.edge.Images.From {
+		all = append(all, imagesURL(from, f.config.Name))
+	}
+	if len(all) > 0 || f.upstreams == nil {
+		return all
+	}
+	for _, text := range append(append([]string(nil), f.edge.Upstream...), f.edge.Secondaries...) {
+		// Whoever shares a unix socket shares a disk.
+		if u, err := relay.ParseUpstream(text); err == nil && u.Socket() == "" {
+			all = append(all, strings.TrimRight(u.URL(), "/")+imagesPath(f.config.Name))
+		}
 	}
 	return all
 }
@@ -80,15 +80,18 @@ func imagesURL(from, stream string) string {
 		return from // which the configuration has refused
 	}
 	if u.Scheme != "file" && strings.Trim(u.Path, "/") == "" {
-		return u.JoinPath("v1", "streams", stream, "images").String()
+		return u.JoinPath(imagesPath(stream)).String()
 	}
 	return u.JoinPath(stream).String()
 }
 
+// imagesPath is where an edge has the images of a stream.
+func imagesPath(stream string) string { return "/v1/streams/" + stream + "/images" }
+
 // isEdge reports whether an edge answers at a URL, and may be asked for an image.
 func isEdge(at, stream string) bool {
 	u, err := url.Parse(at)
-	return err == nil && u.Scheme != "file" && strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), "/v1/streams/"+stream+"/images")
+	return err == nil && u.Scheme != "file" && strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), imagesPath(stream))
 }
 
 // shownURL is one without what may be secret in it.
@@ -275,7 +278,7 @@ func (t *taker) fits(ctx context.Context, m *image.Manifest, young bool) error {
 // another one is ErrDiverged.
 func (f *Stream) reaches(ctx context.Context, c *millrace.Checkpoint) (agreed bool, err error) {
 	if f.upstreams != nil {
-		return false, f.relayed(ctx, c)
+		return f.relayed(ctx, c)
 	}
 	t, err := lineage.OpenTopic(ctx, f.config, topic.EpochName(f.config.Kafka.Topic, c.Epoch), f.log)
 	if err != nil {
@@ -319,21 +322,20 @@ func (f *Stream) reaches(ctx context.Context, c *millrace.Checkpoint) (agreed bo
 	return true, nil
 }
 
-// relayed returns nil where an edge that may be followed has what comes after a
-// checkpoint.
-func (f *Stream) relayed(ctx context.Context, c *millrace.Checkpoint) error {
+// relayed is reaches for edges that may be followed.
+func (f *Stream) relayed(ctx context.Context, c *millrace.Checkpoint) (agreed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	source, err := f.upstreams.Aside().Open(ctx, relay.From{Stream: c.Stream, Epoch: c.Epoch, Index: c.Index, Chain: c.Chain})
 	switch {
 	case errors.Is(err, relay.ErrGone):
-		return unfit("%v", err)
+		return false, unfit("%v", err)
 	case errors.Is(err, relay.ErrUntrue):
-		return fmt.Errorf("%w: %s", millrace.ErrDiverged, err.Error())
+		return false, fmt.Errorf("%w: %s", millrace.ErrDiverged, err.Error())
 	case err != nil:
-		return err
+		return false, err
 	}
-	return source.Close()
+	return source.Agrees(), source.Close()
 }
 
 // haveMade asks an edge to make an image, and waits until it has.
