@@ -43,6 +43,8 @@ type imaging struct {
 	stream *config.Stream
 	dir    string
 	asJSON bool
+	// keys are those that have to have signed the stream; nil asks for none.
+	keys *millrace.Keyring
 }
 
 // imageSub makes a command on a stream's images.
@@ -58,7 +60,11 @@ func (a *app) imageSub(cmd *cobra.Command, run func(ctx context.Context, i *imag
 		if err != nil {
 			return err
 		}
-		i := &imaging{app: a, c: c, stream: s, asJSON: asJSON, dir: filepath.Join(c.Edge.Images.Dir, s.Name)}
+		keys, err := trusted(s)
+		if err != nil {
+			return err
+		}
+		i := &imaging{app: a, c: c, stream: s, asJSON: asJSON, dir: filepath.Join(c.Edge.Images.Dir, s.Name), keys: keys}
 		return run(cmd.Context(), i, args)
 	}
 	cmd.Flags().StringVar(&stream, "stream", "", "the stream, where the edge keeps several")
@@ -92,9 +98,10 @@ func (a *app) imageFetchCommand() *cobra.Command {
 		Use:   "fetch URL",
 		Short: "Download an image from another edge, or from anywhere that serves its files",
 		Long: `Download an image from another edge, or from anywhere that serves its files, with http or https. URL is that of
-a stream's images at an edge, of which the newest is taken, or that of one image, whose last part is its name.
-Interrupted, it goes on where it was when it is run again. Every frame's hash is compared; who wrote the image is
-not proven, so take it only from where you trust it.`,
+a stream's images at an edge, or of a directory of images, of which the newest is taken, or that of one image, whose
+last part is its name; a directory of this host is file:///path. Interrupted, it goes on where it was when it is run
+again. Every frame's hash is compared. With streams.signing.trusted, the history up to the image's index has to be
+signed; without, take it only from where you trust it.`,
 		Example: "  millrace image fetch https://edge-7.internal/v1/streams/bank/images\n" +
 			"  millrace image fetch https://bucket.example/backups/image-1-4711",
 		Args: minArgs(1, "a URL"),
@@ -119,7 +126,8 @@ func (a *app) imageVerifyCommand() *cobra.Command {
 		Use:   "verify [IMAGE]",
 		Short: "Read an image through, and compare every hash and every row's key",
 		Long: `Read an image through, and compare every hash and every row's key. IMAGE is a name that image list shows, or a
-directory with a / in its path; the newest image if none is given.`,
+directory with a / in its path; the newest image if none is given. With streams.signing.trusted, the history up to
+its index has to be signed too.`,
 		Args: oneImage,
 	}, func(ctx context.Context, i *imaging, args []string) error { return i.verify(ctx, args) })
 }
@@ -132,8 +140,9 @@ func (a *app) imageRestoreCommand() *cobra.Command {
 it is started again. The store is made beside the one that is there, read through, and then takes its place at
 once; processes that have that one open for reading are led to the new one. Interrupted or failed, everything
 is as it was. What is older than the store is refused. IMAGE is a name that image list shows, or a directory
-with a / in its path; the newest image if none is given. Take images only from where you trust them: who wrote
-one is not proven.`,
+with a / in its path; the newest image if none is given. With streams.signing.trusted, the history up to its index
+has to be signed; that its rows are the outcome of that history the next pass of verification tells, and the edge's
+status says so until then.`,
 		Example: "  millrace image restore --stream bank /mnt/images/image-1-4711",
 		Args:    oneImage,
 	}, func(ctx context.Context, i *imaging, args []string) error { return i.restore(ctx, args) })
@@ -159,8 +168,9 @@ type shownImage struct {
 	Bytes      int64            `json:"bytes"`
 	// Problem says why the image cannot be used.
 	Problem string `json:"problem,omitempty"`
-	// Existed and Removed are told by image create and fetch, Verified by
+	// Signed tells that the manifest has a signed header. Existed and Removed are told by image create and fetch, Verified by
 	// verify, Store by restore.
+	Signed   bool   `json:"signed,omitempty"`
 	Existed  bool   `json:"existed,omitempty"`
 	Removed  int    `json:"removed,omitempty"`
 	Verified bool   `json:"verified,omitempty"`
@@ -180,6 +190,7 @@ func (i *imaging) show(path string, m *image.Manifest) *shownImage {
 	s := &shownImage{
 		Name: m.Name(), Path: path, Stream: i.stream.Name, StreamID: c.Stream.String(), Epoch: c.Epoch, Index: c.Index, Chain: c.Chain.String(),
 		TopicID: c.TopicID, Rows: m.Rows(), Frames: len(m.Frames), Bytes: m.Stored(),
+		Signed: len(m.Header) > 0,
 	}
 	if c.Offset != millrace.NoOffset {
 		s.Offset = &c.Offset
@@ -274,7 +285,10 @@ func (i *imaging) fetch(ctx context.Context, from string) error {
 	if err != nil {
 		return fmt.Errorf("edge.peers: %w", err)
 	}
-	source := image.Source{URL: from, Keep: i.c.Edge.Images.Keep, Client: peers.HTTP()}
+	source := image.Source{URL: from, Keep: i.c.Edge.Images.Keep, Trusted: i.keys}
+	if !strings.HasPrefix(from, "file:") {
+		source.Client = peers.HTTP()
+	}
 	if i.stream.ID != "" {
 		source.Stream, _ = millrace.ParseStreamID(i.stream.ID) // the configuration has checked it
 	}
@@ -332,8 +346,20 @@ func (i *imaging) list() error {
 	return w.Flush()
 }
 
-// open opens the image that an argument names.
+// open opens the image that an argument names, and wants it to be signed where keys are
+// trusted.
 func (i *imaging) open(args []string) (*image.Image, error) {
+	opened, err := i.named(args)
+	if err != nil {
+		return nil, err
+	}
+	if err := opened.Manifest().Proven(i.keys); err != nil {
+		return nil, errors.Join(err, opened.Close())
+	}
+	return opened, nil
+}
+
+func (i *imaging) named(args []string) (*image.Image, error) {
 	if len(args) == 1 {
 		path := args[0]
 		if !strings.ContainsRune(path, os.PathSeparator) {

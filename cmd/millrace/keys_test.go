@@ -62,6 +62,13 @@ func TestSignedStream(t *testing.T) {
 		}
 	}
 
+	// An image carries the proof along.
+	if got := program(t, w.dir, "image", "create", "--json", "-c", file); !strings.Contains(got, `"signed": true`) {
+		t.Errorf("image create: %s", got)
+	}
+	program(t, w.dir, "image", "verify", "-c", file)
+	refusal(t, w.dir, nil, exitOperator, []string{"which is not trusted", "signing.trusted"}, "image", "verify", "-c", filepath.Join(w.dir, "stranger.yaml"))
+
 	// Whoever may write to the topic is no publisher yet.
 	forger := spawn(t, w.dir, nil, "transfer", "-c", w.write(t, "unsigned.yaml", w.config(w.db.URL, "")))
 	if code := edge.wait(); code != exitOperator || !strings.Contains(edge.err(), "not signed") {
