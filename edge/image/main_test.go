@@ -23,6 +23,7 @@ var children = map[string]func() error{
 	"create":  createChild,
 	"restore": restoreChild,
 	"fetch":   fetchChild,
+	"swap":    swapChild,
 }
 
 func TestMain(m *testing.M) {

@@ -3,6 +3,7 @@ package log
 import (
 	"bufio"
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -15,8 +16,10 @@ import (
 	"github.com/millrace-db/millrace"
 )
 
-// childEnv makes the test binary the process that TestKill kills: "dir seed offset".
+// childEnv makes the test binary the process that TestKill kills: "dir seed offset pruning".
 const childEnv = "MILLRACE_LOG_CHILD"
+
+var killsFlag = flag.Int("kills", 0, "how often each of the tests that kill a process does so; 0 for as often as rounds say")
 
 func TestMain(m *testing.M) {
 	if args := os.Getenv(childEnv); args != "" {
@@ -29,9 +32,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// killOptions are small, so that segments begin and go all the time.
-func killOptions(dir string) Options {
-	return Options{Dir: dir, MaxBytes: 40 << 10, SegmentBytes: 3 << 10, Retain: forEver}
+// killOptions are small, so that segments begin and go all the time; those for pruning
+// so small that one goes with almost every commit.
+func killOptions(dir string, pruning bool) Options {
+	o := Options{Dir: dir, MaxBytes: 40 << 10, SegmentBytes: 3 << 10, Retain: forEver}
+	if pruning {
+		o.MaxBytes, o.SegmentBytes = 16<<10, 256
+	}
+	return o
 }
 
 func killTopic(t testing.TB, seed uint64) *topic {
@@ -56,7 +64,7 @@ func child(args []string) error {
 	}
 	t := new(testing.T)
 	p := killTopic(t, seed)
-	l, err := Open(killOptions(args[0]))
+	l, err := Open(killOptions(args[0], args[3] == "true"))
 	if err != nil {
 		return err
 	}
@@ -98,17 +106,28 @@ func checkpointAt(t testing.TB, p *topic, offset millrace.Offset) *millrace.Chec
 
 // A process that is killed at any moment leaves a log that has all that its store
 // has, and that is cut to it.
-func TestKill(t *testing.T) {
+func TestKill(t *testing.T) { testKill(t, false) }
+
+// The same while segments are dropped all the time: what is left has no hole.
+func TestKilledPruning(t *testing.T) { testKill(t, true) }
+
+func testKill(t *testing.T, pruning bool) {
 	s := seed(t)
 	rnd := rand.New(rand.NewPCG(s, 3)) //nolint:gosec // a test that can be repeated
 	dir := t.TempDir()
 	p := killTopic(t, s)
 	want := p.accepted()
 	offset := int64(-1)
-	for round := range max(1, *roundsFlag/15) {
+	var oldest millrace.Index
+	pruned := 0
+	rounds := max(1, *roundsFlag/15)
+	if *killsFlag > 0 {
+		rounds = *killsFlag
+	}
+	for round := range rounds {
 		ctx, cancel := context.WithTimeout(context.Background(), deadline)
 		cmd := exec.CommandContext(ctx, os.Args[0]) //nolint:gosec // this test
-		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d", childEnv, dir, s, offset))
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %v", childEnv, dir, s, offset, pruning))
 		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err == nil {
@@ -129,7 +148,7 @@ func TestKill(t *testing.T) {
 		}
 		_ = cmd.Wait() // it was killed
 		cancel()
-		l, err := Open(killOptions(dir))
+		l, err := Open(killOptions(dir, pruning))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,6 +159,10 @@ func TestKill(t *testing.T) {
 			t.Fatalf("round %d: store is at %v, log at %+v", round, c.Index, status)
 		}
 		base := l.segments[0].begin.index
+		if base > oldest {
+			pruned++
+		}
+		oldest = base
 		compare(t, l, want, base)
 		compare(t, l, want, base+millrace.Index(rnd.Uint64N(uint64(c.Index-base)+1)))
 		if err := l.Close(); err != nil {
@@ -150,6 +173,11 @@ func TestKill(t *testing.T) {
 			if err := os.RemoveAll(epochDir(dir, p.epoch)); err != nil {
 				t.Fatal(err)
 			}
+			oldest = 0
 		}
+	}
+	t.Logf("in %d rounds of %d segments were dropped", pruned, rounds)
+	if pruning && pruned < rounds/2 {
+		t.Errorf("segments were dropped in %d rounds of %d", pruned, rounds)
 	}
 }
