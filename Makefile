@@ -69,6 +69,10 @@ nemesis: ## do random walks over everything, SEEDS=200 from ARGS='-first 1' on (
 	@scripts/setup test
 	@go test -run TestNemesis -count=1 -v -timeout 6h ./tests/nemesis -seeds $(or $(SEEDS),200) $(if $(MODE),-capture $(MODE)) $(ARGS)
 
+.PHONY: kills
+kills: ## kill processes at random, KILLS=100 times each: applying, index builds, compaction, images written, fetched, restored and swapped in, the log and its pruning
+	@go test ./edge ./edge/image ./edge/log -run 'TestKill' -count=1 -v -timeout 2h -kills $(or $(KILLS),100) $(ARGS)
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=10s
 	@scripts/fuzz $(FUZZTIME)

@@ -41,7 +41,7 @@ var bankID = millrace.StreamID{7, 7, 7}
 // bank is a stream in a topic. Unit n gives all rows the value n, so that any view can
 // be checked by itself.
 type bank struct {
-	t       *testing.T
+	t       testing.TB
 	cluster *kfake.Cluster
 	brokers []string
 	name    string
@@ -54,6 +54,9 @@ type bank struct {
 	unitNo int
 	// end is the offset behind the newest record.
 	end millrace.Offset
+
+	mu    sync.Mutex // of what benchmarks measure
+	codec *millrace.KeyCodec
 }
 
 const bankRows = 50
@@ -79,6 +82,28 @@ func newBankWith(t *testing.T, key ed25519.PrivateKey, options ...kfake.Opt) *ba
 // begin begins an epoch, with its first copy.
 func (b *bank) begin(epoch millrace.Epoch) {
 	b.t.Helper()
+	b.open(epoch)
+	first := []*millrace.Entry{{Kind: millrace.KindSchema, Table: 9, Schema: bankSchema()}, {Kind: millrace.KindLoadBegin, Table: 9, Load: 1}}
+	for _, e := range b.rows() {
+		e.Load = 1
+		first = append(first, e)
+	}
+	b.entries(append(first, &millrace.Entry{Kind: millrace.KindLoadEnd, Table: 9, Load: 1})...)
+}
+
+func bankSchema() *millrace.Schema {
+	return &millrace.Schema{
+		Version: 1, Table: 9, Namespace: "public", Name: "t",
+		Types: []millrace.TypeDesc{{OID: 25, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "text"}},
+		Columns: []millrace.Column{
+			{Name: "id", Type: 25, Typmod: -1, NotNull: true, KeyOrdinal: 1}, {Name: "v", Type: 25, Typmod: -1},
+		},
+	}
+}
+
+// open makes the topic of an epoch and begins to reign there.
+func (b *bank) open(epoch millrace.Epoch) {
+	b.t.Helper()
 	var err error
 	if b.log, err = topic.Open(b.t.Context(), topic.Config{Brokers: b.brokers, Topic: topic.EpochName(b.name, epoch), ClientID: "publisher"}); err != nil {
 		b.t.Fatal(err)
@@ -89,19 +114,6 @@ func (b *bank) begin(epoch millrace.Epoch) {
 	}
 	b.epoch, b.index, b.chain, b.unitNo = epoch, 0, millrace.NewChain(bankID, epoch), 0
 	b.append(b.header(millrace.RecordTerm), nil)
-	schema := &millrace.Schema{
-		Version: 1, Table: 9, Namespace: "public", Name: "t",
-		Types: []millrace.TypeDesc{{OID: 25, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "text"}},
-		Columns: []millrace.Column{
-			{Name: "id", Type: 25, Typmod: -1, NotNull: true, KeyOrdinal: 1}, {Name: "v", Type: 25, Typmod: -1},
-		},
-	}
-	first := []*millrace.Entry{{Kind: millrace.KindSchema, Table: 9, Schema: schema}, {Kind: millrace.KindLoadBegin, Table: 9, Load: 1}}
-	for _, e := range b.rows() {
-		e.Load = 1
-		first = append(first, e)
-	}
-	b.entries(append(first, &millrace.Entry{Kind: millrace.KindLoadEnd, Table: 9, Load: 1})...)
 }
 
 func (b *bank) header(kind millrace.RecordKind) millrace.Header {
@@ -133,13 +145,9 @@ func (b *bank) rows() (entries []*millrace.Entry) {
 	return entries
 }
 
-func bankCodec(t *testing.T) *millrace.KeyCodec {
+func bankCodec(t testing.TB) *millrace.KeyCodec {
 	t.Helper()
-	codec, err := millrace.NewKeyCodec(&millrace.Schema{
-		Version: 1, Table: 9, Namespace: "public", Name: "t",
-		Types:   []millrace.TypeDesc{{OID: 25, Kind: millrace.TypeBase, Schema: "pg_catalog", Name: "text"}},
-		Columns: []millrace.Column{{Name: "id", Type: 25, Typmod: -1, NotNull: true, KeyOrdinal: 1}, {Name: "v", Type: 25, Typmod: -1}},
-	})
+	codec, err := millrace.NewKeyCodec(bankSchema())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +266,7 @@ func (l *lines) String() string {
 
 // branch is an edge of the bank.
 type branch struct {
-	t      *testing.T
+	t      testing.TB
 	b      *bank
 	dir    string
 	log    *lines
