@@ -447,6 +447,7 @@ func (x *branch) took() *serve.Bootstrap {
 // A new edge takes an image from a peer, which makes one because it is asked to, and
 // follows the topic from there, which no longer reaches back; it says what is not proven.
 func TestBootstrapNew(t *testing.T) {
+	t.Parallel()
 	b := newBank(t)
 	peer := b.edge(filepath.Join(t.TempDir(), "peer"))
 	b.unit()
@@ -483,6 +484,7 @@ func TestBootstrapNew(t *testing.T) {
 // image, from a directory that a server of files has; a program that has its store open
 // is led to the new one.
 func TestBootstrapGone(t *testing.T) {
+	t.Parallel()
 	b := newBank(t)
 	dir := filepath.Join(t.TempDir(), "away")
 	away := b.edge(dir)
@@ -571,6 +573,7 @@ func onlyImage(t *testing.T, dir string) string {
 // What peers give that is untrue, or of no use, is refused with an alarm, nothing of it
 // is shown, and the next peer is asked.
 func TestBootstrapRefuses(t *testing.T) {
+	t.Parallel()
 	seed := make([]byte, ed25519.SeedSize)
 	key := ed25519.NewKeyFromSeed(seed)
 	other := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, ed25519.SeedSize))
@@ -634,6 +637,7 @@ func TestBootstrapRefuses(t *testing.T) {
 // An image of another history, which nothing shows before its source goes on, is followed
 // beside the rows that are served, and given up; where it is whole otherwise.
 func TestBootstrapDiverged(t *testing.T) {
+	t.Parallel()
 	b := newBank(t)
 	dir := filepath.Join(t.TempDir(), "away")
 	away := b.edge(dir)
@@ -693,6 +697,7 @@ func TestBootstrapDiverged(t *testing.T) {
 
 // A topic that was deleted is what it was: no image mends it, a new epoch does.
 func TestBootstrapLost(t *testing.T) {
+	t.Parallel()
 	b := newBank(t)
 	dir := filepath.Join(t.TempDir(), "away")
 	away := b.edge(dir)
@@ -718,6 +723,7 @@ func TestBootstrapLost(t *testing.T) {
 // An edge that was away through the begin of an epoch whose topic was trimmed since takes
 // an image of that epoch.
 func TestBootstrapIntoEpoch(t *testing.T) {
+	t.Parallel()
 	b := newBank(t)
 	dir := filepath.Join(t.TempDir(), "away")
 	away := b.edge(dir)
@@ -739,6 +745,7 @@ func TestBootstrapIntoEpoch(t *testing.T) {
 // An edge that is far behind takes an image where that is less than what there is to
 // follow, and follows otherwise.
 func TestBootstrapBehind(t *testing.T) {
+	t.Parallel()
 	b := newBank(t)
 	dir := filepath.Join(t.TempDir(), "away")
 	away := b.edge(dir)

@@ -163,6 +163,7 @@ func (o *branchOffice) Close() error {
 // the rows that it has, and says how old they are; when the cable is mended it catches up
 // by itself from whatever still reaches: the topic, the log of an edge, or an image.
 func TestCutOff(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		// trimmed tells that the topic does not reach back, pruned that the peer's log
 		// does not.
