@@ -52,8 +52,13 @@ func (c Chain) IsZero() bool { return c == Chain{} }
 // It is not safe for concurrent use.
 type UnitHash struct {
 	tables []tableHash
+	// places are those of tables, by ID; nil while they are few.
+	places map[TableID]int
 	buf    []byte
 }
+
+// fewTables is up to how many tables of a unit are looked for one by one.
+const fewTables = 16
 
 type tableHash struct {
 	id TableID
@@ -117,19 +122,43 @@ func (u *UnitHash) Reset() {
 		u.tables[i].release()
 		u.tables[i] = tableHash{}
 	}
-	u.tables = u.tables[:0]
+	u.tables, u.places = u.tables[:0], nil
 }
 
 // table returns the state of one table, in the order of first touch. Units
 // touch few tables; the last one touched is by far the most likely.
 func (u *UnitHash) table(id TableID) *tableHash {
-	for i := len(u.tables) - 1; i >= 0; i-- {
-		if u.tables[i].id == id {
-			return &u.tables[i]
-		}
+	if i := u.find(id); i >= 0 {
+		return &u.tables[i]
 	}
 	u.tables = append(u.tables, tableHash{id: id})
-	return &u.tables[len(u.tables)-1]
+	last := len(u.tables) - 1
+	if u.places != nil {
+		u.places[id] = last
+	}
+	return &u.tables[last]
+}
+
+// find returns the place of a table, or −1.
+func (u *UnitHash) find(id TableID) int {
+	for i := len(u.tables) - 1; i >= max(0, len(u.tables)-fewTables); i-- {
+		if u.tables[i].id == id {
+			return i
+		}
+	}
+	if len(u.tables) <= fewTables {
+		return -1
+	}
+	if u.places == nil {
+		u.places = make(map[TableID]int, 2*len(u.tables))
+		for i := range u.tables {
+			u.places[u.tables[i].id] = i
+		}
+	}
+	if i, ok := u.places[id]; ok {
+		return i
+	}
+	return -1
 }
 
 // give sets the hash of all entries of a table so far, which are not here.
@@ -152,12 +181,8 @@ func (u *UnitHash) resume(table TableID, from *midstate) bool {
 
 // given reports whether further entries of a table need resume first.
 func (u *UnitHash) given(table TableID) bool {
-	for i := range u.tables {
-		if u.tables[i].id == table {
-			return u.tables[i].given != nil
-		}
-	}
-	return false
+	i := u.find(table)
+	return i >= 0 && u.tables[i].given != nil
 }
 
 // lacks reports whether further entries of any table do.

@@ -80,7 +80,8 @@ type Fold struct {
 	scopes map[TableID]*foldScope
 	kept   bool
 	parts  partialBatch
-	here   []TableID
+	places partialPlaces
+	here   []bool
 }
 
 // NewFold begins at the start of a topic.

@@ -107,10 +107,10 @@ func (w *partialWalk) unit(u *partialUnit) error {
 	tables := w.p.tables[u.from:u.to]
 	// What a table was called is decided by what comes before the unit's part: a
 	// schema in it is among the entries that are here.
+	if f.places.use(tables) {
+		return fmt.Errorf("%w: a table stands twice in a unit", ErrMalformed)
+	}
 	for i := range tables {
-		if slices.ContainsFunc(tables[:i], func(t partialTable) bool { return t.id == tables[i].id }) {
-			return fmt.Errorf("%w: table %v stands twice in a unit", ErrMalformed, tables[i].id)
-		}
 		if err := w.table(&tables[i]); err != nil {
 			return err
 		}
@@ -165,8 +165,9 @@ func (w *partialWalk) entries(u *partialUnit, tables []partialTable) error {
 		first = uint64(w.next - w.index - 1) // ordinal of the part's first entry
 		least = first                        // of the next entry
 		end   = first + uint64(u.entries)
-		seen  = 0 // tables with entries here
 	)
+	// here tells which of the tables have entries here.
+	f.here = append(f.here[:0], make([]bool, len(tables))...)
 	w.ended = false
 	for range u.kept {
 		if w.rest, err = NextHead(w.rest, &h); err != nil {
@@ -177,17 +178,11 @@ func (w *partialWalk) entries(u *partialUnit, tables []partialTable) error {
 			return fmt.Errorf("%w: entry with ordinal %d of a unit whose part is %d to %d", ErrMalformed, h.Ordinal, first, end-1)
 		}
 		least = h.Ordinal + 1
-		i := slices.IndexFunc(tables, func(t partialTable) bool { return t.id == h.Table })
+		i := f.places.find(h.Table)
 		if i < 0 || len(tables[i].hash) > 0 {
 			return fmt.Errorf("%w: entry %v is of table %v, which is not among those whose entries are here", ErrMalformed, at, h.Table)
 		}
-		// Of most tables the entries come one after the other.
-		if run.bytes == nil || run.table != h.Table {
-			if !slices.Contains(f.here, h.Table) {
-				f.here = append(f.here, h.Table)
-				seen++
-			}
-		}
+		f.here[i] = true
 		run.Extend(&f.unit, &h)
 		if h.Kind.changesCatalog() {
 			if err := f.pend(&h); err != nil {
@@ -199,14 +194,10 @@ func (w *partialWalk) entries(u *partialUnit, tables []partialTable) error {
 		}
 	}
 	run.Flush(&f.unit)
-	f.here = f.here[:0]
 	for i := range tables {
-		if len(tables[i].hash) == 0 {
-			seen--
+		if !f.here[i] && len(tables[i].hash) == 0 {
+			return fmt.Errorf("%w: table %v is said to have entries here and has none", ErrMalformed, tables[i].id)
 		}
-	}
-	if seen != 0 {
-		return fmt.Errorf("%w: a table is said to have entries here and has none", ErrMalformed)
 	}
 	return nil
 }

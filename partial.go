@@ -53,6 +53,56 @@ type partialTable struct {
 	hash, state []byte
 }
 
+// partialPlaces finds tables among those of a unit. It is used again for the next one.
+type partialPlaces struct {
+	tables []partialTable
+	last   int
+	byID   map[TableID]int
+}
+
+// use makes tables those that are looked in. It reports whether one stands twice.
+func (p *partialPlaces) use(tables []partialTable) (twice bool) {
+	p.tables, p.last = tables, 0
+	clear(p.byID)
+	if len(tables) <= fewTables {
+		for i := range tables {
+			for j := range i {
+				twice = twice || tables[j].id == tables[i].id
+			}
+		}
+		return twice
+	}
+	if p.byID == nil {
+		p.byID = make(map[TableID]int, len(tables))
+	}
+	for i := range tables {
+		p.byID[tables[i].id] = i
+	}
+	return len(p.byID) != len(tables)
+}
+
+// find returns the place of a table, or −1. Most likely it is that of the one before.
+func (p *partialPlaces) find(id TableID) int {
+	if len(p.tables) > 0 && p.tables[p.last].id == id {
+		return p.last
+	}
+	if len(p.tables) > fewTables {
+		i, ok := p.byID[id]
+		if !ok {
+			return -1
+		}
+		p.last = i
+		return i
+	}
+	for i := range p.tables {
+		if p.tables[i].id == id {
+			p.last = i
+			return i
+		}
+	}
+	return -1
+}
+
 // partialBatch is the payload of a partial batch, taken apart.
 type partialBatch struct {
 	// entries are those that are here, in payload form.

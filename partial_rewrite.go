@@ -32,20 +32,23 @@ type Rewriter struct {
 	scopes map[TableID]*Scope
 	// tables are those of the open unit, and kept tells that the edge has been sent
 	// entries of it.
-	tables []rewriteTable
+	tables map[TableID]*rewriteTable
 	open   bool
 	kept   bool
 
 	in, out partialBatch
+	places  partialPlaces
+	keep    []bool
+	sizes   []int
 	heads   []Head
 	bytes   []byte
 	payload []byte
 	hash    UnitHash
+	touched UnitHash
 }
 
 // rewriteTable is a table of a unit that spans batches.
 type rewriteTable struct {
-	id TableID
 	// mid is the hash of its entries so far; nil where the upstream has left some out.
 	mid *midstate
 	// running tells that the edge can hash further entries; otherwise it was given
@@ -122,17 +125,17 @@ func (w *Rewriter) Rewrite(record []byte) ([]byte, error) {
 
 // whole tells that the edge gets the batch as it is.
 func (w *Rewriter) whole() {
-	for i := range w.tables {
-		t := &w.tables[i]
-		t.running = t.running || slices.ContainsFunc(w.in.tables, func(in partialTable) bool { return in.id == t.id })
+	for i := range w.in.tables {
+		if t := w.tables[w.in.tables[i].id]; t != nil {
+			t.running = true
+		}
 	}
 	w.kept = w.open
 }
 
 // end forgets the open unit.
 func (w *Rewriter) end() {
-	clear(w.tables)
-	w.tables, w.open, w.kept = w.tables[:0], false, false
+	w.tables, w.open, w.kept = nil, false, false
 }
 
 // batch fills out for a batch. must tells that it cannot be passed on whole.
@@ -170,6 +173,7 @@ func (w *Rewriter) read(r *Record) error {
 		in.units, in.tables = in.units[:0], in.tables[:0]
 	}
 	var unit partialUnit
+	w.touched.Reset()
 	for len(rest) > 0 {
 		var h Head
 		var err error
@@ -180,13 +184,17 @@ func (w *Rewriter) read(r *Record) error {
 		if r.Partial {
 			continue
 		}
-		in.touch(unit.from, h.Table)
+		if w.touched.find(h.Table) < 0 {
+			w.touched.table(h.Table)
+			in.tables = append(in.tables, partialTable{id: h.Table})
+		}
 		unit.entries++
 		unit.kept++
 		if h.Last {
 			unit.to = len(in.tables)
 			in.units = append(in.units, unit)
 			unit = partialUnit{from: unit.to}
+			w.touched.Reset()
 		}
 	}
 	if unit.entries > 0 {
@@ -203,33 +211,13 @@ func (w *Rewriter) read(r *Record) error {
 	return nil
 }
 
-// known reports whether each of a unit's entries is of one of its tables.
-func known(tables []partialTable, heads []Head) bool {
-	j := 0
-	for i := range heads {
-		if j = placeOf(tables, heads[i].Table, max(j, 0)); j < 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// touch enters a table into those from a place on.
-func (p *partialBatch) touch(from int, id TableID) {
-	for i := len(p.tables) - 1; i >= from; i-- {
-		if p.tables[i].id == id {
-			return
-		}
-	}
-	p.tables = append(p.tables, partialTable{id: id})
-}
-
 // unit appends a unit, or part of one, to out. heads are its entries that are here.
 // must tells that the edge lacks entries of a table that come before it.
 func (w *Rewriter) unit(u *partialUnit, heads []Head) (must bool, err error) {
 	tables := w.in.tables[u.from:u.to]
-	if !known(tables, heads) {
-		return false, fmt.Errorf("%w: an entry is of none of its unit's tables", ErrMalformed)
+	keep, err := w.keeps(tables, heads)
+	if err != nil {
+		return false, err
 	}
 	spans := u.open || w.open // the unit has other parts
 	out := partialUnit{entries: u.entries, open: u.open, from: len(w.out.tables)}
@@ -240,14 +228,8 @@ func (w *Rewriter) unit(u *partialUnit, heads []Head) (must bool, err error) {
 			if scope := w.scopes[t.id]; scope != nil && scope.all {
 				return false, fmt.Errorf("%w: the entries of table %v are not here", ErrFilter, t.id)
 			}
-		} else {
-			keep, err := w.keeps(t.id, heads)
-			if err != nil {
-				return false, err
-			}
-			if !keep {
-				o.hash = hashLeftOut // made below
-			}
+		} else if !keep[i] {
+			o.hash = hashLeftOut // made below
 		}
 		w.out.tables = append(w.out.tables, o)
 	}
@@ -255,7 +237,7 @@ func (w *Rewriter) unit(u *partialUnit, heads []Head) (must bool, err error) {
 	chosen := w.out.tables[out.from:out.to]
 	w.kept = w.kept || slices.ContainsFunc(chosen, func(t partialTable) bool { return len(t.hash) == 0 })
 	if n := len(heads); w.kept && !u.open && len(w.in.units) == 1 && n > 0 && heads[n-1].Last {
-		chosen[placeOf(chosen, heads[n-1].Table, 0)].hash = nil
+		chosen[w.places.find(heads[n-1].Table)].hash = nil
 	}
 	if spans {
 		must, err = w.part(tables, chosen, heads)
@@ -265,10 +247,8 @@ func (w *Rewriter) unit(u *partialUnit, heads []Head) (must bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	j := 0
 	for i := range heads {
-		j = placeOf(chosen, heads[i].Table, j)
-		if len(chosen[j].hash) == 0 {
+		if len(chosen[w.places.find(heads[i].Table)].hash) == 0 {
 			w.out.entries = append(w.out.entries, heads[i].Raw...)
 			out.kept++
 		}
@@ -280,52 +260,57 @@ func (w *Rewriter) unit(u *partialUnit, heads []Head) (must bool, err error) {
 	return must, nil
 }
 
-// placeOf returns where a table stands, which is most likely where the one before did.
-func placeOf(tables []partialTable, id TableID, before int) int {
-	if tables[before].id == id {
-		return before
-	}
-	return slices.IndexFunc(tables, func(t partialTable) bool { return t.id == id })
-}
-
 // hashLeftOut stands for a hash that is not made yet.
 var hashLeftOut = make([]byte, hashSize)
 
 const hashSize = 32
 
-// keeps decides about a table's entries among heads.
-func (w *Rewriter) keeps(id TableID, heads []Head) (bool, error) {
-	scope := w.scopes[id]
-	keep, size := id == 0 || scope == nil || scope.all, 0
+// keeps decides about the tables of a unit by their entries. The result is valid until
+// the next call.
+func (w *Rewriter) keeps(tables []partialTable, heads []Head) ([]bool, error) {
+	if w.places.use(tables) {
+		return nil, fmt.Errorf("%w: a table stands twice in a unit", ErrMalformed)
+	}
+	w.keep = append(w.keep[:0], make([]bool, len(tables))...)
+	w.sizes = append(w.sizes[:0], make([]int, len(tables))...)
+	for i := range tables {
+		scope := w.scopes[tables[i].id]
+		w.keep[i] = tables[i].id == 0 || scope == nil || scope.all
+	}
 	var e Entry
 	for i := range heads {
 		h := &heads[i]
-		if h.Table != id {
-			continue
+		at := w.places.find(h.Table)
+		if at < 0 {
+			return nil, fmt.Errorf("%w: an entry is of none of its unit's tables", ErrMalformed)
 		}
-		size += len(h.Raw)
+		w.sizes[at] += len(h.Raw)
+		scope := w.scopes[h.Table]
 		switch h.Kind {
 		case KindSchema:
 			if err := DecodeEntry(h.Body, &e); err != nil {
-				return false, err
+				return nil, err
 			}
 			w.describe(e.Schema)
-			keep = true
+			w.keep[at] = true
 		case KindDrop, KindLoadBegin, KindLoadEnd:
-			keep = true
+			w.keep[at] = true
 		case KindTruncate, KindVerify, KindQuarantine:
-			keep = keep || !scope.None()
+			w.keep[at] = w.keep[at] || !scope.None()
 		case KindPut, KindDelete:
-			if keep || scope.None() {
+			if w.keep[at] || scope.None() {
 				continue
 			}
 			if err := DecodeEntry(h.Body, &e); err != nil {
-				return false, err
+				return nil, err
 			}
-			keep = scope.Holds(e.Key) || len(e.From) > 0 && scope.Holds(e.From)
+			w.keep[at] = scope.Holds(e.Key) || len(e.From) > 0 && scope.Holds(e.From)
 		}
 	}
-	return keep || size <= hashSize, nil
+	for i := range tables {
+		w.keep[i] = w.keep[i] || w.sizes[i] <= hashSize
+	}
+	return w.keep, nil
 }
 
 // hashes makes the hashes of the tables that are left out of a unit that is whole.
@@ -335,10 +320,8 @@ func (w *Rewriter) hashes(chosen []partialTable, heads []Head) {
 	}
 	w.hash.Reset()
 	var run Run
-	j := 0
 	for i := range heads {
-		j = placeOf(chosen, heads[i].Table, j)
-		if len(chosen[j].hash) == 0 {
+		if len(chosen[w.places.find(heads[i].Table)].hash) == 0 {
 			// What comes next does not follow it in memory.
 			run.Flush(&w.hash)
 			continue
@@ -348,47 +331,49 @@ func (w *Rewriter) hashes(chosen []partialTable, heads []Head) {
 	run.Flush(&w.hash)
 	for i := range w.hash.tables {
 		t := &w.hash.tables[i]
-		j = placeOf(chosen, t.id, j)
-		chosen[j].hash = t.appendSum(make([]byte, 0, hashSize))
+		chosen[w.places.find(t.id)].hash = t.appendSum(make([]byte, 0, hashSize))
 	}
 }
 
 // part is hashes for a unit that spans batches: what is left out now may be followed
 // by what is kept later, and the other way round.
 func (w *Rewriter) part(in, chosen []partialTable, heads []Head) (must bool, err error) {
+	if w.tables == nil {
+		w.tables = make(map[TableID]*rewriteTable)
+	}
 	for i := range chosen {
 		c := &chosen[i]
-		j := slices.IndexFunc(w.tables, func(t rewriteTable) bool { return t.id == c.id })
-		if j < 0 {
-			j = len(w.tables)
-			w.tables = append(w.tables, rewriteTable{id: c.id, mid: new(midstate), running: true})
+		t := w.tables[c.id]
+		if t == nil {
+			t = &rewriteTable{mid: new(midstate), running: true}
+			w.tables[c.id] = t
 		}
-		t := &w.tables[j]
 		if len(in[i].state) > 0 {
 			t.mid = new(midstate)
 			if err := t.mid.decode(in[i].state); err != nil {
 				return false, err
 			}
 		}
-		if len(in[i].hash) > 0 {
+		must = must || !t.running && len(in[i].hash) == 0
+		switch {
+		case len(in[i].hash) > 0:
 			t.mid, t.running = nil, false
-			continue
-		}
-		if t.mid == nil {
+		case t.mid == nil:
 			return false, fmt.Errorf("%w: entries of table %v follow others that were left out, without a state", ErrMalformed, c.id)
+		case len(c.hash) > 0:
+			t.running = false
+		case !t.running:
+			c.state, t.running = t.mid.append(nil), true
 		}
-		keep := len(c.hash) == 0
-		must = must || !t.running
-		if keep && !t.running {
-			c.state = t.mid.append(nil)
+	}
+	for i := range heads {
+		if t := w.tables[heads[i].Table]; t.mid != nil {
+			t.mid.write(heads[i].Raw)
 		}
-		for k := range heads {
-			if heads[k].Table == c.id {
-				t.mid.write(heads[k].Raw)
-			}
-		}
-		if t.running = keep; !keep {
-			sum := t.mid.sum()
+	}
+	for i := range chosen {
+		if c := &chosen[i]; len(c.hash) > 0 && len(in[i].hash) == 0 {
+			sum := w.tables[c.id].mid.sum()
 			c.hash = sum[:]
 		}
 	}
