@@ -35,9 +35,13 @@ var (
 
 	// ErrFilter occurs when a partial edge and what it is sent do not fit together:
 	// hashes stand in the place of entries that it holds, or an edge that holds
-	// everything gets them, or a filter names what a table's key does not have.
-	// Mend: follow an upstream that holds as much, or correct the filter.
+	// everything gets them.
+	// Mend: follow an upstream that holds as much.
 	ErrFilter = errors.New("filter does not fit")
+
+	// ErrPrefix occurs when a filter names what a table's key does not have. Mend:
+	// correct the filter.
+	ErrPrefix = errors.New("prefix is none of the key")
 
 	// ErrTooLarge occurs when an entry or record is larger than the format
 	// allows.
@@ -52,7 +56,7 @@ var ErrStop = errors.New("stream stopped")
 // somebody acts on it. All other errors are worth a retry from the last known
 // good place.
 func NeedsOperator(err error) bool {
-	for _, e := range []error{ErrStop, ErrMalformed, ErrGap, ErrDiverged, ErrForeign, ErrUnknownTerm, ErrSignature, ErrFilter, ErrTooLarge} {
+	for _, e := range []error{ErrStop, ErrMalformed, ErrGap, ErrDiverged, ErrForeign, ErrUnknownTerm, ErrSignature, ErrFilter, ErrPrefix, ErrTooLarge} {
 		if errors.Is(err, e) {
 			return true
 		}

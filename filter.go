@@ -279,7 +279,7 @@ type Scope struct {
 func AllKeys() Scope { return Scope{all: true} }
 
 // Scope returns what is held of the table that a schema describes. The error is for a
-// prefix whose values are none of the key's columns; it is an ErrFilter.
+// prefix whose values are none of the key's columns; it is an ErrPrefix.
 func (f *Filter) Scope(s *Schema) (Scope, error) {
 	t, held := f.Table(s.QualifiedName())
 	if !held {
@@ -300,7 +300,7 @@ func (f *Filter) Scope(s *Schema) (Scope, error) {
 		}
 		b, err := codec.AppendPrefix(nil, texts, false)
 		if err != nil {
-			return Scope{}, fmt.Errorf("%w: prefix %s of table %s: %w; mend: correct edge.tables", ErrFilter, FormatKeyPath(p), t.Name, err)
+			return Scope{}, fmt.Errorf("%w: %s of table %s: %w; mend: correct edge.tables", ErrPrefix, FormatKeyPath(p), t.Name, err)
 		}
 		scope.prefixes = append(scope.prefixes, b)
 	}

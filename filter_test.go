@@ -112,7 +112,7 @@ func TestScope(t *testing.T) {
 		}
 	}
 	wrong := mustFilter(t, nil, map[string][][]string{schema.QualifiedName(): {{"b", "noon"}}})
-	if _, err := wrong.Scope(schema); !errors.Is(err, ErrMalformed) {
+	if _, err := wrong.Scope(schema); !errors.Is(err, ErrPrefix) {
 		t.Errorf("a prefix that is no key: %v", err)
 	}
 }

@@ -24,7 +24,7 @@ func untrue(err error, p *policy) bool {
 		return p.careful // otherwise it is tried once more, batch by batch
 	}
 	for _, kind := range []error{
-		errRefetch, ErrOtherTopic, millrace.ErrDiverged, millrace.ErrForeign, millrace.ErrSignature, millrace.ErrMalformed, millrace.ErrTooLarge,
+		errRefetch, ErrOtherTopic, millrace.ErrDiverged, millrace.ErrForeign, millrace.ErrSignature, millrace.ErrMalformed, millrace.ErrFilter, millrace.ErrTooLarge,
 	} {
 		if errors.Is(err, kind) {
 			return true

@@ -367,7 +367,7 @@ func TestPartialNarrower(t *testing.T) {
 		}
 	}
 	bad := filterOf(t, nil, map[string][][]string{"public.b": {{"1", "north"}}})
-	if s, err := Open(Options{Dir: dir, Filter: bad}); !errors.Is(err, millrace.ErrFilter) {
+	if s, err := Open(Options{Dir: dir, Filter: bad}); !errors.Is(err, millrace.ErrPrefix) {
 		t.Errorf("a prefix that is no key: %v", err)
 		if err == nil {
 			closeStore(t, s)

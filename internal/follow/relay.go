@@ -27,7 +27,8 @@ func (f *Stream) newUpstreams(peers *tlsfiles.Client, metrics prometheus.Registe
 		return nil, nil
 	}
 	c := relay.ClientConfig{
-		Node: f.edge.ID, Stream: f.config.Name, Applied: f.applied, Logger: f.log, Registerer: metrics,
+		Node: f.edge.ID, Stream: f.config.Name, Applied: f.applied, Filter: millrace.AppendFilter(nil, f.home.Filter()),
+		Logger: f.log, Registerer: metrics,
 	}
 	if peers != nil {
 		c.TLS, c.Authorize = peers.TLS, peers.Authorize
