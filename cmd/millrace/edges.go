@@ -163,7 +163,7 @@ func edgeState(e *edgestatus.Edge) string {
 	if e.Silent {
 		state = "silent (" + state + ")"
 	}
-	if e.Holds != "" {
+	if len(e.Holds) > 0 {
 		state += ", partial"
 	}
 	return state

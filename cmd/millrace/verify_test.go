@@ -406,6 +406,31 @@ func TestVerifyCommand(t *testing.T) {
 	}
 }
 
+// TestVerifyPartialEdges: no result is expected of what an edge does not hold, nor of
+// ranges with keys that it does not.
+func TestVerifyPartialEdges(t *testing.T) {
+	pass := &admin.VerifyStatus{Table: "public.items", ID: 7, Ranges: 3}
+	edge := func(p edgestatus.Pass, holds ...edgestatus.Held) *edgestatus.Edge {
+		p.ID = 7
+		return &edgestatus.Edge{Report: edgestatus.Report{Edge: "e", State: edgestatus.StateStream, Holds: holds, Verify: []edgestatus.TableVerify{tableVerify("public.items", p)}}}
+	}
+	for name, c := range map[string]struct {
+		e              *edgestatus.Edge
+		result         string
+		reports, apart bool
+	}{
+		"everything":       {edge(edgestatus.Pass{Equal: 3}), resultEqual, true, false},
+		"the table":        {edge(edgestatus.Pass{Equal: 2, Skipped: 1}, edgestatus.Held{Table: "public.items"}), resultSkipped, true, false},
+		"some keys":        {edge(edgestatus.Pass{Equal: 1, Skipped: 2}, edgestatus.Held{Table: "public.items", Prefixes: 1}), resultSkipped, false, true},
+		"some keys, wrong": {edge(edgestatus.Pass{Different: 1, Skipped: 2}, edgestatus.Held{Table: "public.items", Prefixes: 1}), resultDifferent, true, false},
+		"another table":    {edge(edgestatus.Pass{}, edgestatus.Held{Table: "public.shops"}), resultNone, false, true},
+	} {
+		if r := resultOf(c.e, pass); r.Result != c.result || r.reports != c.reports || r.apart != c.apart {
+			t.Errorf("holding %s: %+v", name, r)
+		}
+	}
+}
+
 // log is a topic with the records of a publisher.
 type logTopic struct {
 	t      *testing.T

@@ -167,10 +167,10 @@ func (f *feed) welcome() error {
 	if f.epoch = f.hello.epoch; f.epoch == 0 {
 		f.epoch = now
 	}
-	if len(f.filter) > 0 {
-		if f.s.config.Filter == nil {
-			return bye(CodeFilter, "%s serves whole streams only; mend: follow another edge, or ask for all tables", f.s.config.Node)
-		}
+	if f.s.config.Filter == nil && len(f.filter) > 0 {
+		return bye(CodeFilter, "%s serves whole streams only; mend: follow another edge, or ask for all tables", f.s.config.Node)
+	}
+	if f.s.config.Filter != nil {
 		var err error
 		if f.rewrite, err = f.s.config.Filter(f.filter); err != nil {
 			return bye(CodeFilter, "%v", err)

@@ -174,6 +174,9 @@ func TestFilter(t *testing.T) {
 
 	other := newNode(t, "other", func(s *ServerConfig) {
 		s.Filter = func(filter []byte) (Rewriter, error) {
+			if len(filter) == 0 {
+				return nil, nil
+			}
 			if string(filter) != "known" {
 				return nil, errors.New("no such table")
 			}

@@ -55,8 +55,9 @@ type ServerConfig struct {
 	Silence time.Duration
 	// Beat is how often a child is told where this node stands. Default 1 s.
 	Beat time.Duration
-	// Filter makes a Rewriter of a child's filter, or says why it cannot. nil refuses
-	// all filters.
+	// Filter makes a Rewriter of a child's filter, or says why it cannot. It is asked
+	// about children without a filter too: a nil Rewriter sends records as they are. nil
+	// refuses all filters.
 	Filter func(filter []byte) (Rewriter, error)
 	// Reports takes what children report, by the name of the child; nil drops it. The
 	// payload belongs to it. It must not block for long: the child's next frames wait.

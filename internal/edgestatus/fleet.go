@@ -64,7 +64,7 @@ func (f *Fleet) Take(m topic.Message) {
 	if f.slim {
 		r.differs = r.Differs()
 		r.tables = tablesOf(r)
-		r.Verify, r.Diverged, r.Log, r.Error = nil, nil, nil, short(r.Error, maxWhy)
+		r.Verify, r.Diverged, r.Log, r.Holds, r.Error = nil, nil, nil, nil, short(r.Error, maxWhy)
 	}
 	f.edges[r.Edge] = seen{r, m.Time}
 }

@@ -64,9 +64,8 @@ type Report struct {
 	// Tables and Rows count what readers see.
 	Tables int    `json:"tables"`
 	Rows   uint64 `json:"rows"`
-	// Holds says what a partial edge holds, cut where it is long; empty where that is
-	// everything.
-	Holds string `json:"holds,omitempty"`
+	// Holds are the tables that a partial edge holds; none where it holds everything.
+	Holds []Held `json:"holds,omitempty"`
 	// Verifying is the index of the oldest Verify entries that are not compared
 	// yet; 0 if all up to Index are.
 	Verifying millrace.Index `json:"verifying"`
@@ -101,6 +100,26 @@ type Report struct {
 	// differs and tables are kept of what a slim fleet leaves out.
 	differs bool
 	tables  []TableSummary
+}
+
+// Held is a table that a partial edge holds.
+type Held struct {
+	Table string `json:"table"`
+	// Prefixes is under how many prefixes it holds keys; 0 if it holds all.
+	Prefixes int `json:"prefixes,omitempty"`
+}
+
+// Held returns what the edge holds of a table. held is false where that is nothing.
+func (r *Report) Held(table string) (h Held, held bool) {
+	if len(r.Holds) == 0 {
+		return Held{Table: table}, true
+	}
+	for _, h := range r.Holds {
+		if h.Table == table {
+			return h, true
+		}
+	}
+	return Held{}, false
 }
 
 // Log says what an edge's own log holds.
@@ -196,7 +215,6 @@ func (r *Report) Encode() ([]byte, error) {
 		space.Alarm = short(space.Alarm, maxText)
 		e.Space = &space
 	}
-	e.Holds = short(e.Holds, maxText)
 	e.Verify = make([]TableVerify, 0, len(r.Verify))
 	for _, v := range r.Verify {
 		v.SkipReason = short(v.SkipReason, maxText)

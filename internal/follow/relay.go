@@ -61,6 +61,9 @@ func (f *Stream) newRelay(metrics prometheus.Registerer) (*relay.Server, error) 
 
 // childFilter is what of each record a child gets that wants less than everything.
 func (f *Stream) childFilter(filter []byte) (relay.Rewriter, error) {
+	if len(filter) == 0 && f.home.Filter().All() {
+		return nil, nil
+	}
 	return f.home.ForChild(filter)
 }
 

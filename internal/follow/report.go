@@ -86,8 +86,8 @@ func (f *Stream) report(ctx context.Context) (*edgestatus.Report, error) {
 			return err
 		}
 		r.Tables = len(tables)
-		if filter := v.Filter(); !filter.All() {
-			r.Holds = filter.String()
+		for _, t := range v.Filter().Tables {
+			r.Holds = append(r.Holds, edgestatus.Held{Table: t.Name, Prefixes: len(t.Prefixes)})
 		}
 		for i := range tables {
 			r.Rows += tables[i].Rows

@@ -114,12 +114,13 @@ func TestPartial(t *testing.T) {
 			t.Errorf("%s, %s %v: %v", c.e.ID, c.table, c.key, err)
 		}
 	}
-	greedy := edge("greedy", "public.records: [[2]]", near)
-	harness.Until(t, moveLimit, "the edge is refused", func(ctx context.Context) error {
-		st, err := greedy.Status(ctx)
-		if err == nil && (st.Upstream == nil || !strings.Contains(st.Upstream.Upstreams[0].Problem, "this edge holds public.records (keys under 1; 3), public.zones")) {
-			err = harness.NotYet("its status is %+v", st.Upstream)
-		}
-		return err
-	})
+	for _, greedy := range []*harness.Edge{edge("greedy", "public.records: [[2]]", near), edge("greedier", "", near)} {
+		harness.Until(t, moveLimit, greedy.ID+" is refused", func(ctx context.Context) error {
+			st, err := greedy.Status(ctx)
+			if err == nil && (st.Upstream == nil || !strings.Contains(st.Upstream.Upstreams[0].Problem, "this edge holds public.records (keys under 1; 3), public.zones")) {
+				err = harness.NotYet("its status is %+v", st.Upstream)
+			}
+			return err
+		})
+	}
 }
