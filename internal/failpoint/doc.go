@@ -7,6 +7,7 @@
 //
 // The places of transfer, in the order in which a batch passes them:
 // captured, sequenced, before-produce, mid-produce, acknowledged, folded, ledger, confirmed.
+// Those of a topic that is trimmed: trim-decided, trimmed.
 // Those of a new epoch's beginning: epoch-checked, epoch-topic, epoch-registered; and of
 // an edge that goes over to it: edge_before_switch, edge_after_switch, edge_before_remove.
 // Of images: image_rows_written, image_before_publish, image_after_publish,
