@@ -15,6 +15,7 @@ import (
 const (
 	ledgerLimit = 10 * time.Second // for one statement
 	pruneEvery  = time.Hour
+	markPause   = time.Minute // after a mark that could not be written
 )
 
 // keepLedger writes a row for what was accepted, at most one in LedgerEvery and
@@ -73,7 +74,7 @@ func (r *reign) writeLedger(ctx context.Context) error {
 // once. What fails costs that place alone: the next one is written a minute later.
 func (r *reign) mark(ctx context.Context, row *control.LedgerRow) {
 	m, _ := r.accepted.mark()
-	if m.Offset != row.StateOffset || m.Offset == r.marked {
+	if m.Offset != row.StateOffset || m.Offset == r.marked || time.Now().Before(r.markNext) {
 		return
 	}
 	base, err := r.countedBefore(ctx, r.ledger)
@@ -83,6 +84,9 @@ func (r *reign) mark(ctx context.Context, row *control.LedgerRow) {
 	}
 	if err == nil {
 		r.marked = m.Offset
+	} else {
+		// An error costs the ledger its connection.
+		r.markNext = time.Now().Add(markPause)
 	}
 	r.t.marking(err)
 }

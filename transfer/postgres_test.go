@@ -3,8 +3,11 @@ package transfer
 import (
 	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -81,6 +84,52 @@ func TestLedgerAndHoldInPostgres(t *testing.T) {
 	}
 	goleak.VerifyNone(t, ignore, goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).write"),
 		goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).read"))
+}
+
+// TestOlderSchema: where the tables that trimming goes by are missing, publishing and
+// ledger go on as before, and the log says once what is missing.
+func TestOlderSchema(t *testing.T) {
+	w := newWorld(t, kafkatest.Fake(t))
+	_, conn, config := onPostgres(t, w)
+	if _, err := conn.Exec(testContext(t), `DROP TABLE millrace.mark; DROP TABLE millrace.trim`); err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	var mu sync.Mutex
+	config.Logger = slog.New(slog.NewTextHandler(locked{&mu, &log}, nil))
+	config.StateEvery = time.Nanosecond
+	config.Retain = Retain{Time: time.Nanosecond, Least: time.Nanosecond, Readers: new(fleet).read}
+	r := w.start(config)
+	for n := 1; n <= 20; n++ {
+		w.commit(1)
+		w.waitConfirmed(n)
+	}
+	if _, err := r.Trim(testContext(t), TrimRequest{}); !errors.Is(err, control.ErrNotInitialised) {
+		t.Errorf("trim without its tables: %v", err)
+	}
+	r.stop()
+	w.check(20)
+	row, err := control.NewestLedger(testContext(t), conn, w.stream.Name, 1)
+	if err != nil || row == nil || row.Last != r.Status().Index {
+		t.Errorf("the ledger ends with %+v, %v, the stream with %v", row, err, r.Status().Index)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if n := strings.Count(log.String(), "so it is not trimmed"); n != 1 || !strings.Contains(log.String(), "millrace init") {
+		t.Errorf("it was said %d times: %s", n, log.String())
+	}
+}
+
+// locked writes under a lock.
+type locked struct {
+	mu *sync.Mutex
+	to io.Writer
+}
+
+func (l locked) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.to.Write(b)
 }
 
 // TestHoldTakenAway ends the session that has the hold: the reign ends and the

@@ -45,10 +45,11 @@ type reign struct {
 	queue    *queue
 	sequence *sequencer
 	planted  planted
-	// marked is the newest state record that is kept as a mark, base what countedBefore
-	// has found.
-	marked millrace.Offset
-	base   atomic.Pointer[uint64]
+	// marked is the newest state record that is kept as a mark, and markNext when the
+	// next one may be tried; base is what countedBefore has found.
+	marked   millrace.Offset
+	markNext time.Time
+	base     atomic.Pointer[uint64]
 
 	record []byte // buffer of the record in flight
 	// sinceState are the bytes published since the newest state record, which

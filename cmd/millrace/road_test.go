@@ -34,6 +34,9 @@ func TestRoad(t *testing.T) {
 			w := newWorldOn(t, pgtest.On(t, pgtest.Cluster(t, pgtest.Options{})))
 			w.trigger(t, prepared)
 			road(t, w, `CREATE OR REPLACE TRIGGER millrace_1_i AFTER INSERT ON "public"."items"`, func() {
+				if n := w.db.String(`SELECT count(*)::text FROM millrace.mark`); n == "0" {
+					t.Error("a role that may do little keeps no places where the topic may begin")
+				}
 				w.tamper(t)
 				w.newEpoch(t)
 			})

@@ -21,7 +21,7 @@ import (
 )
 
 // waitLook is how often what edges have reported is looked at.
-const waitLook = 200 * time.Millisecond
+const waitLook = 500 * time.Millisecond
 
 // receipt says how many edges have come to an index.
 type receipt struct {

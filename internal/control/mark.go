@@ -63,7 +63,7 @@ WHERE s.name = $1 AND s.epoch = $2
 ON CONFLICT (stream) DO UPDATE
 SET epoch = excluded.epoch, term = excluded.term, publisher = excluded.publisher, log_offset = excluded.log_offset,
     last_index = excluded.last_index, forced = excluded.forced, decided_at = excluded.decided_at
-WHERE t.epoch < excluded.epoch OR t.epoch = excluded.epoch AND t.term <= excluded.term AND t.log_offset <= excluded.log_offset`
+WHERE t.epoch < excluded.epoch OR t.epoch = excluded.epoch AND t.term <= excluded.term`
 )
 
 // InsertMark writes a mark; one that is there already stays. Errors: ErrNoStream,
