@@ -2,6 +2,7 @@ package image
 
 import (
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -32,6 +33,25 @@ func benchSource(b *testing.B, dir string) *source {
 	return s
 }
 
+// storeSize is what the pages of the store below dir take.
+func storeSize(b *testing.B, dir string) (size float64) {
+	b.Helper()
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.Name() != "data.mdb" {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			size += float64(info.Size())
+		}
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return size
+}
+
 // BenchmarkImage writes an image, reads it through, and restores it.
 func BenchmarkImage(b *testing.B) {
 	dir := b.TempDir()
@@ -48,6 +68,7 @@ func BenchmarkImage(b *testing.B) {
 			mustCreate(b, s, images, 0)
 		}
 		perRow(b)
+		b.ReportMetric(storeSize(b, dir)/float64(*benchRows), "B/row-applied")
 	})
 	path := mustCreate(b, s, images, 0).Path
 	b.Run("verify", func(b *testing.B) {
@@ -59,11 +80,13 @@ func BenchmarkImage(b *testing.B) {
 		perRow(b)
 	})
 	b.Run("restore", func(b *testing.B) {
+		var home string
 		for range b.N {
-			home := b.TempDir()
+			home = b.TempDir()
 			restoreTo(b, home, path)
 		}
 		perRow(b)
+		b.ReportMetric(storeSize(b, home)/float64(*benchRows), "B/row-restored")
 	})
 	b.ReportMetric(float64(openImage(b, path).Manifest().Stored())/float64(*benchRows), "B/row")
 }
