@@ -2,6 +2,7 @@ package postgrest_test
 
 import (
 	"context"
+	"net/http"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -176,14 +177,19 @@ var limits = postgrest.Limits{
 	},
 }
 
+// headerOf takes names and values in turn.
+func headerOf(list []string) http.Header {
+	h := make(http.Header)
+	for i := 0; i+1 < len(list); i += 2 {
+		h.Set(list[i], list[i+1])
+	}
+	return h
+}
+
 // ask answers a query string from a store.
 func ask(t testing.TB, store *edge.Store, s *millrace.Schema, query string, l postgrest.Limits, header ...string) (a postgrest.Answer, err error) {
 	t.Helper()
-	h := make(map[string][]string)
-	for i := 0; i+1 < len(header); i += 2 {
-		h[header[i]] = []string{header[i+1]}
-	}
-	q, err := postgrest.Parse("GET", query, h)
+	q, err := postgrest.Parse("GET", query, headerOf(header))
 	if err != nil {
 		return a, err
 	}

@@ -13,6 +13,8 @@ type cursor struct {
 	// what is read, for messages.
 	what, text string
 	at         int
+	// shift is how many characters PostgREST counts before the text.
+	shift int
 }
 
 func (c *cursor) end() bool { return c.at == len(c.text) }
@@ -48,7 +50,7 @@ func (c *cursor) fail(expecting string) error {
 	return unparsed(c.what, c.text, c.column(), "unexpected %q expecting %s", string(r), expecting)
 }
 
-func (c *cursor) column() int { return 1 + utf8.RuneCountInString(c.text[:c.at]) }
+func (c *cursor) column() int { return 1 + c.shift + utf8.RuneCountInString(c.text[:c.at]) }
 
 // quoted reads a text in double quotes, in which a backslash takes the next
 // character as it is. It does not move where there is none.
@@ -255,7 +257,7 @@ func (c *cursor) element(arrays bool) string {
 // parseLogic reads and=(…), or=(…), and these with not before.
 func parseLogic(name, value string, nodes *int) (Node, error) {
 	op, not := strings.CutPrefix(name, "not.")
-	c := cursor{what: "logic tree", text: value}
+	c := cursor{what: "logic tree", text: value, shift: len(name)}
 	n := Node{Not: not}
 	if op == "or" {
 		n.Op = Or

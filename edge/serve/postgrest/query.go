@@ -136,9 +136,6 @@ func Parse(method, rawQuery string, h http.Header) (*Query, error) {
 			}
 		}
 	}
-	if q.Offset < 0 || q.Limit < -1 {
-		return nil, badRange("Limit should be greater than or equal to zero.")
-	}
 	return q, nil
 }
 
@@ -154,13 +151,13 @@ func (q *Query) param(name, value string, nodes *int) error {
 		if err != nil {
 			return unparsed(name, value, 1, "want a whole number")
 		}
-		if n < 0 {
+		switch {
+		case name == "offset":
+			q.Offset = max(n, 0)
+		case n < 0:
 			return badRange("Limit should be greater than or equal to zero.")
-		}
-		if name == "limit" {
+		default:
 			q.Limit = n
-		} else {
-			q.Offset = n
 		}
 		return nil
 	case "and", "or", "not.and", "not.or":
