@@ -105,7 +105,7 @@ func TestOpenAPIRefers(t *testing.T) {
 	}
 	for kind, all := range doc.Components {
 		for name := range all {
-			if !used[kind+"/"+name] {
+			if !used[kind+"/"+name] && kind != "securitySchemes" {
 				t.Errorf("%s/%s is not used", kind, name)
 			}
 		}

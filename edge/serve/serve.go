@@ -13,16 +13,21 @@
 //	GET  /v1/streams/{stream}/tables/{table}/rows/{key}     one row
 //	GET  /v1/streams/{stream}/tables/{table}/rows           rows in key order: prefix, limit, cursor
 //	POST /v1/streams/{stream}/rows:get                      several rows in one snapshot
+//	GET  /v1/streams/{stream}/token                         which index covers a token of the source
 //	GET  /v1/streams/{stream}/watch                         what changes, as server-sent events
 //	GET  /v1/streams/{stream}/images/…                      images of its store, as files
 //	GET  /v1/streams/{stream}/relay                         its log, for other edges (package relay)
+//	GET  /rest/{stream}/{table}                             rows in PostgREST's dialect (package postgrest)
+//	GET  /v1/openapi.json                                   all of these, for programs
 //	GET  /livez /readyz /metrics
 //
 // Every answer about a stream carries X-Millrace-Epoch and X-Millrace-Index, the
 // epoch and the index in it that it is true for, and X-Millrace-Lag, the age in
-// seconds of the newest unit here ("unknown" before the first). An answer other than 200 has the body
+// seconds of the newest unit here ("unknown" before the first). An answer that is an error has the body
 //
 //	{"error":{"code":"…","message":"…","mend":"…"}}
+//
+// and under /rest that of PostgREST. docs/API.md describes all of it for readers.
 //
 // On loopback and on the socket there is no encryption and no authentication: any
 // user of the host can read over TCP, and whoever may open the socket over that.
