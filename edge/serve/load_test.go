@@ -81,8 +81,10 @@ func BenchmarkRow(b *testing.B) {
 		name, path string
 		h          http.Handler
 	}{
-		{"nothing", "/", nothing}, {"row", streamURL + "/tables/public.accounts/rows/5", s},
-		{"rest", restURL + "/accounts?id=eq.5", s}, {"absent", restURL + "/accounts?id=eq.99", s},
+		{"nothing", "/", nothing},
+		{"row", streamURL + "/tables/public.accounts/rows/5", s},
+		{"rest", restURL + "/accounts?id=eq.5", s},
+		{"absent", restURL + "/accounts?id=eq.99", s},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
 			server := httptest.NewServer(bb.h)

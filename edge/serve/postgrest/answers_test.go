@@ -178,8 +178,10 @@ func TestAnswersOfPostgREST(t *testing.T) {
 		{`types?int_data=not.in.()&select=int_data`, "", `[{"int_data":1}]`, ""},
 		{`types?int_data=in.(    )`, "", `[]`, ""},
 		{`types?int_data=in.( ,3,4)`, "", `22P02: invalid input syntax for type integer: ""`, ""},
-		{`reserved?select=%22:arr-%3Eow::cast%22,%22(inside,parens)%22,%22a.dotted.column%22,%22%20%20col%20%20w%20%20space%20%20%22&%22*id*%22=eq.1`, "",
-			`[{":arr->ow::cast":" arrow-1 ","(inside,parens)":" parens-1 ","a.dotted.column":" dotted-1 ","  col  w  space  ":" space-1"}]`, ""},
+		{
+			`reserved?select=%22:arr-%3Eow::cast%22,%22(inside,parens)%22,%22a.dotted.column%22,%22%20%20col%20%20w%20%20space%20%20%22&%22*id*%22=eq.1`, "",
+			`[{":arr->ow::cast":" arrow-1 ","(inside,parens)":" parens-1 ","a.dotted.column":" dotted-1 ","  col  w  space  ":" space-1"}]`, "",
+		},
 		{`dollars?select=a$num$&a$num$=eq.100`, "", `[{"a$num$":100}]`, ""},
 	} {
 		name, query, _ := strings.Cut(tt.query, "?")

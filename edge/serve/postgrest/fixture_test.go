@@ -138,7 +138,8 @@ func fill(t testing.TB, store *edge.Store, s *millrace.Schema, rows [][]millrace
 	}
 	entries := []*millrace.Entry{
 		{Kind: millrace.KindSchema, Table: s.Table, Schema: s},
-		{Kind: millrace.KindLoadBegin, Table: s.Table, Load: 1}, {Kind: millrace.KindLoadEnd, Table: s.Table, Load: 1},
+		{Kind: millrace.KindLoadBegin, Table: s.Table, Load: 1},
+		{Kind: millrace.KindLoadEnd, Table: s.Table, Load: 1},
 	}
 	for _, row := range rows {
 		key, err := codec.AppendRowKey(nil, row)

@@ -215,7 +215,7 @@ func (p *Plan) candidate(index []string, bounds map[*column]*bound) *candidate {
 		if b == nil || i >= c.own && slices.Contains(c.columns[:i], col) {
 			break
 		}
-		if b.equal && (b.null || c.points*len(b.values) <= maxPoints) && !(b.null && i >= c.own) {
+		if b.equal && (b.null && i < c.own || !b.null && c.points*len(b.values) <= maxPoints) {
 			c.equal++
 			c.points *= max(1, len(b.values))
 			continue

@@ -238,14 +238,13 @@ func compareNaive(t *testing.T, g *generator, store *edge.Store, s *millrace.Sch
 	}
 	slices.SortFunc(want, less)
 	total := len(want)
-	limit, offset := -1, 0
 	if g.IntN(2) == 0 {
-		offset = g.IntN(4)
+		offset := g.IntN(4)
 		params = append(params, fmt.Sprintf("offset=%d", offset))
 		want = want[min(offset, len(want)):]
 	}
 	if g.IntN(2) == 0 {
-		limit = g.IntN(8)
+		limit := g.IntN(8)
 		params = append(params, fmt.Sprintf("limit=%d", limit))
 		want = want[:min(limit, len(want))]
 	}

@@ -80,8 +80,26 @@ var testColumns = []testColumn{
 
 // testIndexes are over columns with null, of several types, and with order.
 var testIndexes = [][]string{
-	{"small"}, {"big", "num"}, {"dec"}, {"f8"}, {"flag", "ts"}, {"txt"}, {"ctxt", "small"}, {"ch"}, {"nm"}, {"bin"}, {"id2"}, {"day", "tm"}, {"tz"},
-	{"ip"}, {"bits"}, {"feeling", "ctxt"}, {"pos", "numo"}, {"vc"}, {"mac"}, {"one"},
+	{"small"},
+	{"big", "num"},
+	{"dec"},
+	{"f8"},
+	{"flag", "ts"},
+	{"txt"},
+	{"ctxt", "small"},
+	{"ch"},
+	{"nm"},
+	{"bin"},
+	{"id2"},
+	{"day", "tm"},
+	{"tz"},
+	{"ip"},
+	{"bits"},
+	{"feeling", "ctxt"},
+	{"pos", "numo"},
+	{"vc"},
+	{"mac"},
+	{"one"},
 }
 
 // condition is a condition in both languages.
@@ -213,7 +231,7 @@ func (g *generator) query() (rest, sql, count string) {
 	sqlDir := strings.NewReplacer(".desc", " DESC").Replace(dir)
 	orderSQL = append(orderSQL, `t."grp"`+sqlDir, `t."id"`+sqlDir)
 	params = append(params, "order="+strings.Join(order, ","))
-	columns := "*"
+	columns := "t.*"
 	if g.IntN(2) == 0 {
 		var list, sqls []string
 		for range 1 + g.IntN(3) {
@@ -234,8 +252,6 @@ func (g *generator) query() (rest, sql, count string) {
 		}
 		params = append(params, "select="+url.QueryEscape(strings.Join(list, ",")))
 		columns = strings.Join(sqls, ", ")
-	} else {
-		columns = "t.*"
 	}
 	limit := ""
 	if g.IntN(2) == 0 {

@@ -181,14 +181,14 @@ func (q *Query) param(name, value string, nodes *int) error {
 func (q *Query) parseRange(text string) error {
 	text = strings.TrimPrefix(text, "items=")
 	low, high, ok := strings.Cut(text, "-")
-	from, err := strconv.ParseInt(low, 10, 64)
-	if !ok || err != nil || from < 0 {
+	from, known := rowNumber(low)
+	if !ok || !known {
 		return nil
 	}
 	end := int64(-1) // behind the last one
 	if high != "" {
-		to, err := strconv.ParseInt(high, 10, 64)
-		if err != nil || to < 0 || to == 1<<63-1 {
+		to, known := rowNumber(high)
+		if !known {
 			return nil
 		}
 		end = to + 1
@@ -214,6 +214,12 @@ func (q *Query) parseRange(text string) error {
 		}
 	}
 	return nil
+}
+
+// rowNumber reads the number of a row that a table could have.
+func rowNumber(text string) (n int64, ok bool) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil && digits(text) && n < 1<<62
 }
 
 // parsePrefer reads preferences. Those that are not known are left out, or refused

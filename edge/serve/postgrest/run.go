@@ -70,7 +70,6 @@ type run struct {
 	// found are the rows to be sorted, with bytes in all.
 	found []found
 	bytes int
-	err   error
 }
 
 // found is a row to be sorted: what sorts it, and its key.
