@@ -53,6 +53,13 @@ func (c *claim) release() {
 
 const lockName = "writer.lock"
 
+const (
+	// noteSize is more than what a holder of a lock says of itself, for people and for
+	// readers of other processes: noteNamespace is before its PID namespace.
+	noteSize      = 256
+	noteNamespace = " in "
+)
+
 // lockDir takes the lock that lets one process write. It is the kernel's lock
 // on an open file, so it holds between containers that share the directory and
 // is gone with the process. LMDB's own lock tells processes apart by PID, which
@@ -65,7 +72,7 @@ func lockDir(dir, name string) (*os.File, error) {
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		holder := make([]byte, 128)
+		holder := make([]byte, noteSize)
 		n, _ := f.ReadAt(holder, 0) // what it says is for people only
 		_ = f.Close()
 		return nil, fmt.Errorf("open store %s: %w by %s; mend: stop that one, or give this one a data directory of its own", dir, ErrInUse, holder[:n])
@@ -76,6 +83,9 @@ func lockDir(dir, name string) (*os.File, error) {
 	}
 	host, _ := os.Hostname()
 	note := fmt.Sprintf("process %d on %q", os.Getpid(), host)
+	if namespace := pidNamespace(); namespace != "" {
+		note += noteNamespace + namespace
+	}
 	if err := f.Truncate(0); err == nil {
 		_, _ = f.WriteAt([]byte(note), 0)
 	}

@@ -72,6 +72,11 @@ var (
 	// declare the index and wait.
 	ErrNoIndex = errors.New("no such index")
 
+	// ErrForbidden occurs when a process must not read a store beside its edge: it runs
+	// as another user, or in another PID namespace. Mend: run it as the edge's user and
+	// in its namespace, or read through the edge.
+	ErrForbidden = errors.New("store must not be read by this process")
+
 	// ErrExpired occurs when a View has been open for longer than the store
 	// allows. Mend: read in smaller steps.
 	ErrExpired = errors.New("view was open for too long")

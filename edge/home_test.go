@@ -169,31 +169,26 @@ func wantFiles(t testing.TB, dir string, want ...string) {
 // followChild reads a home from another process, reopening it when it is told
 // to, and says which epochs it sees.
 func followChild() error {
-	var last millrace.Epoch
-	for {
-		s, err := Open(Options{Dir: os.Getenv("DIR"), ReadOnly: true})
-		if err != nil {
-			return err
-		}
-		for err == nil {
-			var epoch millrace.Epoch
-			err = s.View(context.Background(), func(v *View) (err error) {
-				epoch, err = epochOf(v)
+	r, err := OpenReadOnly(Options{Dir: os.Getenv("DIR")})
+	if err != nil {
+		return err
+	}
+	for last := millrace.Epoch(0); ; {
+		err := r.View(context.Background(), func(v *View) error {
+			epoch, err := epochOf(v)
+			switch {
+			case err != nil:
 				return err
-			})
-			if err == nil && epoch < last {
-				err = fmt.Errorf("epoch %v after %v", epoch, last)
-			}
-			if err == nil && epoch > last {
+			case epoch < last:
+				return fmt.Errorf("epoch %v after %v", epoch, last)
+			case epoch > last:
 				last = epoch
 				fmt.Println("epoch", uint64(epoch))
 			}
-		}
-		if err := s.Close(); err != nil {
-			return err
-		}
-		if !errors.Is(err, ErrSuperseded) {
-			return err
+			return nil
+		})
+		if err != nil {
+			return errors.Join(err, r.Close())
 		}
 	}
 }

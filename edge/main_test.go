@@ -22,6 +22,7 @@ var children = map[string]func() error{
 	"grow":    growChild,
 	"compact": compactChild,
 	"succeed": succeedChild,
+	"mirror":  mirrorChild,
 	"nothing": func() error { return nil },
 }
 
