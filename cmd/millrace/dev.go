@@ -21,6 +21,7 @@ import (
 	"github.com/millrace-db/millrace/internal/pgbench"
 	"github.com/millrace-db/millrace/internal/pgserver"
 	"github.com/millrace-db/millrace/internal/proof"
+	"github.com/millrace-db/millrace/internal/sockets"
 )
 
 // devOptions are the flags of dev.
@@ -249,7 +250,7 @@ func (d *dev) life(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	keeper, err := newKeeper(ctx, d.config, d.log, noViewLimit)
+	keeper, err := newKeeper(ctx, d.config, d.log, noViewLimit, &start{sockets: new(sockets.Set)})
 	if err != nil {
 		return errors.Join(err, publisher.close())
 	}

@@ -6,10 +6,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
-
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/resp"
@@ -18,6 +14,8 @@ import (
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/follow"
 	"github.com/millrace-db/millrace/internal/sockets"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
 )
 
 // noViewLimit is the age limit of views where one reader reads everything.
@@ -29,7 +27,8 @@ func (a *app) edgeCommand() *cobra.Command {
 		Short: "Apply topics to local stores and answer reads",
 		Long: `Apply topics to local stores and answer reads at edge.http. Reads are answered from the first moment on,
 also while Kafka cannot be reached. It runs until it is told to end (SIGTERM, Ctrl-C) or until a stream needs
-somebody to act (exit code 4; with edge.on_stop: serve it goes on answering reads instead).`,
+somebody to act (exit code 4; with edge.on_stop: serve it goes on answering reads instead). SIGUSR2 starts the
+program anew, which takes over sockets, connections and streams; no request fails meanwhile.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.load()
@@ -41,7 +40,11 @@ somebody to act (exit code 4; with edge.on_stop: serve it goes on answering read
 					return err
 				}
 			}
-			k, err := newKeeper(cmd.Context(), c, a.logger(c), 0)
+			begin, err := newStart(a.environ)
+			if err != nil {
+				return err
+			}
+			k, err := newKeeper(cmd.Context(), c, a.logger(c), 0, begin)
 			if err != nil {
 				return err
 			}
@@ -60,6 +63,7 @@ type keeper struct {
 	registry *prometheus.Registry
 	streams  []*follow.Stream
 	images   *imageMakers
+	start    *start
 	sockets  *sockets.Set
 	server   *serve.Server
 	resp     *resp.Server // nil where nobody is answered
@@ -67,8 +71,8 @@ type keeper struct {
 
 // newKeeper opens stores and listeners; nothing is applied or answered yet. The
 // caller calls run, if at all, and then close.
-func newKeeper(ctx context.Context, c *config.Config, log *slog.Logger, viewAge time.Duration) (*keeper, error) {
-	k := &keeper{c: c, log: log.With("edge", c.Edge.ID), registry: newRegistry(), sockets: new(sockets.Set)}
+func newKeeper(ctx context.Context, c *config.Config, log *slog.Logger, viewAge time.Duration, begin *start) (*keeper, error) {
+	k := &keeper{c: c, log: log.With("edge", c.Edge.ID), registry: newRegistry(), start: begin, sockets: begin.sockets}
 	if err := k.open(ctx, viewAge); err != nil {
 		return nil, errors.Join(err, k.close())
 	}
@@ -84,7 +88,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 			return err
 		}
 		f, err := follow.New(follow.Config{
-			Whole: k.c, Stream: stream, Trusted: ring, ViewAge: viewAge, Version: version, Logger: k.log.With("stream", name), Metrics: metrics,
+			Whole: k.c, Stream: stream, Trusted: ring, ViewAge: viewAge, Version: version, Logger: k.log.With("stream", name), Metrics: metrics, Standby: k.start.from != nil,
 		})
 		if err != nil {
 			return err
@@ -149,21 +153,6 @@ func (k *keeper) bootstrap(stream string) *serve.Bootstrap { return k.follower(s
 
 // logStatus is what the log of a stream holds.
 func (k *keeper) logStatus(stream string) *serve.LogStatus { return k.follower(stream).LogStatus() }
-
-// run applies and answers until ctx ends or a stream stops.
-func (k *keeper) run(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	k.log.Info("edge answers reads", "address", k.server.Addr(), "socket", k.c.Edge.HTTP.Unix)
-	group.Go(func() error { return k.server.Run(ctx) })
-	if k.resp != nil {
-		group.Go(func() error { return k.resp.Run(ctx) })
-	}
-	for _, one := range k.streams {
-		group.Go(func() error { return one.Run(ctx) })
-	}
-	k.images.run(ctx, group.Go)
-	return group.Wait()
-}
 
 // close releases listeners and stores, once nothing runs any more.
 func (k *keeper) close() error {

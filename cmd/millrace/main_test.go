@@ -51,7 +51,13 @@ type process struct {
 // runs, and its output is shown if the test has failed.
 func spawn(t *testing.T, dir string, env []string, args ...string) *process {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], args...) //nolint:noctx // the test ends it
+	return spawnProgram(t, os.Args[0], dir, env, args...)
+}
+
+// spawnProgram is spawn with another binary than the tests'.
+func spawnProgram(t *testing.T, path, dir string, env []string, args ...string) *process {
+	t.Helper()
+	cmd := exec.Command(path, args...) //nolint:noctx // the test ends it
 	cmd.Dir = dir
 	cmd.Env = append(append(os.Environ(), asProgram+"=1"), env...)
 	p := &process{t: t, name: args[0]}

@@ -119,3 +119,12 @@ func peerFiles(c *config.Config) tlsfiles.ClientFiles {
 	p := &c.Edge.Peers
 	return tlsfiles.ClientFiles{CA: p.CA, Cert: p.Cert, Key: p.Key, Token: p.Token}
 }
+
+// adopt goes on with a connection of the process before: those of clients of Redis are
+// given.
+func (k *keeper) adopt(c net.Conn, state []byte) error {
+	if k.resp == nil {
+		return errors.Join(fmt.Errorf("the connection of %v: clients of Redis are not answered any more", c.RemoteAddr()), c.Close())
+	}
+	return k.resp.Adopt(c, state)
+}

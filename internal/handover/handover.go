@@ -20,7 +20,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -52,7 +52,7 @@ const maxState = 16 << 20
 // Successor is the process that follows this one. Its methods but Send are called by
 // one goroutine.
 type Successor struct {
-	process *exec.Cmd
+	process *os.Process
 	channel *net.UnixConn
 	ended   chan struct{}
 	err     error // why it has ended, once it has
@@ -81,24 +81,46 @@ func Start(set *sockets.Set) (*Successor, error) {
 		return nil, err
 	}
 	files = append(files, theirs)
-	cmd := exec.Command(path, os.Args[1:]...) //nolint:noctx // it outlives this process
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
-	cmd.ExtraFiles = files
-	for _, entry := range os.Environ() {
-		if name, _, _ := strings.Cut(entry, "="); name != Variable && !strings.HasPrefix(name, "LISTEN_") {
-			cmd.Env = append(cmd.Env, entry)
-		}
-	}
-	cmd.Env = append(cmd.Env, Variable+"="+strings.Join(names, ","))
-	if err := cmd.Start(); err != nil {
+	process, err := spawn(path, names, files)
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s to go over to it: %w", path, err), ours.Close())
 	}
-	s := &Successor{process: cmd, channel: ours, ended: make(chan struct{})}
+	s := &Successor{process: process, channel: ours, ended: make(chan struct{})}
 	go func() {
-		s.err = cmd.Wait()
-		close(s.ended)
+		defer close(s.ended)
+		state, err := process.Wait()
+		if s.err = err; err == nil && !state.Success() {
+			s.err = errors.New(state.String())
+		}
 	}()
 	return s, nil
+}
+
+// spawn starts the program with descriptors from 3 on. Package os would make the
+// sockets wait in the kernel, for this process too, which shares them.
+func spawn(path string, names []string, files []*os.File) (*os.Process, error) {
+	attributes := &syscall.ProcAttr{Files: []uintptr{0, 1, 2}}
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		if err := raw.Control(func(fd uintptr) { attributes.Files = append(attributes.Files, fd) }); err != nil {
+			return nil, err
+		}
+	}
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); name != Variable && !strings.HasPrefix(name, "LISTEN_") {
+			attributes.Env = append(attributes.Env, entry)
+		}
+	}
+	attributes.Env = append(attributes.Env, Variable+"="+strings.Join(names, ","))
+	pid, err := syscall.ForkExec(path, os.Args, attributes)
+	runtime.KeepAlive(files)
+	if err != nil {
+		return nil, err
+	}
+	return os.FindProcess(pid)
 }
 
 // pair makes connected sockets that keep the bounds of messages.
@@ -129,7 +151,7 @@ func channel(f *os.File) (*net.UnixConn, error) {
 }
 
 // PID is the successor's.
-func (s *Successor) PID() int { return s.process.Process.Pid }
+func (s *Successor) PID() int { return s.process.Pid }
 
 // Ready returns when the successor answers. Where it ends before, or takes too long,
 // it is ended, and the error says so: then nothing has changed for this process.
@@ -160,7 +182,7 @@ func (s *Successor) Ready(ctx context.Context) error {
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	_ = s.process.Process.Kill() // it may have ended
+	_ = s.process.Kill() // it may have ended
 	<-s.ended
 	return errors.Join(fmt.Errorf("the successor does not answer: %w", err), s.channel.Close())
 }
