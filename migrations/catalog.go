@@ -207,9 +207,9 @@ func (t *Table) omits(name string) bool {
 func (m *mapping) checkGuards(ctx context.Context, dst queryer, id millrace.TableID) ([]capture.Problem, error) {
 	var always, exclusions []string
 	err := dst.QueryRow(ctx, tree+`
-SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D'),
-       ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') ORDER BY 1),
-       ARRAY(SELECT c.conname::text FROM pg_constraint c WHERE c.conrelid IN (SELECT oid FROM tree) AND c.contype = 'x' ORDER BY 1)`, int64(id)).
+SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D' AND g.tgname <> $2),
+       ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') AND g.tgname <> $2 ORDER BY 1),
+       ARRAY(SELECT c.conname::text FROM pg_constraint c WHERE c.conrelid IN (SELECT oid FROM tree) AND c.contype = 'x' ORDER BY 1)`, int64(id), denyTrigger).
 		Scan(&m.guarded, &always, &exclusions)
 	if err != nil {
 		return nil, fmt.Errorf("look up triggers at the target: %w", err)

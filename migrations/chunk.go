@@ -35,6 +35,9 @@ type copier struct {
 // prepare settles the sessions: the target's has a staging table for each table,
 // for rows that may be there already.
 func (w *copier) prepare(ctx context.Context) error {
+	if err := w.m.showApplier(ctx, w.dst); err != nil {
+		return err
+	}
 	if err := silence(ctx, w.dst, w.tables); err != nil {
 		return err
 	}

@@ -67,17 +67,24 @@ func (m *Migration) place(ctx context.Context, src, dst *pgx.Conn) (*millrace.Ch
 	if from, err = c.Begin(ctx); err != nil {
 		return nil, err
 	}
-	if _, err := rand.Read(from.Stream[:]); err != nil {
-		return nil, fmt.Errorf("make an identity for the changes: %w", err)
+	if err := identify(from); err != nil {
+		return nil, err
 	}
-	from.Epoch = 1
-	from.Chain = millrace.NewChain(from.Stream, from.Epoch)
-	from.Offset = millrace.NoOffset
 	if err := m.notePlace(ctx, dst, from); err != nil {
 		return nil, err
 	}
 	m.log.Info("changes are kept from here on", "position", from.Position.String())
 	return from, nil
+}
+
+// identify gives changes that begin an identity, which their chain begins with.
+func identify(from *millrace.Checkpoint) error {
+	if _, err := rand.Read(from.Stream[:]); err != nil {
+		return fmt.Errorf("make an identity for the changes: %w", err)
+	}
+	from.Epoch, from.Offset = 1, millrace.NoOffset
+	from.Chain = millrace.NewChain(from.Stream, from.Epoch)
+	return nil
 }
 
 // readPlace returns the place that changes have come to, nil if there is none.
@@ -324,6 +331,9 @@ func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkT
 // makes the indexes that were left for later, and notes behind which place the
 // target is the source.
 func (m *Migration) settle(ctx context.Context, src, dst *pgx.Conn, all []*mapping, made []string) error {
+	if err := m.showApplier(ctx, dst); err != nil {
+		return err
+	}
 	for _, t := range all {
 		if !t.loose {
 			continue

@@ -39,13 +39,24 @@ const (
 	lastRetry  = 10 * time.Second
 )
 
-// Follow applies changes until ctx ends or until says so. It goes on after failures
-// that pass. Errors: ErrStep, ErrRunning, ErrChanged, ErrConflict, and those of the
+// Follow applies changes until ctx ends or until says so: from the source to the
+// target, or back where writers have gone over. It goes on after failures that pass. Errors: ErrStep, ErrRunning, ErrChanged, ErrConflict, and those of the
 // capture that need an operator.
 func (m *Migration) Follow(ctx context.Context, until Until) error {
+	return m.retry(ctx, func() error {
+		way, err := m.inUse(ctx)
+		if err != nil {
+			return err
+		}
+		return way.follow(ctx, until)
+	})
+}
+
+// retry runs fn until it succeeds, ctx ends, or it fails in a way that does not pass.
+func (m *Migration) retry(ctx context.Context, fn func() error) error {
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		began := time.Now()
-		err := m.follow(ctx, until)
+		err := fn()
 		if err == nil || ctx.Err() != nil || millrace.NeedsOperator(err) || errors.Is(err, ErrRunning) {
 			return err
 		}
@@ -57,6 +68,30 @@ func (m *Migration) Follow(ctx context.Context, until Until) error {
 			return err
 		}
 	}
+}
+
+// inUse is the way that leads away from the side that takes writes. It brings to its end
+// what was cut off when writers went over.
+func (m *Migration) inUse(ctx context.Context) (*Migration, error) {
+	src, dst, err := m.both(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer capture.Close(src)
+	defer capture.Close(dst)
+	now, err := readManager(ctx, dst, m.cfg.Name)
+	if err != nil || now == nil {
+		return m, err // nobody can have gone over
+	}
+	w, err := m.openWays(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	if now, err = w.decided(ctx); err != nil {
+		return nil, err
+	}
+	return w.from(now.Active), w.settle(ctx, now)
 }
 
 // follower is one run of Follow, from connecting to the first failure.
@@ -75,11 +110,15 @@ type follower struct {
 	certify *certifier
 
 	// Of the batch under way:
-	before  millrace.Index // at the last commit
-	units   int64
-	verify  []*millrace.Entry // ranges to compare behind its commit
-	tended  time.Time
-	pausing bool
+	before millrace.Index // at the last commit
+	units  int64
+	// fence is the message that is waited for, if any; fenced tells that everything up
+	// to it is committed.
+	fence          string
+	passed, fenced bool
+	verify         []*millrace.Entry // ranges to compare behind its commit
+	tended         time.Time
+	pausing        bool
 }
 
 func (m *Migration) follow(ctx context.Context, until Until) (err error) {
@@ -219,7 +258,7 @@ func (f *follower) gather(ctx context.Context) error {
 	first, cancel := context.WithTimeout(ctx, tendInterval)
 	defer cancel()
 	until := first
-	for f.batch.size < f.m.cfg.BatchBytes && len(f.verify) == 0 {
+	for f.batch.size < f.m.cfg.BatchBytes && len(f.verify) == 0 && !f.passed {
 		u, err := f.from.Next(until)
 		if err != nil {
 			if ctx.Err() == nil && until.Err() != nil {
@@ -274,7 +313,14 @@ func (f *follower) take(ctx context.Context, u *millrace.Unit) error {
 			}
 			var e millrace.Entry
 			switch h.Kind {
-			case millrace.KindHeartbeat, millrace.KindMessage:
+			case millrace.KindHeartbeat:
+				continue
+			case millrace.KindMessage:
+				is, err := isFence(&h, f.fence)
+				if err != nil {
+					return err
+				}
+				f.passed = f.passed || is && f.fence != ""
 				continue
 			default:
 				if err := millrace.DecodeEntry(h.Body, &e); err != nil {
@@ -345,6 +391,7 @@ func (f *follower) commit(ctx context.Context) error {
 		}
 	}
 	f.from.Confirm(f.at.Position)
+	f.fenced = f.passed
 	return nil
 }
 

@@ -44,7 +44,15 @@ func child() int {
 	order.Config.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	m, err := New(order.Config)
 	if err == nil {
-		switch order.Step {
+		step, at, _ := strings.Cut(order.Step, ":")
+		switch step {
+		case "cutover": // until it comes to a step
+			m.passed = func(step string) {
+				if step == at {
+					_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				}
+			}
+			_, err = m.Cutover(context.Background())
 		case "copy":
 			err = m.Copy(context.Background())
 		case "converge":

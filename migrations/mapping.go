@@ -18,6 +18,8 @@ type mapping struct {
 	// carried are the source's columns, in the order of its schema.
 	carried []carried
 	derived []derived
+	// others are columns that only the target has, or computes, but for generated ones.
+	others []string
 	// key are the places of the key's columns in carried, in key order.
 	key   []int
 	codec *millrace.KeyCodec
@@ -139,6 +141,9 @@ func mapColumns(t *Table, schema *millrace.Schema, src []sourceColumn, dst []tar
 	}
 	for i := range dst {
 		d := &dst[i]
+		if comes := slices.ContainsFunc(m.carried, func(c carried) bool { return c.target == d.name }); !comes && !d.generated {
+			m.others = append(m.others, d.name)
+		}
 		if !used[d.name] && !d.generated && !d.identity && !d.hasPreset && d.notNull {
 			bad(fmt.Sprintf("column %s of the target's %v gets no value, may not be NULL and has no default", d.name, t.To), fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s SET DEFAULT …, or give it an expression in the migration file", t.To.Quoted(), table.Quote(d.name)))
 		}

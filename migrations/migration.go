@@ -21,6 +21,7 @@ const (
 	DefaultChunk         = 32 << 20
 	DefaultBatchInterval = 500 * time.Millisecond
 	DefaultBatchBytes    = 16 << 20
+	DefaultPauseBudget   = 2 * time.Second
 )
 
 // Config says what moves, from where and how.
@@ -55,6 +56,8 @@ type Config struct {
 	// Defaults 500 ms and 16 MiB.
 	BatchInterval time.Duration
 	BatchBytes    int64
+	// PauseBudget is how long writers may be held when they go over. Default 2 s.
+	PauseBudget time.Duration
 	// Heartbeat is the time between heartbeats at the source. Default 1 s.
 	Heartbeat time.Duration
 	// Logger hears of transitions. Default: none.
@@ -83,11 +86,16 @@ func (t *Table) mapped() bool { return len(t.Columns)+len(t.Expressions)+len(t.O
 // that change anything take the migration for themselves.
 type Migration struct {
 	cfg Config
-	log *slog.Logger
+	// base is the name that people know, of a way back; empty for the migration
+	// itself.
+	base string
+	log  *slog.Logger
 	// copied is called behind each chunk, for tests.
 	copied func()
 	// planted alters the session of a copier, for a test.
 	planted func(context.Context, *pgx.Conn) error
+	// passed is called at each step of going over, for tests.
+	passed func(step string)
 }
 
 // New checks the configuration and fills in its defaults. It does not connect.
@@ -128,6 +136,9 @@ func New(cfg Config) (*Migration, error) {
 	if cfg.BatchBytes == 0 {
 		cfg.BatchBytes = DefaultBatchBytes
 	}
+	if cfg.PauseBudget == 0 {
+		cfg.PauseBudget = DefaultPauseBudget
+	}
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = time.Second
 	}
@@ -146,3 +157,11 @@ func New(cfg Config) (*Migration, error) {
 func (m *Migration) stream() string { return "migrate_" + m.cfg.Name }
 
 func (m *Migration) slot() string { return "millrace_" + m.stream() }
+
+// known is the name that people know.
+func (m *Migration) known() string {
+	if m.base != "" {
+		return m.base
+	}
+	return m.cfg.Name
+}

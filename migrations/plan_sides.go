@@ -123,14 +123,14 @@ func (m *Migration) checkRelations(ctx context.Context, src *pgx.Conn, t *Table,
 	var triggers, references, referenced, views, sequences []string
 	err := src.QueryRow(ctx, `
 SELECT pg_has_role(c.relowner, 'USAGE'),
-       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal ORDER BY 1),
+       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname <> $2 ORDER BY 1),
        ARRAY(SELECT conname || ' (' || confrelid::regclass || ')' FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
        ARRAY(SELECT conname || ' (' || conrelid::regclass || ')' FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
        ARRAY(SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend p JOIN pg_rewrite r ON r.oid = p.objid
              WHERE p.classid = 'pg_rewrite'::regclass AND p.refclassid = 'pg_class'::regclass AND p.refobjid = c.oid AND r.ev_class <> c.oid ORDER BY 1),
        ARRAY(SELECT DISTINCT s.oid::regclass::text FROM pg_class s JOIN pg_depend p ON p.classid = 'pg_class'::regclass AND p.objid = s.oid AND p.refobjid = c.oid
              WHERE s.relkind = 'S' AND p.deptype IN ('a', 'i') ORDER BY 1)
-FROM pg_class c WHERE c.oid = $1::bigint::oid`, id).Scan(&owner, &triggers, &references, &referenced, &views, &sequences)
+FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger).Scan(&owner, &triggers, &references, &referenced, &views, &sequences)
 	if err != nil {
 		return nil, fmt.Errorf("look at what hangs together with table %v: %w", t.From, err)
 	}

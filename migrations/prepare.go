@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/capture/wal"
@@ -200,9 +201,46 @@ func (m *Migration) capture(ctx context.Context, src *pgx.Conn) (*wal.Capture, e
 	return wal.New(cfg)
 }
 
-// Abort takes away what the migration has made but for the target's tables: slot,
-// publication and state. What is not there is no error. The source is as it was.
+// Abort takes away what the migration has made but for the target's tables: slots,
+// publications, gates and state. What is not there is no error. The source is as it
+// was. Errors: ErrStep, where the target takes writes.
 func (m *Migration) Abort(ctx context.Context) error {
+	src, dst, err := m.both(ctx)
+	if err != nil {
+		return err
+	}
+	defer capture.Close(src)
+	defer capture.Close(dst)
+	for _, conn := range []*pgx.Conn{src, dst} {
+		now, err := readManager(ctx, conn, m.cfg.Name)
+		if err != nil {
+			return err
+		}
+		if now != nil && now.Active == target {
+			return fmt.Errorf("%w: the target takes writes; mend: millrace migrate rollback -f FILE first, or millrace migrate finish -f FILE to stay there", ErrStep)
+		}
+	}
+	if d, err := m.read(ctx, dst); err == nil && d != nil && d.Side == target && d.Step != StepNone {
+		w, err := m.openWays(ctx)
+		if err == nil {
+			defer w.close()
+			return m.takeAway(ctx, w)
+		}
+		if !millrace.NeedsOperator(err) {
+			return err
+		}
+		// Tables that do not fit any more have no way back either.
+	}
+	for _, g := range []*gate{{conn: src, where: source, name: m.cfg.Name}, {conn: dst, where: target, name: m.cfg.Name}} {
+		if err := g.remove(ctx, m.tables(g.where)); err != nil {
+			return err
+		}
+	}
+	return m.abort(ctx)
+}
+
+// abort is Abort for one way.
+func (m *Migration) abort(ctx context.Context) error {
 	src, dst, err := m.both(ctx)
 	if err != nil {
 		return err
@@ -222,7 +260,7 @@ func (m *Migration) Abort(ctx context.Context) error {
 	for _, x := range []struct {
 		conn  *pgx.Conn
 		where side
-	}{{src, source}, {dst, target}} {
+	}{{dst, target}, {src, source}} {
 		s, err := m.read(ctx, x.conn)
 		if err != nil {
 			return err
@@ -242,6 +280,6 @@ func (m *Migration) Abort(ctx context.Context) error {
 			return fmt.Errorf("take migration %s away from the %s: %w", m.cfg.Name, x.where, err)
 		}
 	}
-	m.log.Info("migration is aborted")
+	m.log.Info("what the migration had made is taken away")
 	return nil
 }

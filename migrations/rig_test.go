@@ -63,7 +63,7 @@ func server(t *testing.T, name string, version int) *pgserver.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := pgserver.Start(ctx, pgserver.Config{Dir: dir + "/data", Binaries: binaries})
+	s, err := pgserver.Start(ctx, pgserver.Config{Dir: dir + "/data", Binaries: binaries, Settings: map[string]string{"max_prepared_transactions": "5"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,6 +42,9 @@ func (m *Migration) openSink(ctx context.Context, all []*mapping, exact bool) (_
 	if _, err := s.conn.Exec(ctx, "SET synchronous_commit = on"); err != nil {
 		return nil, fmt.Errorf("set the session at the target: %w", err)
 	}
+	if err := m.showApplier(ctx, s.conn); err != nil {
+		return nil, err
+	}
 	if err := silence(ctx, s.conn, all); err != nil {
 		return nil, err
 	}

@@ -19,7 +19,11 @@ type Status struct {
 	Phase  string `json:"phase"`  // what comes or goes on now, for people
 	Paused bool   `json:"paused"` // somebody has paused it
 	// Running says that a process works on it.
-	Running bool          `json:"running"`
+	Running bool `json:"running"`
+	// Active is the side that takes writes, Term how often that has changed. Follow and
+	// Batches are of the way that leads away from it.
+	Active  string        `json:"active"`
+	Term    int64         `json:"term"`
 	StepAt  *time.Time    `json:"step_at,omitempty"`
 	Copy    *CopyStatus   `json:"copy,omitempty"`
 	Follow  *FollowStatus `json:"follow,omitempty"`
@@ -79,12 +83,28 @@ func (m *Migration) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{Name: m.cfg.Name, Step: d.Step, Paused: d.Paused, Batches: []Batch{}}
+	s := &Status{Name: m.cfg.Name, Step: d.Step, Paused: d.Paused, Active: string(source), Batches: []Batch{}}
 	if d.Step == StepNone && d.ID == "" {
 		s.Phase = "not begun"
 		return s, nil
 	}
 	s.StepAt = &d.StepAt
+	for _, conn := range []*pgx.Conn{src, dst} {
+		now, err := readManager(ctx, conn, m.cfg.Name)
+		if err != nil {
+			return nil, err
+		}
+		if now != nil && now.Term >= s.Term {
+			s.Active, s.Term = string(now.Active), now.Term
+		}
+	}
+	if s.Active == string(target) && m.base == "" {
+		back, err := m.backward(ctx, src, dst)
+		if err != nil {
+			return nil, err
+		}
+		return back.awayStatus(ctx, s)
+	}
 	if err := dst.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('millrace.migration.' || $1, 0))`, m.cfg.Name).Scan(&s.Running); err != nil {
 		return nil, fmt.Errorf("look whether a process works on migration %s: %w", m.cfg.Name, err)
@@ -99,6 +119,17 @@ AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('millrace.migra
 		return nil, err
 	}
 	s.Phase = s.phase()
+	return s, nil
+}
+
+// awayStatus fills in what is of the way back.
+func (m *Migration) awayStatus(ctx context.Context, s *Status) (*Status, error) {
+	away, err := m.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.Step, s.StepAt, s.Paused, s.Running, s.Follow, s.Batches = away.Step, away.StepAt, away.Paused, away.Running, away.Follow, away.Batches
+	s.Phase = "writers are at the target; the way back is " + away.Phase
 	return s, nil
 }
 
@@ -119,6 +150,8 @@ func (s *Status) phase() string {
 		return "copying" + waits
 	case s.Step == StepCopied:
 		return "catching up" + waits
+	case s.Step == StepArmed:
+		return "armed" + waits
 	}
 	return "following" + waits
 }

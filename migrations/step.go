@@ -18,12 +18,15 @@ const (
 	StepCopied Step = "copied"
 	// StepFollowing: the target has converged, and follows.
 	StepFollowing Step = "following"
+	// StepArmed: the way is made, and not in use while writers are at its other end,
+	// or have left it.
+	StepArmed Step = "armed"
 )
 
 func stepOrder() []Step { return []Step{StepNone, StepPrepared, StepCopied, StepFollowing} }
 
 // Valid reports whether this version knows the step.
-func (s Step) Valid() bool { return slices.Contains(stepOrder(), s) }
+func (s Step) Valid() bool { return s == StepArmed || slices.Contains(stepOrder(), s) }
 
 // String is for people.
 func (s Step) String() string {
@@ -45,6 +48,8 @@ func (s Step) Next(want Step) (bool, error) {
 	order := stepOrder()
 	at, to := slices.Index(order, s), slices.Index(order, want)
 	switch {
+	case s == StepArmed:
+		return false, fmt.Errorf("%w: writers have gone over, so nothing goes this way; mend: millrace migrate status -f FILE says who takes writes", ErrStep)
 	case at < 0:
 		return false, fmt.Errorf("%w: the migration is at step %q, which this version does not know; mend: use the version that took it there", ErrStep, string(s))
 	case to <= 0:

@@ -26,6 +26,9 @@ func TestStepOrder(t *testing.T) {
 	if _, err := Step("cut").Next(StepCopied); !errors.Is(err, ErrStep) {
 		t.Errorf("from a step of a later version: got %v, want ErrStep", err)
 	}
+	if _, err := StepArmed.Next(StepFollowing); !errors.Is(err, ErrStep) {
+		t.Errorf("on a way that is not in use: got %v, want ErrStep", err)
+	}
 	if _, err := StepPrepared.Next("cut"); !errors.Is(err, ErrStep) {
 		t.Errorf("to a step of a later version: got %v, want ErrStep", err)
 	}

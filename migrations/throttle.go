@@ -161,8 +161,10 @@ func (m *Migration) Pause(ctx context.Context, pause bool) error {
 	if d.Step == StepNone {
 		return fmt.Errorf("%w: migration %s has not begun", ErrStep, m.cfg.Name)
 	}
-	if _, err := dst.Exec(ctx, "UPDATE millrace.migration SET paused = $2 WHERE name = $1", m.cfg.Name, pause); err != nil {
-		return fmt.Errorf("pause migration %s: %w", m.cfg.Name, err)
+	for _, conn := range []*pgx.Conn{src, dst} {
+		if _, err := conn.Exec(ctx, "UPDATE millrace.migration SET paused = $3 WHERE name IN ($1, $2)", m.cfg.Name, m.cfg.Name+backSuffix, pause); err != nil {
+			return fmt.Errorf("pause migration %s: %w", m.cfg.Name, err)
+		}
 	}
 	return nil
 }

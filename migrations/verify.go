@@ -18,6 +18,14 @@ import (
 // error is ErrDiffers where the certificate says so; then it is there all the same.
 // Other errors: ErrStep, and those of Follow.
 func (m *Migration) Verify(ctx context.Context) (*Certificate, error) {
+	way, err := m.inUse(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return way.verify(ctx)
+}
+
+func (m *Migration) verify(ctx context.Context) (*Certificate, error) {
 	src, dst, err := m.both(ctx)
 	if err != nil {
 		return nil, err
@@ -39,7 +47,7 @@ INSERT INTO millrace.migration_wanted (name) VALUES ($1)
 ON CONFLICT (name) DO UPDATE SET wanted_at = clock_timestamp(), taken_at = NULL, done_at = NULL, problem = NULL RETURNING wanted_at`, m.cfg.Name).Scan(&since); err != nil {
 		return nil, fmt.Errorf("ask for verification: %w", err)
 	}
-	err = m.Follow(ctx, func(f *follower) bool { return f.certify.done })
+	err = m.retry(ctx, func() error { return m.follow(ctx, func(f *follower) bool { return f.certify.done }) })
 	if errors.Is(err, ErrRunning) {
 		err = m.await(ctx, dst)
 	}

@@ -1,0 +1,245 @@
+package migrations
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/wait"
+)
+
+// denyTrigger is the name of the triggers that deny writes.
+const denyTrigger = "millrace_deny"
+
+// gate is what keeps writers from one side. It stands on the migration's tables there,
+// and on the partitions under them, for every role and every session_replication_role.
+type gate struct {
+	conn  *pgx.Conn
+	where side
+	name  string // of the migration that people know
+}
+
+func (g *gate) sequence() string { return "millrace." + table.Quote("gate_"+g.name) }
+
+// manager is the row that says which side takes writes.
+type manager struct {
+	Active side
+	Locked bool
+	Term   int64
+	Fence  string
+}
+
+// readManager returns the row of a side, nil where there is none.
+func readManager(ctx context.Context, q queryer, name string) (*manager, error) {
+	var there bool
+	if err := q.QueryRow(ctx, "SELECT to_regclass('millrace.migration_manager') IS NOT NULL").Scan(&there); err != nil {
+		return nil, fmt.Errorf("look who takes writes: %w", err)
+	}
+	if !there {
+		return nil, nil
+	}
+	m := new(manager)
+	err := q.QueryRow(ctx, "SELECT active, locked, term, fence FROM millrace.migration_manager WHERE name = $1", name).Scan(&m.Active, &m.Locked, &m.Term, &m.Fence)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look who takes writes: %w", err)
+	}
+	return m, nil
+}
+
+// newToken makes what is known to nobody else.
+func newToken() (string, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("make a token: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+// The triggers are made under a lock that writers queue behind, for no longer than
+// guardWait at a time.
+const (
+	guardWait     = "100ms"
+	guardAttempts = 50
+)
+
+// install makes gate and triggers if they are not there: open at the source, closed at
+// the target. What is there stays as it is.
+func (g *gate) install(ctx context.Context, tables []table.Name) error {
+	token, err := newToken()
+	if err != nil {
+		return err
+	}
+	start := 1
+	if g.where == target {
+		start = 0
+	}
+	for _, sql := range []string{
+		fmt.Sprintf("CREATE SEQUENCE IF NOT EXISTS %s MINVALUE 0 START %d", g.sequence(), start),
+		fmt.Sprintf("INSERT INTO millrace.migration_manager (name, active, term) VALUES (%s, 'source', 0) ON CONFLICT DO NOTHING", literal(g.name)),
+		fmt.Sprintf("INSERT INTO millrace.migration_applier (name, token) VALUES (%s, %s) ON CONFLICT DO NOTHING", literal(g.name), literal(token)),
+	} {
+		if _, err := g.conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("make the gate at the %s: %w", g.where, err)
+		}
+	}
+	for _, t := range tables {
+		if err := g.guard(ctx, t); err != nil {
+			return fmt.Errorf("guard table %v at the %s: %w", t, g.where, err)
+		}
+	}
+	return nil
+}
+
+// guard puts triggers on a table and what is under it.
+func (g *gate) guard(ctx context.Context, t table.Name) error {
+	rows, err := g.conn.Query(ctx, `
+WITH RECURSIVE tree (oid) AS (SELECT to_regclass($1)::oid UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid)
+SELECT c.oid::regclass::text, EXISTS (SELECT FROM pg_subscription_rel r WHERE r.srrelid = c.oid)
+FROM tree JOIN pg_class c ON c.oid = tree.oid
+WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = $2 AND g.tgenabled = 'A') ORDER BY 1`, t.Quoted(), denyTrigger)
+	if err != nil {
+		return err
+	}
+	var names []string
+	var subscribed string
+	if _, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (name string, err error) {
+		var bySubscription bool
+		err = row.Scan(&name, &bySubscription)
+		if names = append(names, name); bySubscription {
+			subscribed = name
+		}
+		return name, err
+	}); err != nil {
+		return err
+	}
+	if subscribed != "" {
+		return fmt.Errorf("%w: a subscription writes to %s, whose apply worker no trigger of this kind denies; mend: drop the subscription there", ErrBlocked, subscribed)
+	}
+	for _, name := range names {
+		for attempt := 0; ; attempt++ {
+			_, err := g.conn.Exec(ctx, fmt.Sprintf(`BEGIN; SET LOCAL lock_timeout = '%s';
+CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION millrace.migration_deny(%s);
+ALTER TABLE %[3]s ENABLE ALWAYS TRIGGER %[2]s; COMMIT`, guardWait, denyTrigger, name, literal(g.name)), pgx.QueryExecModeSimpleProtocol)
+			if err == nil {
+				break
+			}
+			if _, again := g.conn.Exec(ctx, "ROLLBACK"); again != nil {
+				return errors.Join(err, again)
+			}
+			if code(err) != "55P03" {
+				return err
+			}
+			if attempt == guardAttempts {
+				return fmt.Errorf("%w: long transactions keep it locked: %w; mend: end them (pg_stat_activity, pg_locks), and try again", ErrBlocked, err)
+			}
+			if err := wait.For(ctx, lockPause); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// remove takes triggers and gate away, so that everybody may write.
+func (g *gate) remove(ctx context.Context, tables []table.Name) error {
+	version, err := installed(ctx, g.conn)
+	if err != nil || version < 2 {
+		return err
+	}
+	for _, t := range tables {
+		rows, err := g.conn.Query(ctx, `
+WITH RECURSIVE tree (oid) AS (SELECT to_regclass($1)::oid UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid)
+SELECT c.oid::regclass::text FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_trigger g ON g.tgrelid = c.oid AND g.tgname = $2`, t.Quoted(), denyTrigger)
+		if err != nil {
+			return fmt.Errorf("look for triggers at the %s: %w", g.where, err)
+		}
+		names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return fmt.Errorf("look for triggers at the %s: %w", g.where, err)
+		}
+		for _, name := range names {
+			if _, err := g.conn.Exec(ctx, fmt.Sprintf("DROP TRIGGER IF EXISTS %s ON %s", denyTrigger, name)); err != nil {
+				return fmt.Errorf("take the trigger of %s at the %s away: %w", name, g.where, err)
+			}
+		}
+	}
+	for _, sql := range []string{
+		"DROP SEQUENCE IF EXISTS " + g.sequence(),
+		"DELETE FROM millrace.migration_manager WHERE name = " + literal(g.name),
+		"DELETE FROM millrace.migration_applier WHERE name = " + literal(g.name),
+	} {
+		if _, err := g.conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("take the gate at the %s away: %w", g.where, err)
+		}
+	}
+	return nil
+}
+
+// set opens or closes the gate for a term. It takes effect at once, whatever becomes
+// of the transaction, so the closing side decides by its row what it means.
+func (g *gate) set(ctx context.Context, q queryer, term int64, open bool) error {
+	value := 2 * term
+	if open {
+		value++
+	}
+	var ignored int64
+	if err := q.QueryRow(ctx, "SELECT setval($1::text::regclass, $2::bigint)", g.sequence(), value).Scan(&ignored); err != nil {
+		return fmt.Errorf("set the gate at the %s: %w", g.where, err)
+	}
+	return nil
+}
+
+// isOpen reports whether the side takes writes.
+func (g *gate) isOpen(ctx context.Context) (open bool, err error) {
+	if err = g.conn.QueryRow(ctx, "SELECT last_value % 2 = 1 FROM "+g.sequence()).Scan(&open); err != nil {
+		err = fmt.Errorf("read the gate at the %s: %w", g.where, err)
+	}
+	return open, err
+}
+
+// execer is what a connection and a transaction have in common.
+type execer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// row writes the side's row, in a transaction with the gate's token for the term.
+func (g *gate) row(ctx context.Context, tx execer, m *manager) error {
+	token, err := newToken()
+	if err != nil {
+		return err
+	}
+	for _, x := range []struct {
+		sql  string
+		args []any
+	}{
+		{"UPDATE millrace.migration_manager SET active = $2, locked = false, term = $3, fence = $4, changed_at = clock_timestamp() WHERE name = $1", []any{g.name, string(m.Active), m.Term, m.Fence}},
+		{"UPDATE millrace.migration_applier SET token = $2 WHERE name = $1", []any{g.name, token}},
+		{"SELECT pg_notify('millrace_migration', $1)", []any{g.name}},
+	} {
+		if _, err := tx.Exec(ctx, x.sql, x.args...); err != nil {
+			return fmt.Errorf("write who takes writes, at the %s: %w", g.where, err)
+		}
+	}
+	return nil
+}
+
+// showApplier lets a session of the target write where others may not.
+func (m *Migration) showApplier(ctx context.Context, dst *pgx.Conn) error {
+	version, err := installed(ctx, dst)
+	if err != nil || version < 2 {
+		return err
+	}
+	if _, err := dst.Exec(ctx, "SELECT set_config('millrace.applier', coalesce((SELECT token FROM millrace.migration_applier WHERE name = $1), ''), false)", m.known()); err != nil {
+		return fmt.Errorf("show that changes are applied, at the target: %w", err)
+	}
+	return nil
+}
