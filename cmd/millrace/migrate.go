@@ -27,7 +27,7 @@ func (a *app) migrateCommand() *cobra.Command {
 and to where; both databases keep how far it has come, so every step can be ended at any time and begun again,
 from any host. docs/MIGRATIONS.md tells what each step does.
 
-The steps: plan, prepare, copy, follow, verify. run takes several.`,
+The steps: plan, prepare, copy, follow, verify, rehearse, cutover, (rollback,) finish. run takes several.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -37,7 +37,10 @@ The steps: plan, prepare, copy, follow, verify. run takes several.`,
 	cmd.AddCommand(
 		a.migratePlan(open), a.migratePrepare(open), a.migrateCopy(open), a.migrateFollow(open),
 		a.migrateVerify(open), a.migrateRun(open), a.migrateStatus(open), a.migratePause(open, true), a.migratePause(open, false),
-		a.migrateAbort(open),
+		a.migrateAbort(open), a.migrateFinish(open),
+		a.migrateMove(open, "rehearse", "Do all that cutover does but going over, and say how long writers were held", (*migrations.Migration).Rehearse),
+		a.migrateMove(open, "cutover", "Have the target take writes in place of the source, within the pause budget", (*migrations.Migration).Cutover),
+		a.migrateMove(open, "rollback", "Have the source take writes again", (*migrations.Migration).Rollback),
 	)
 	return cmd
 }
@@ -54,7 +57,7 @@ func (a *app) migration(file string) (*migrations.Migration, error) {
 		Name: c.Name, SourceURL: c.Source.URL.Reveal(), TargetURL: c.Target.URL.Reveal(), Memory: int64(c.Source.Memory), SpoolDir: c.Source.SpoolDir,
 		Workers: c.Copy.Workers, Chunk: int64(c.Copy.Chunk), RowsPerSecond: c.Copy.RowsPerSecond, MaxReplicaLag: time.Duration(c.Copy.MaxReplicaLag),
 		MaxActive: c.Copy.MaxActive, NoChecksums: c.Copy.Checksums == "off",
-		BatchInterval: time.Duration(c.Follow.BatchInterval), BatchBytes: int64(c.Follow.BatchBytes), Logger: newLogger(a.stderr, c.Log),
+		BatchInterval: time.Duration(c.Follow.BatchInterval), BatchBytes: int64(c.Follow.BatchBytes), PauseBudget: time.Duration(c.PauseBudget), Logger: newLogger(a.stderr, c.Log),
 	}
 	for _, t := range c.Tables {
 		names, err := table.ParseNames([]string{t.From})
@@ -343,6 +346,50 @@ func (a *app) migrateAbort(open opening) *cobra.Command {
 				return err
 			}
 			return m.Abort(cmd.Context())
+		},
+	}
+}
+
+func (a *app) migrateMove(open opening, name, short string, move func(*migrations.Migration, context.Context) (*migrations.Pause, error)) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   name,
+		Short: short,
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			m, err := open()
+			if err != nil {
+				return err
+			}
+			p, err := move(m, cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(a.stdout, p)
+			}
+			if p.Total > 0 {
+				fmt.Fprintf(a.stdout, "writers were held for %v: locked after %v, drained after %v\n", p.Total.Round(time.Microsecond), p.Locked.Round(time.Microsecond), p.Drained.Round(time.Microsecond))
+			}
+			fmt.Fprintf(a.stdout, "the %s takes writes (term %d)\n", p.Active, p.Term)
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON; times are in nanoseconds")
+	return cmd
+}
+
+func (a *app) migrateFinish(open opening) *cobra.Command {
+	return &cobra.Command{
+		Use:   "finish",
+		Short: "Take gates, ways and state away where writers are to stay at the target; no way leads back then",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			m, err := open()
+			if err != nil {
+				return err
+			}
+			return m.Finish(cmd.Context())
 		},
 	}
 }

@@ -71,6 +71,24 @@ func TestMigrateCommands(t *testing.T) {
 	}
 	program(t, dir, "migrate", "resume", "-f", file)
 	follow.stop(syscall.SIGTERM)
+
+	write("pause_budget: 20s\n")
+	if got := program(t, dir, "migrate", "rehearse", "-f", file); !strings.Contains(got, "writers were held for") || !strings.Contains(got, "the source takes writes (term 0)") {
+		t.Errorf("rehearse: %s", got)
+	}
+	if got := program(t, dir, "migrate", "cutover", "-f", file); !strings.Contains(got, "the target takes writes (term 1)") {
+		t.Errorf("cutover: %s", got)
+	}
+	if got := program(t, dir, "migrate", "cutover", "-f", file); strings.TrimSpace(got) != "the target takes writes (term 1)" {
+		t.Errorf("cutover again: %s", got)
+	}
+	dst.Exec("INSERT INTO goods VALUES (1000, 'at the target')")
+	refusal(t, dir, nil, exitOperator, []string{"the target takes writes", "rollback"}, "migrate", "abort", "-f", file)
+	program(t, dir, "migrate", "rollback", "-f", file)
+	if got := src.String("SELECT note FROM items WHERE id = 1000"); got != "at the target" {
+		t.Errorf("the row that was written at the target is %q at the source", got)
+	}
+	refusal(t, dir, nil, exitOperator, []string{"the source takes writes", "mend:"}, "migrate", "finish", "-f", file)
 	program(t, dir, "migrate", "abort", "-f", file)
 	if got := src.String("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"); got != "0" {
 		t.Errorf("slots after abort: %s", got)
