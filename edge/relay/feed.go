@@ -31,6 +31,7 @@ type feed struct {
 	in      *bufio.Reader
 	address string
 	since   time.Time
+	life    context.Context //nolint:containedctx // of the request
 	asked   atomic.Pointer[hello]
 	placed  atomic.Pointer[place]
 
@@ -85,6 +86,7 @@ func (f *feed) serve() {
 	// A write or read that waits ends with the connection.
 	stop := context.AfterFunc(ctx, func() { _ = f.conn.Close() })
 	defer stop()
+	defer context.AfterFunc(f.life, cancel)()
 	f.out = &wire{ctx: ctx, conn: f.conn, stall: f.s.config.Stall, pace: pace{rate: f.s.config.MaxRate}, between: f.tellWhenDue}
 	in := &frameReader{r: f.in}
 	err := f.greet(in)
@@ -110,6 +112,8 @@ func (f *feed) serve() {
 	cancel()
 	listening.Wait()
 	switch {
+	case f.life.Err() != nil:
+		err = errors.New("it may no longer follow")
 	case ended && f.s.ctx.Err() == nil:
 		err = heard // the child went first
 	case isTimeout(err):

@@ -1,11 +1,15 @@
 package relay
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -272,4 +276,56 @@ func TestMalformedHello(t *testing.T) {
 		}
 	}
 	c.hello(t, &hello{})
+}
+
+// fileConn notes what is read into it.
+type fileConn struct {
+	net.Conn
+	sent  bytes.Buffer
+	files int
+}
+
+func (c *fileConn) SetWriteDeadline(time.Time) error { return nil }
+func (c *fileConn) Write(b []byte) (int, error)      { return c.sent.Write(b) }
+
+func (c *fileConn) ReadFrom(r io.Reader) (int64, error) {
+	if l, ok := r.(*io.LimitedReader); ok {
+		if _, ok := l.R.(*os.File); ok {
+			c.files++
+		}
+	}
+	return io.Copy(&c.sent, r)
+}
+
+// TestFilesAreNotCopied: large pieces of the log go to the connection as parts of a file,
+// which TCP sends without copying, and small ones in one write with their head.
+func TestFilesAreNotCopied(t *testing.T) {
+	root := newRoot(t, "root", 1, nil)
+	root.batch(noise(1 << 20))
+	root.batches(3)
+	r, err := root.log.Reader(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	conn := &fileConn{}
+	w := &wire{ctx: t.Context(), conn: conn, stall: time.Minute}
+	for at := millrace.Index(0); at < 5; at, _ = r.At() {
+		if _, err := r.CopyTo(t.Context(), w, pieceSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if conn.files < 4 {
+		t.Errorf("%d pieces came out of files", conn.files)
+	}
+	at, err := (&link{r: bufio.NewReader(&conn.sent), frames: frameReader{r: nil}}).readAll(t, stranger(t, root))
+	if len(at) != 5 || !errors.Is(err, io.EOF) {
+		t.Errorf("records up to %v came, error %v", at, err)
+	}
+}
+
+func (l *link) readAll(t *testing.T, c *Client) ([]millrace.Index, error) {
+	t.Helper()
+	l.frames.r = l.r
+	return l.indexes(t, c)
 }

@@ -157,7 +157,8 @@ func (s *Server) Peers() []Peer {
 	return all
 }
 
-// ServeHTTP upgrades a request, and serves the child until it goes or is cut off.
+// ServeHTTP upgrades a request, and serves the child until it goes or is cut off, or the
+// context of the request ends.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
@@ -170,7 +171,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusUpgradeRequired, "this is for other edges; mend: ask with Connection: Upgrade and Upgrade: "+Protocol)
 		return
 	}
-	f := &feed{s: s, since: time.Now(), address: r.RemoteAddr}
+	f := &feed{s: s, since: time.Now(), address: r.RemoteAddr, life: r.Context()}
 	if !s.admit(f) {
 		w.Header().Set("Retry-After", "5")
 		s.metrics.refused.WithLabelValues("busy").Inc()

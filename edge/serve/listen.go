@@ -7,8 +7,6 @@ import (
 	"net"
 	"strings"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/millrace-db/millrace/internal/sockets"
 )
 
@@ -57,7 +55,7 @@ func (s *Server) Listen(ctx context.Context) error {
 		if err != nil {
 			return errors.Join(err, s.closeListeners())
 		}
-		*at.to = netutil.LimitListener(l, c.MaxConns)
+		*at.to = newLimitListener(l, c.MaxConns)
 	}
 	if s.secure != nil {
 		s.secure = tls.NewListener(s.secure, c.TLS)

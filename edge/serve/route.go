@@ -27,7 +27,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// between two.
 	path := r.URL.EscapedPath()
 	if h := s.relayOf(path); h != nil {
-		h.ServeHTTP(w, r) // for as long as the other edge follows: no request to be measured
+		s.serveRelay(h, w, r) // for as long as the other edge follows: no request to be measured
 		return
 	}
 	if s.watches(w, r, path) {

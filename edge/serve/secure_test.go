@@ -36,7 +36,10 @@ func newSecured(t *testing.T, list string, change ...func(*serve.Config)) *secur
 	}
 	s := newServer(t, store, append(change, func(c *serve.Config) {
 		c.Streams["dns"] = store
-		c.Secure, c.TLS, c.Access = "127.0.0.1:0", config, func() *access.List { return parsed }
+		c.Secure, c.TLS = "127.0.0.1:0", config
+		if c.Access == nil {
+			c.Access = func() *access.List { return parsed }
+		}
 		c.Images = func(stream string) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("images of " + stream)) })
 		}

@@ -1,11 +1,14 @@
 package serve
 
 import (
+	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge/access"
 )
 
 // Relays says whom a stream follows at this edge, and who follows it, and serves those.
@@ -77,4 +80,33 @@ func (s *Server) relayOf(path string) http.Handler {
 		return nil // dispatch says so
 	}
 	return s.config.Relays.Handler(stream)
+}
+
+// serveRelay serves an edge that follows this one, for as long as it has the right to: it
+// outlives many a token.
+func (s *Server) serveRelay(h http.Handler, w http.ResponseWriter, r *http.Request) {
+	if access.From(r.Context()) == nil {
+		h.ServeHTTP(w, r)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	work.Go(func() {
+		tick := time.NewTicker(rightsEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if s.admit(s.config.Access().Find(shown(r)), r) != nil {
+				cancel() // who asks again is told why
+				return
+			}
+		}
+	})
+	h.ServeHTTP(w, r.WithContext(ctx))
 }
