@@ -499,3 +499,20 @@ func TestPinnedKey(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A new store cannot begin at a topic whose beginning was trimmed: it is told so, and not
+// that records are missing.
+func TestTrimmedBeginning(t *testing.T) {
+	topic := newMemoryTopic()
+	p := newPublisher(t, topic, 1)
+	p.reign()
+	p.copied(2, "a")
+	rest := newMemoryTopic()
+	p.topic = rest
+	p.unit(p.put(1, "b"))
+	s := openStore(t, t.TempDir())
+	run(t, s, rest).ended(ErrSourceGone, "begins at index", "edge.images.from")
+	if s.Index() != 0 {
+		t.Errorf("the store is at %v", s.Index())
+	}
+}

@@ -470,6 +470,22 @@ func TestBootstrapNew(t *testing.T) {
 	if err != nil || report.UnprovenSince != boot.Index || report.Bootstrap != "" {
 		t.Errorf("report is %+v, %v", report, err)
 	}
+	// One whose peers have none yet asks again, because nothing else helps.
+	images := t.TempDir()
+	patient := b.edge(filepath.Join(t.TempDir(), "patient"), "file://"+images)
+	patient.until("it cannot begin", func() bool {
+		s := patient.stream.Bootstrap()
+		return s != nil && s.Reason == bootGone && s.State == serve.BootstrapFailed
+	})
+	if err := patient.stream.Fault(); err == nil || !strings.Contains(err.Error(), "is empty, and the source begins at index") {
+		t.Errorf("its fault is %v", err)
+	}
+	if err := os.CopyFS(filepath.Join(images, "bank"), os.DirFS(filepath.Join(peer.dir, "images", "bank"))); err != nil {
+		t.Fatal(err)
+	}
+	patient.at(2)
+	patient.end()
+
 	// Another start takes no other.
 	fresh.end()
 	b.unit()
