@@ -69,6 +69,11 @@ nemesis: ## do random walks over everything, SEEDS=200 from ARGS='-first 1' on (
 	@scripts/setup test
 	@go test -run TestNemesis -count=1 -v -timeout 6h ./tests/nemesis -seeds $(or $(SEEDS),200) $(if $(MODE),-capture $(MODE)) $(ARGS)
 
+.PHONY: images
+images: ## measure edges filled from an image and through the topic, and images written beside 5,000 changes a second (ROWS=10000000)
+	@scripts/setup test
+	@go test ./internal/follow -run '^$$' -bench 'Bootstrap|ImageBeside' -benchtime 1x -timeout 2h -rows $(or $(ROWS),10000000) -for 25s $(ARGS)
+
 .PHONY: kills
 kills: ## kill processes at random, KILLS=100 times each: applying, index builds, compaction, images written, fetched, restored and swapped in, the log and its pruning
 	@go test ./edge ./edge/image ./edge/log -run 'TestKill' -count=1 -v -timeout 2h -kills $(or $(KILLS),100) $(ARGS)

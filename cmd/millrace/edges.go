@@ -166,6 +166,9 @@ func edgeState(e *edgestatus.Edge) string {
 	if len(e.Holds) > 0 {
 		state += ", partial"
 	}
+	if e.Bootstrap != "" {
+		state += ", image: " + e.Bootstrap
+	}
 	return state
 }
 
@@ -250,6 +253,9 @@ func troubles(e *edgestatus.Edge) []string {
 	var lines []string
 	if e.Error != "" {
 		lines = append(lines, plain(e.Error))
+	}
+	if e.UnprovenSince > 0 {
+		lines = append(lines, fmt.Sprintf("rows unproven since image at index %d; the next pass of verification compares them", e.UnprovenSince))
 	}
 	if e.Space != nil && e.Space.Alarm != "" {
 		lines = append(lines, plain(e.Space.Alarm))
