@@ -485,6 +485,16 @@ func TestBootstrapNew(t *testing.T) {
 	}
 	patient.at(2)
 	patient.end()
+	// What it has fetched itself is there when its store is lost and no peer answers.
+	if err := os.RemoveAll(filepath.Join(patient.dir, "data")); err != nil {
+		t.Fatal(err)
+	}
+	patient = b.edge(patient.dir, "http://127.0.0.1:1")
+	patient.at(2)
+	if s := patient.took(); !strings.HasPrefix(s.From, "file://"+patient.dir) {
+		t.Errorf("shown is %+v", s)
+	}
+	patient.end()
 
 	// Another start takes no other.
 	fresh.end()

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -148,10 +149,13 @@ type taker struct {
 	agreed bool
 }
 
-// take tries each peer once, in random order.
+// take tries each peer once, in random order, and what is on this host's disk last.
 func (t *taker) take(ctx context.Context) (*edge.Restored, error) {
 	peers := t.peers()
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] }) //nolint:gosec // to spread load
+	if own := ownImages(t.imageDir); own != "" {
+		peers = append(peers, own)
+	}
 	var errs []error
 	for _, from := range peers {
 		t.showBoot(func(b *serve.Bootstrap) {
@@ -168,6 +172,20 @@ func (t *taker) take(ctx context.Context) (*edge.Restored, error) {
 		t.tellRefused(shownURL(from), err)
 	}
 	return nil, fmt.Errorf("%w: %w", errPeersEmpty, errors.Join(errs...))
+}
+
+// ownImages is the URL of the images that this edge has made or fetched, empty if there
+// are none.
+func ownImages(dir string) string {
+	all, err := image.List(dir)
+	if err != nil || len(all) == 0 {
+		return ""
+	}
+	path, err := filepath.Abs(dir)
+	if err != nil {
+		return ""
+	}
+	return (&url.URL{Scheme: "file", Path: path}).String()
 }
 
 // tellRefused raises the alarm for a peer that gave something untrue, once for each

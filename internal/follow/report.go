@@ -104,7 +104,7 @@ func (f *Stream) report(ctx context.Context) (*edgestatus.Report, error) {
 		r.Log = &edgestatus.Log{Oldest: l.Oldest, Newest: l.Newest}
 	}
 	r.UnprovenSince = f.home.Unproven().Image
-	if b := f.Bootstrap(); b != nil && (b.Running() || b.Problem != "") {
+	if b := f.Bootstrap(); b != nil && (b.Running() || !b.AgainAt.IsZero()) {
 		r.Bootstrap = b.State
 	}
 	if epoch, place := f.home.Following(); epoch != 0 {
