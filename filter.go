@@ -121,6 +121,17 @@ func (f *Filter) Covers(o *Filter) bool {
 	return true
 }
 
+// Holds reports whether all keys of a table are held that begin with some values of its
+// leading columns, as the source prints them; no values stand for all keys.
+func (f *Filter) Holds(table string, values []string) bool {
+	t, held := f.Table(table)
+	want := FilterTable{Name: table}
+	if len(values) > 0 {
+		want.Prefixes = [][]string{values}
+	}
+	return held && t.covers(&want)
+}
+
 func (t *FilterTable) covers(o *FilterTable) bool {
 	if len(t.Prefixes) == 0 {
 		return true

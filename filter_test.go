@@ -42,6 +42,19 @@ func TestFilterCovers(t *testing.T) {
 			t.Errorf("%v covers %v: %v, want %v", c.f, c.o, got, c.want)
 		}
 	}
+	for _, c := range []struct {
+		f      *Filter
+		table  string
+		values []string
+		want   bool
+	}{
+		{everything, "public.x", nil, true}, {a, "public.a", []string{"1"}, true}, {a, "public.b", nil, false},
+		{a7, "public.a", nil, false}, {a7, "public.a", []string{"7"}, true}, {a7, "public.a", []string{"8", "y"}, true}, {a7, "public.a", []string{"9"}, false},
+	} {
+		if got := c.f.Holds(c.table, c.values); got != c.want {
+			t.Errorf("%v holds %s %q: %v", c.f, c.table, c.values, got)
+		}
+	}
 	if got, want := a7.String(), "public.a (keys under 7; 8)"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

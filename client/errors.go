@@ -11,6 +11,10 @@ var (
 	// ErrNoRow occurs where there is no row with the key. It is in an *Error.
 	ErrNoRow = errors.New("no such row")
 
+	// ErrNotHeld occurs where an edge does not hold what is asked for, and cannot say
+	// what there is. It is in an *Error. Mend: ask an edge that holds it.
+	ErrNotHeld = errors.New("not held at the edge")
+
 	// ErrBehind occurs where an edge has not come to what was asked for with Min or
 	// After within the time. It is in an *Error. Mend: ask again, or wait longer.
 	ErrBehind = errors.New("the edge has not come that far")
@@ -56,6 +60,8 @@ func (e *Error) Is(target error) bool {
 	switch target {
 	case ErrNoRow:
 		return e.Code == "no_row"
+	case ErrNotHeld:
+		return e.Code == "not_held"
 	case ErrBehind:
 		return e.Status == 504
 	}

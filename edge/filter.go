@@ -269,6 +269,29 @@ func (t *Table) holdsKeys(prefix []byte) error {
 	return t.v.notHeld(fmt.Sprintf("table %s, keys under %s", t.Name(), t.t.describePrefix(prefix)))
 }
 
+// Holds says why nothing can be said of what becomes of some tables, by their qualified
+// names, if so: all of the stream where there are none. values are those of the leading
+// columns of the keys that matter; without any, all do. The error is an ErrNotHeld.
+func (v *View) Holds(tables, values []string) error {
+	f := v.cat.filter
+	if len(tables) == 0 && !f.All() {
+		return v.notHeld("the stream as a whole")
+	}
+	for _, name := range tables {
+		if f.Holds(name, values) {
+			continue
+		}
+		what := "table " + name
+		if len(values) > 0 {
+			what += ", keys under " + millrace.FormatKeyPath(values)
+		} else if _, held := f.Table(name); held {
+			what += " as a whole"
+		}
+		return v.notHeld(what)
+	}
+	return nil
+}
+
 // Held returns the prefixes of the encoded keys that are held, nil where all keys are.
 // Scan and ScanRange read what is under one of them. The caller must not change them.
 func (t *Table) Held() [][]byte { return t.t.scope.Prefixes() }

@@ -411,6 +411,8 @@ func TestDamageIsTold(t *testing.T) {
 	p.wants("PONG", "PING")
 	failing.err = fmt.Errorf("view: %w", edge.ErrExpired)
 	p.wants("-BUSY ", "GET", "public.accounts:1")
+	failing.err = fmt.Errorf("%w: table public.accounts", edge.ErrNotHeld)
+	p.wants("-NOTHELD ", "GET", "public.accounts:1")
 	failing.err = edge.ErrClosed
 	p.wants("-CLOSED ", "GET", "public.accounts:1")
 	failing.late = true

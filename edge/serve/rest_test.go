@@ -243,6 +243,10 @@ func TestNotHeld(t *testing.T) {
 		streamURL + "/tables/dns.records/rows?prefix=7": 200,
 		streamURL + "/tables/dns.records/rows":          421,
 		streamURL + "/tables/public.accounts/rows/1":    421,
+		streamURL + "/watch":                            421,
+		streamURL + "/watch?table=dns.records":          421,
+		streamURL + "/watch?table=dns.records&prefix=8": 421,
+		streamURL + "/watch?table=dns.records&prefix=7": 404, // no log is kept here
 		restURL + "/records?zone=eq.7&select=name":      200,
 		restURL + "/records?zone=eq.8&select=name":      421,
 		restURL + "/records?name=eq.a":                  421,

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/access"
 	"github.com/millrace-db/millrace/edge/event"
 	edgelog "github.com/millrace-db/millrace/edge/log"
@@ -79,6 +81,9 @@ func (q *request) watch() error {
 	if err := q.mayWatch(q.who, options.Tables); err != nil {
 		return err
 	}
+	if err := q.holds(options); err != nil {
+		return err
+	}
 	var hub *watch.Hub
 	if q.s.config.Watch != nil {
 		hub = q.s.config.Watch(q.stream.name)
@@ -120,6 +125,18 @@ func (q *request) mayWatch(who *access.Identity, tables []string) error {
 		}
 	}
 	return nil
+}
+
+// holds says why a partial edge cannot tell of all changes that are asked for.
+func (q *request) holds(o *watch.Options) error {
+	values, partial, err := millrace.ParseKeyPrefix(o.Prefix)
+	if err != nil {
+		return nil // the watch says so
+	}
+	if partial {
+		values = values[:len(values)-1]
+	}
+	return q.stream.store.View(q.r.Context(), func(v *edge.View) error { return v.Holds(o.Tables, values) })
 }
 
 func (q *request) watchOptions() (*watch.Options, error) {
