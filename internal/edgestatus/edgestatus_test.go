@@ -413,7 +413,7 @@ func TestFresh(t *testing.T) {
 		w.Run(ctx)
 	}()
 	t.Cleanup(func() { cancel(); <-done })
-	for i := range 20 {
+	for i := range 5 {
 		m := message(t, report("a", 1, millrace.Index(i)), time.Time{})
 		if err := reports.Put(t.Context(), m.Key, m.Value); err != nil {
 			t.Fatal(err)

@@ -161,7 +161,7 @@ func (w *Watcher) follow(ctx context.Context, begun func()) error {
 	if err != nil {
 		return err
 	}
-	r, err := t.Read(ctx, info.Start)
+	r, err := t.ReadGathered(ctx, info.Start)
 	if err != nil {
 		return err
 	}

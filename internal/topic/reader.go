@@ -21,6 +21,9 @@ const (
 	// fetchWait is how long a broker waits for the next record before it
 	// answers with none. Records are sent as soon as they are committed.
 	fetchWait = 500 * time.Millisecond
+	// gatherBytes is what a broker gathers for a reader that has no hurry, for fetchWait
+	// at most.
+	gatherBytes = 256 << 10
 	// stallLimit is how long a broker may send nothing although it says that
 	// there is more.
 	stallLimit = 30 * time.Second
@@ -69,6 +72,16 @@ type chunk struct {
 // end: otherwise Next gives ErrOffsetGone. The reader lives until Close or until
 // ctx ends.
 func (t *Topic) Read(ctx context.Context, from millrace.Offset) (*Reader, error) {
+	return t.read(ctx, from, 1)
+}
+
+// ReadGathered is Read for who has no hurry: brokers gather small records for half a
+// second, which costs both sides less than sending each.
+func (t *Topic) ReadGathered(ctx context.Context, from millrace.Offset) (*Reader, error) {
+	return t.read(ctx, from, gatherBytes)
+}
+
+func (t *Topic) read(ctx context.Context, from millrace.Offset, least int32) (*Reader, error) {
 	ctx, stop := context.WithCancel(ctx)
 	conn, err := t.connect(ctx)
 	if err != nil {
@@ -79,7 +92,7 @@ func (t *Topic) Read(ctx context.Context, from millrace.Offset) (*Reader, error)
 		topic: t.config.Topic, conn: conn, stop: stop, done: make(chan struct{}),
 		chunks: make(chan chunk, 1), next: from,
 	}
-	go r.run(ctx, from)
+	go r.run(ctx, from, least)
 	t.config.Logger.Debug("reader started", "topic", t.config.Topic, "offset", from)
 	return r, nil
 }
@@ -171,9 +184,9 @@ func (r *Reader) accept(c chunk) error {
 }
 
 // run fetches ahead until the reader is closed or a fetch fails.
-func (r *Reader) run(ctx context.Context, from millrace.Offset) {
+func (r *Reader) run(ctx context.Context, from millrace.Offset, least int32) {
 	defer close(r.done)
-	f := fetcher{topic: r.topic, client: r.conn.client, progress: time.Now()}
+	f := fetcher{topic: r.topic, client: r.conn.client, least: least, progress: time.Now()}
 	for {
 		c := f.fetch(from)
 		if c.err != nil {
@@ -199,6 +212,8 @@ func (r *Reader) run(ctx context.Context, from millrace.Offset) {
 type fetcher struct {
 	topic  string
 	client sarama.Client
+	// least is how many bytes an answer should have, unless they take fetchWait to come.
+	least int32
 	// progress is when records came last, or when there were none to come.
 	progress time.Time
 }
@@ -212,7 +227,7 @@ func (f *fetcher) fetch(from millrace.Offset) chunk {
 		return chunk{err: err}
 	}
 	request := &sarama.FetchRequest{
-		Version: fetchVersion, MinBytes: 1, MaxBytes: fetchBytes, MaxWaitTime: int32(fetchWait / time.Millisecond),
+		Version: fetchVersion, MinBytes: f.least, MaxBytes: fetchBytes, MaxWaitTime: int32(fetchWait / time.Millisecond),
 		Isolation: sarama.ReadUncommitted, SessionEpoch: -1,
 	}
 	request.AddBlock(f.topic, 0, int64(from), fetchBytes, epoch)
