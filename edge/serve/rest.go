@@ -85,7 +85,7 @@ func (q *request) restTable(v *edge.View, query *postgrest.Query, name string) e
 	if err != nil {
 		return err
 	}
-	answer, err := plan.Run(t, q.body[:0], postgrest.Limits{
+	answer, err := plan.Run(q.r.Context(), t, q.body[:0], postgrest.Limits{
 		Scan: q.s.config.MaxScan, Rows: q.s.config.MaxRows, Bytes: q.s.config.MaxPage, Stream: q.stream.name,
 		Reserve: q.reserve, Encoder: q.stream.encoder,
 	})

@@ -215,7 +215,7 @@ func ask(t testing.TB, store *edge.Store, s *millrace.Schema, query string, l po
 		if err != nil {
 			return err
 		}
-		if a, err = plan.Run(table, nil, l); err != nil {
+		if a, err = plan.Run(t.Context(), table, nil, l); err != nil {
 			return err
 		}
 		_, err = a.Status(q)

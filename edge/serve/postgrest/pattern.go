@@ -22,9 +22,15 @@ type part struct {
 	any  bool
 }
 
+// maxPattern keeps the time that a text of many megabytes takes short.
+const maxPattern = 1000
+
 // parsePattern reads a pattern, in which * stands for % and a backslash takes the
 // next character as it is.
 func parsePattern(s string) (p pattern, err error) {
+	if len(s) > maxPattern {
+		return p, refused("", "a pattern of more than %d bytes is not served", maxPattern)
+	}
 	var text []byte
 	flush := func() {
 		if len(text) > 0 {

@@ -2,6 +2,7 @@ package postgrest_test
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -374,6 +375,39 @@ func hintOf(err error) string {
 		return bad.Hint
 	}
 	return ""
+}
+
+// A client that goes away ends the look at rows.
+func TestCanceled(t *testing.T) {
+	store, s := planStore(t)
+	q, err := postgrest.Parse("GET", "name=eq.none", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = store.View(t.Context(), func(v *edge.View) error {
+		table, err := v.Table(s.QualifiedName())
+		if err != nil {
+			return err
+		}
+		compiled, err := postgrest.NewTable(table.Schema())
+		if err != nil {
+			return err
+		}
+		plan, err := postgrest.Compile(q, compiled, func() [][]string { return nil })
+		if err != nil {
+			return err
+		}
+		answer, err := plan.Run(ctx, table, nil, limits)
+		if answer.Scanned >= 1000 {
+			t.Errorf("%d rows were looked at", answer.Scanned)
+		}
+		return err
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
 }
 
 // Answers are bounded in rows and bytes, and by the memory that there is.

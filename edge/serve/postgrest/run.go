@@ -2,6 +2,7 @@ package postgrest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -43,6 +44,9 @@ type Answer struct {
 // errEnough ends the walk.
 var errEnough = errors.New("enough rows")
 
+// lookEvery is after how many rows it is looked whether anybody still wants them.
+const lookEvery = 256
+
 // errUnsure ends a walk whose order is not sure to be that of the keys.
 var errUnsure = errors.New("keys too long for an order")
 
@@ -53,6 +57,7 @@ const sureKey = 440
 // run is one answer being made.
 type run struct {
 	*Plan
+	ctx    context.Context //nolint:containedctx // a run is one call
 	limits Limits
 	table  *edge.Table
 	reader rowReader
@@ -76,9 +81,9 @@ type run struct {
 type found struct{ sort, key []byte }
 
 // Run answers from a table, whose newest schema must be that of the plan. The answer
-// is appended to dst.
-func (p *Plan) Run(t *edge.Table, dst []byte, limits Limits) (Answer, error) {
-	r := run{Plan: p, limits: limits, table: t, end: -1, reader: rowReader{t: p.t}}
+// is appended to dst. It ends with the context.
+func (p *Plan) Run(ctx context.Context, t *edge.Table, dst []byte, limits Limits) (Answer, error) {
+	r := run{Plan: p, ctx: ctx, limits: limits, table: t, end: -1, reader: rowReader{t: p.t}}
 	r.answer = Answer{Body: dst, Total: -1}
 	if p.q.Limit >= 0 {
 		if r.end = p.q.Offset + p.q.Limit; r.end < 0 {
@@ -160,6 +165,9 @@ func (r *run) walk(fn func(row *edge.Row) error) error {
 	look := func(row *edge.Row) error {
 		if r.answer.Scanned++; r.answer.Scanned > r.limits.Scan {
 			return r.tooMany()
+		}
+		if r.answer.Scanned%lookEvery == 0 && r.ctx.Err() != nil {
+			return r.ctx.Err()
 		}
 		r.reader.set(row.Schema, &row.Row)
 		for i := range r.where {
