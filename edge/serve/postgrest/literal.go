@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -106,7 +107,7 @@ func (c *column) integer(text string) (string, error) {
 		unsigned = strings.TrimPrefix(s, "+")
 	}
 	if !digits(unsigned) {
-		return "", badInput(c.typ, text)
+		return "", c.badNumber(s, text)
 	}
 	bits := map[kind]int{kindInt2: 16, kindInt4: 32, kindInt8: 64, kindOID: 64}[c.kind]
 	n, err := strconv.ParseInt(s, 10, bits)
@@ -114,6 +115,18 @@ func (c *column) integer(text string) (string, error) {
 		return "", c.outOfRange(text)
 	}
 	return strconv.FormatInt(n, 10), nil
+}
+
+// newerNumber tells numbers that some versions of Postgres read and others do not: with
+// a prefix for another base, or underscores between digits.
+var newerNumber = regexp.MustCompile(`^[+-]*(0[xXoObB][0-9a-fA-F_.pP+-]*|[0-9._eE+-]*[0-9]_[0-9][0-9._eE+-]*)$`)
+
+// badNumber is the error for what is no decimal number. s is text without blanks.
+func (c *column) badNumber(s, text string) error {
+	if newerNumber.MatchString(s) {
+		return c.unread(text)
+	}
+	return badInput(c.typ, text)
 }
 
 // special reads the names of numbers that are none. Signs are given to infinity alone.
@@ -158,7 +171,7 @@ func (c *column) numeric(text string) (string, error) {
 		return name, nil
 	}
 	if signs(s) > 1 || !decimal(s) {
-		return "", badInput(c.typ, text)
+		return "", c.badNumber(s, text)
 	}
 	if !c.encodes(s) {
 		// What is too small for numeric is rounded by Postgres.
@@ -173,7 +186,7 @@ func (c *column) float(text string) (string, error) {
 		return name, nil
 	}
 	if signs(s) > 1 || !decimal(s) {
-		return "", badInput(c.typ, text)
+		return "", c.badNumber(s, text)
 	}
 	bits := 64
 	if c.kind == kindFloat4 {
