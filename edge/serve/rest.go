@@ -122,10 +122,31 @@ func (q *request) restOpen(v *edge.View, profile, name string) (*edge.Table, err
 		schema = "public"
 	}
 	t, err := q.table(v, schema+"."+name)
-	var f *fault
-	if err == nil || !errors.As(err, &f) || f.Code != "no_table" && f.Code != "forbidden" {
+	missing := isFault(err, "no_table")
+	if err == nil || !missing && !isFault(err, "forbidden") && !errors.Is(err, edge.ErrNotHeld) {
 		return t, err
 	}
+	names, tablesErr := q.schemas(v)
+	switch {
+	case tablesErr != nil:
+		return nil, tablesErr
+	case slices.Contains(names, schema):
+		if missing {
+			err = postgrest.NoTable(schema, name)
+		}
+	case profile == "" && len(names) == 1:
+		if t, err = q.table(v, names[0]+"."+name); isFault(err, "no_table") {
+			err = postgrest.NoTable(names[0], name)
+		}
+		return t, err
+	case missing:
+		err = postgrest.NoSchema(schema, strings.Join(names, ", "))
+	}
+	return nil, err
+}
+
+// schemas returns the names of the schemas of tables that may be read, in their order.
+func (q *request) schemas(v *edge.View) ([]string, error) {
 	infos, err := v.Tables()
 	if err != nil {
 		return nil, err
@@ -141,20 +162,13 @@ func (q *request) restOpen(v *edge.View, profile, name string) (*edge.Table, err
 			schemas[t.Schema().Namespace] = true
 		}
 	}
-	names := slices.Sorted(maps.Keys(schemas))
-	switch {
-	case schemas[schema] && f.Code == "no_table":
-		return nil, postgrest.NoTable(schema, name)
-	case f.Code == "forbidden" && (profile != "" || len(names) != 1 || schemas[schema]):
-		return nil, err
-	case profile == "" && len(names) == 1:
-		t, err := q.table(v, names[0]+"."+name)
-		if errors.As(err, &f) && f.Code == "no_table" {
-			return nil, postgrest.NoTable(names[0], name)
-		}
-		return t, err
-	}
-	return nil, postgrest.NoSchema(schema, strings.Join(names, ", "))
+	return slices.Sorted(maps.Keys(schemas)), nil
+}
+
+// isFault reports whether an error is a fault of a code.
+func isFault(err error, code string) bool {
+	var f *fault
+	return errors.As(err, &f) && f.Code == code
 }
 
 // wholeIndexes returns the indexes of the table that can be read.

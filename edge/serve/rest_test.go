@@ -257,6 +257,13 @@ func TestNotHeld(t *testing.T) {
 			t.Errorf("%s: got %d %s, want %d", path, got.status, got.body, status)
 		}
 	}
+	// The only schema of which something is held need not be named.
+	if got := get(t, s, restURL+"/records?zone=eq.7&select=name"); got.body != `[{"name":"a"}]` {
+		t.Errorf("without the schema: got %d %s", got.status, got.body)
+	}
+	if got := get(t, s, restURL+"/accounts?id=eq.7"); got.status != 421 {
+		t.Errorf("a table that is not held: got %d %s", got.status, got.body)
+	}
 	if got := askWith(t, s, http.MethodGet, restURL+"/records?limit=0", "Accept-Profile", "dns", "Prefer", "count=exact"); got.status != 421 {
 		t.Errorf("a count of what is held in part: got %d %s %s", got.status, got.body, got.header.Get("Content-Range"))
 	}
