@@ -32,7 +32,7 @@ func (p *Plan) missingIndex() []string {
 		return append(list, c.name)
 	}
 	for i := range p.t.columns {
-		if b := bounds[&p.t.columns[i]]; b != nil && b.equal {
+		if b := bounds[i]; b != nil && b.equal {
 			equal = add(equal, &p.t.columns[i])
 		}
 	}
@@ -42,14 +42,14 @@ func (p *Plan) missingIndex() []string {
 		if !c.storeOrdered() || p.order[i].desc != p.order[0].desc {
 			break
 		}
-		if b := bounds[c]; b == nil || !b.equal {
+		if b := bounds[c.at]; b == nil || !b.equal {
 			rest = add(rest, c)
 			ordered = true
 		}
 	}
 	if !ordered || len(equal) == 0 && p.q.Limit < 0 {
 		for i := range p.t.columns {
-			if b := bounds[&p.t.columns[i]]; b != nil && !b.equal && (b.lowKey != nil || b.highKey != nil || len(b.prefix) > 0) {
+			if b := bounds[i]; b != nil && !b.equal && (b.lowKey != nil || b.highKey != nil || len(b.prefix) > 0) {
 				rest = add(nil, &p.t.columns[i])
 				break
 			}

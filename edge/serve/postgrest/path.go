@@ -35,8 +35,7 @@ type bound struct {
 	null   bool
 	// notNull tells that it is not null. A range says so, too.
 	notNull bool
-	// low and high are texts, with lowKey and highKey as they encode.
-	low, high         string
+	// lowKey and highKey are encoded.
 	lowKey, highKey   []byte
 	lowOpen, highOpen bool
 	prefix            []byte
@@ -52,60 +51,74 @@ func (c *column) storeOrdered() bool {
 	return c.codec != nil && c.unordered == "" && c.kind != kindEnum
 }
 
+// bounds are what the conditions say of each column, by its place in the schema; nil for
+// one of which they say nothing.
+type bounds []*bound
+
+// of returns the bound of a column, to be narrowed.
+func (b bounds) of(c *column) *bound {
+	if b[c.at] == nil {
+		b[c.at] = new(bound)
+	}
+	return b[c.at]
+}
+
 // bounds gathers what all conditions together say of each column. A condition that
 // says nothing is still held against the rows. empty tells that no row fulfils them.
-func (p *Plan) bounds() (all map[*column]*bound, empty bool) {
-	all = make(map[*column]*bound)
-	of := func(c *column) *bound {
-		if all[c] == nil {
-			all[c] = new(bound)
-		}
-		return all[c]
-	}
-	var walk func(list []predicate)
-	walk = func(list []predicate) {
-		for i := range list {
-			w := &list[i]
-			if w.not {
-				if w.op == IsNull {
-					of(w.col).notNull = true
-				}
-				continue
+func (p *Plan) bounds() (all bounds, empty bool) {
+	all = make(bounds, len(p.t.columns))
+	return all, all.narrow(p.where)
+}
+
+// narrow takes in conditions that must all hold. It returns true where none can.
+func (b bounds) narrow(list []predicate) (empty bool) {
+	for i := range list {
+		w := &list[i]
+		switch {
+		case w.not:
+			if w.op == IsNull {
+				b.of(w.col).notNull = true
 			}
-			switch w.op {
-			case And:
-				walk(w.kids)
-			case Or:
-				if values, keys, col := w.alternatives(); col != nil {
-					empty = of(col).among(values, keys) || empty
-				}
-			case Eq, IsTrue, IsFalse:
-				empty = of(w.col).among([]string{w.text}, [][]byte{w.key}) || empty
-			case In:
-				empty = of(w.col).among(w.texts, w.keys) || empty
-			case IsNull, IsUnknown:
-				b := of(w.col)
-				empty = empty || b.equal && !b.null || w.col.notNull
-				b.equal, b.null, b.values = true, true, nil
-			case IsNotNull:
-				of(w.col).notNull = true
-			case Gt, Gte:
-				if b := of(w.col); w.col.storeOrdered() && (b.lowKey == nil || bytes.Compare(w.key, b.lowKey) >= 0) {
-					b.low, b.lowOpen = w.text, w.op == Gt || b.lowOpen && bytes.Equal(w.key, b.lowKey)
-					b.lowKey = w.key
-				}
-			case Lt, Lte:
-				if b := of(w.col); w.col.storeOrdered() && (b.highKey == nil || bytes.Compare(w.key, b.highKey) <= 0) {
-					b.high, b.highOpen = w.text, w.op == Lt || b.highOpen && bytes.Equal(w.key, b.highKey)
-					b.highKey = w.key
-				}
-			case Like:
-				w.like.bind(of(w.col), w.col)
+		case w.op == And:
+			empty = b.narrow(w.kids) || empty
+		case w.op == Or:
+			if values, keys, col := w.alternatives(); col != nil {
+				empty = b.of(col).among(values, keys) || empty
 			}
+		default:
+			empty = b.of(w.col).take(w) || empty
 		}
 	}
-	walk(p.where)
-	return all, empty
+	return empty
+}
+
+// take takes in a condition on the column. It returns true where none can hold.
+func (b *bound) take(w *predicate) (empty bool) {
+	switch w.op {
+	case Eq, IsTrue, IsFalse:
+		return b.among([]string{w.text}, [][]byte{w.key})
+	case In:
+		return b.among(w.texts, w.keys)
+	case IsNull, IsUnknown:
+		empty = b.equal && !b.null || w.col.notNull
+		b.equal, b.null, b.values = true, true, nil
+		return empty
+	case IsNotNull:
+		b.notNull = true
+	case Gt, Gte:
+		if w.col.storeOrdered() && (b.lowKey == nil || bytes.Compare(w.key, b.lowKey) >= 0) {
+			b.lowOpen = w.op == Gt || b.lowOpen && bytes.Equal(w.key, b.lowKey)
+			b.lowKey = w.key
+		}
+	case Lt, Lte:
+		if w.col.storeOrdered() && (b.highKey == nil || bytes.Compare(w.key, b.highKey) <= 0) {
+			b.highOpen = w.op == Lt || b.highOpen && bytes.Equal(w.key, b.highKey)
+			b.highKey = w.key
+		}
+	case Like:
+		w.like.bind(b, w.col)
+	}
+	return false
 }
 
 // bind says what a pattern says of its column. Blanks at the end of character are not
@@ -198,8 +211,8 @@ func (p *Plan) choose(indexes func() [][]string) error {
 
 // candidate looks at one path. It is nil where the index has a column that the table
 // has no more.
-func (p *Plan) candidate(index []string, bounds map[*column]*bound) *candidate {
-	c := &candidate{index: index, own: len(index), points: 1}
+func (p *Plan) candidate(index []string, bounds bounds) *candidate {
+	c := &candidate{index: index, own: len(index), points: 1, columns: make([]*column, 0, len(index)+len(p.t.key))}
 	for _, name := range index {
 		col, err := p.t.column(name)
 		if err != nil || col.codec == nil {
@@ -211,7 +224,7 @@ func (p *Plan) candidate(index []string, bounds map[*column]*bound) *candidate {
 		c.columns = append(c.columns, &p.t.columns[at])
 	}
 	for i, col := range c.columns {
-		b := bounds[col]
+		b := bounds[col.at]
 		if b == nil || i >= c.own && slices.Contains(c.columns[:i], col) {
 			break
 		}
@@ -247,19 +260,20 @@ func (c *candidate) worse(o *candidate) bool {
 
 // sortedBy reports whether the path gives the rows in the order that is asked for, and
 // whether it does so from its end. Columns that have one value do not matter.
-func (p *Plan) sortedBy(c *candidate, bounds map[*column]*bound) (sorted, reverse bool) {
+func (p *Plan) sortedBy(c *candidate, bounds bounds) (sorted, reverse bool) {
+	if len(p.order) == 0 {
+		return true, false
+	}
 	constant := func(col *column) bool {
-		b := bounds[col]
+		b := bounds[col.at]
 		return b != nil && b.equal && (b.null || len(b.values) == 1)
 	}
 	at, first := 0, true
-	seen := make(map[*column]bool)
 	for i := range p.order {
 		term := &p.order[i]
-		if constant(term.col) || seen[term.col] {
+		if constant(term.col) || slices.ContainsFunc(p.order[:i], func(s sortTerm) bool { return s.col == term.col }) {
 			continue
 		}
-		seen[term.col] = true
 		for at < len(c.columns) && (constant(c.columns[at]) || at > 0 && slices.Contains(c.columns[:at], c.columns[at])) {
 			at++
 		}
@@ -285,7 +299,7 @@ func (p *Plan) sortedBy(c *candidate, bounds map[*column]*bound) (sorted, revers
 }
 
 // build makes the keys or ranges of a path.
-func (p *Plan) build(c *candidate, bounds map[*column]*bound) error {
+func (p *Plan) build(c *candidate, bounds bounds) error {
 	p.path = path{index: c.index, reverse: c.reverse}
 	k, err := p.t.keyer(c)
 	if err != nil {
@@ -296,7 +310,7 @@ func (p *Plan) build(c *candidate, bounds map[*column]*bound) error {
 	if c.equal > 0 {
 		prefixes = prefixes[:0]
 		err = product(c, bounds, values, func(values []millrace.Datum) error {
-			b, err := k.append(nil, values)
+			b, err := k.append(make([]byte, 0, 48), values)
 			if err == nil {
 				prefixes = append(prefixes, b)
 			}
@@ -315,7 +329,7 @@ func (p *Plan) build(c *candidate, bounds map[*column]*bound) error {
 		r := edge.Range{Prefix: prefix, Descending: c.reverse}
 		if c.ranged {
 			col := c.columns[c.equal]
-			if !k.narrow(&r, c.equal, bounds[col]) {
+			if !k.narrow(&r, c.equal, bounds[col.at]) {
 				continue
 			}
 		}
@@ -325,11 +339,11 @@ func (p *Plan) build(c *candidate, bounds map[*column]*bound) error {
 }
 
 // product calls fn with every combination of the values of the bound columns.
-func product(c *candidate, bounds map[*column]*bound, values []millrace.Datum, fn func([]millrace.Datum) error) error {
+func product(c *candidate, bounds bounds, values []millrace.Datum, fn func([]millrace.Datum) error) error {
 	if len(values) == c.equal {
 		return fn(values)
 	}
-	b := bounds[c.columns[len(values)]]
+	b := bounds[c.columns[len(values)].at]
 	if b.null {
 		return product(c, bounds, append(values, null), fn)
 	}

@@ -94,7 +94,7 @@ func (t *Table) compile(n *Node) (p predicate, err error) {
 func (p *predicate) set(text string) (err error) {
 	p.text = text
 	d := millrace.Datum{Text: []byte(text)}
-	if p.key, err = p.col.codec.Append(nil, []millrace.Datum{d}); err != nil {
+	if p.key, err = p.col.codec.Append(make([]byte, 0, 16+len(text)), []millrace.Datum{d}); err != nil {
 		return badInput(p.col.typ, text)
 	}
 	if p.sortKey = p.key; p.col.kind == kindEnum {
