@@ -1,13 +1,16 @@
 package edge
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/bmatsuo/lmdb-go/lmdb"
 
@@ -187,6 +190,67 @@ func BenchmarkGet(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkAbsent measures look-ups of rows that are there and of others that are not, all
+// over the same table, in turns: what the second cost beside the first.
+func BenchmarkAbsent(b *testing.B) {
+	s := openStore(b, b.TempDir(), func(o *Options) { o.MapSize = 1 << 30 })
+	f := newFeed(b, s)
+	schema := testSchema(1, 1, "t", oidInt8, "note")
+	f.loaded(schema)
+	tf := tableFeed{b, schema}
+	note := fmt.Sprintf("%060d", 0)
+	const rows = 500_000
+	for i := 0; i < rows; {
+		var some []*millrace.Entry
+		for range 20_000 {
+			some = append(some, tf.put(strconv.Itoa(2*i), note))
+			i++
+		}
+		f.must(some...)
+	}
+	rnd := rand.New(rand.NewPCG(1, 2))
+	ctx := context.Background()
+	key := func(id uint64) []byte { // int8, sortable
+		return binary.BigEndian.AppendUint64(nil, id|1<<63)
+	}
+	if got := tf.put("2", note).Key; !bytes.Equal(got, key(2)) {
+		b.Fatalf("keys have another form: %x, %x", got, key(2))
+	}
+	var row Row
+	get := func(k []byte, want error) {
+		err := s.View(ctx, func(v *View) error {
+			table, err := v.Table("public.t")
+			if err != nil {
+				return err
+			}
+			return table.Get(k, &row)
+		})
+		if !errors.Is(err, want) {
+			b.Fatal(err)
+		}
+	}
+	const turn = 200
+	keys := make([][]byte, turn)
+	var took [2]time.Duration
+	b.ResetTimer()
+	for n := 0; n < b.N; n += 2 * turn {
+		for odd, want := range []error{nil, ErrNotFound} {
+			for i := range keys {
+				keys[i] = key(2*rnd.Uint64N(rows-1) + uint64(odd))
+			}
+			began := time.Now()
+			for _, k := range keys {
+				get(k, want)
+			}
+			took[odd] += time.Since(began)
+		}
+	}
+	each := float64(max(b.N, 2*turn)) / 2
+	b.ReportMetric(float64(took[0].Nanoseconds())/each, "ns/there")
+	b.ReportMetric(float64(took[1].Nanoseconds())/each, "ns/absent")
+	b.ReportMetric(float64(took[1])/float64(took[0]), "absent/there")
 }
 
 // BenchmarkScan measures rows read in key order.

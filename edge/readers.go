@@ -15,6 +15,12 @@ import (
 type reader struct {
 	txn  *lmdb.Txn
 	view View
+	// walk is used again by one look-up after the other. missed tells that the newest
+	// one found nothing.
+	walk   walk
+	missed bool
+	// tree is that of the database that was read last.
+	tree treeAt
 	// since is when the view began, in nanoseconds of Unix time; 0 while idle.
 	since   atomic.Int64
 	expired atomic.Bool

@@ -129,7 +129,9 @@ type Store struct {
 	meta  lmdb.DBI
 	// pages are those of the memory map, for reading what LMDB does not check.
 	pages memoryMap
-	sizes valueSizes
+	// checked saves looking at the same pages again.
+	checked checkedPages
+	sizes   valueSizes
 
 	// handleMu keeps transactions from beginning while handles are being made
 	// known: held for reading to begin one, for writing to commit or open

@@ -272,12 +272,9 @@ func (t *Table) Get(key []byte, row *Row) error {
 		t.buf = millrace.StoreKey(t.buf[:0], key)
 		stored = t.buf
 	}
-	value, err := t.v.txn.Get(t.t.live.dbi, stored)
+	value, err := t.find(stored, key)
 	if err != nil {
-		if lmdb.IsNotFound(err) {
-			return t.absent(stored, key)
-		}
-		return t.v.s.fail("get row of "+t.t.name(), err)
+		return err
 	}
 	found, body, err := t.v.open(t.t.seed, stored, value, &row.joined)
 	if err == nil && len(stored) != len(key) && !bytes.Equal(found, key) {
@@ -292,17 +289,39 @@ func (t *Table) Get(key []byte, row *Row) error {
 	return nil
 }
 
-// absent returns ErrNotFound if the pages say so too.
-func (t *Table) absent(stored, key []byte) error {
-	var w walk
-	found, err := t.seek(&w, stored)
-	if err == nil && found && bytes.Equal(w.item.key, stored) {
+// find returns the value under a store key, or ErrNotFound. That there is none is only
+// believed of the pages, which also find what there is, so where the look-up before this
+// one has found nothing they are asked at once. What is wrong with them is told of where
+// LMDB does not find the row either.
+func (t *Table) find(stored, key []byte) ([]byte, error) {
+	r := t.v.r
+	if r.missed {
+		found, err := t.seek(&r.walk, stored)
+		if err == nil && found && bytes.Equal(r.walk.item.key, stored) {
+			r.missed = false
+			return r.walk.item.value, nil
+		}
+		if err == nil {
+			return nil, ErrNotFound
+		}
+	}
+	value, err := t.v.txn.Get(t.t.live.dbi, stored)
+	if err == nil {
+		r.missed = false
+		return value, nil
+	}
+	if !lmdb.IsNotFound(err) {
+		return nil, t.v.s.fail("get row of "+t.t.name(), err)
+	}
+	r.missed = true
+	found, err := t.seek(&r.walk, stored)
+	if err == nil && found && bytes.Equal(r.walk.item.key, stored) {
 		err = errDisorder
 	}
 	if err != nil {
-		return t.v.s.corruptRow(t.t, key, err)
+		return nil, t.v.s.corruptRow(t.t, key, err)
 	}
-	return ErrNotFound
+	return nil, ErrNotFound
 }
 
 // seek begins a walk at a store key. The rows on either side must be whole: they
@@ -317,7 +336,7 @@ func (v *View) seek(w *walk, database string, seed uint32, stored []byte) (bool,
 	if err != nil {
 		return false, err
 	}
-	*w = v.s.newWalk(record)
+	w.begin(v.s, record)
 	found, err := w.seek(stored)
 	if err != nil {
 		return false, err
@@ -329,16 +348,17 @@ func (v *View) seek(w *walk, database string, seed uint32, stored []byte) (bool,
 	}
 	// Where the place is the first of its page, a damaged key above may have led
 	// past the end of the page before.
-	before := *w
-	ok, err := before.previous()
+	here := w.item
+	ok, err := w.behind()
 	if err != nil {
 		return false, err
 	}
 	if ok {
-		if _, err := checkValue(seed, before.item.key, before.item.value); err != nil {
+		if _, err := checkValue(seed, w.item.key, w.item.value); err != nil {
 			return false, fmt.Errorf("the row next to it: %w", err)
 		}
 	}
+	w.item = here
 	return found, nil
 }
 

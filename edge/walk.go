@@ -70,8 +70,20 @@ func (m *memoryMap) read(page uint64, n int) ([]byte, error) {
 	return unsafe.Slice((*byte)(unsafe.Add(m.base, int(page)*m.page)), n*m.page), nil
 }
 
-// treeNamed reads the record of a database as the snapshot has it.
-func (v *View) treeNamed(database string) (t tree, err error) {
+// treeNamed returns the record of a database as the snapshot has it.
+func (v *View) treeNamed(database string) (tree, error) {
+	known, txn := &v.r.tree, v.txn.ID()
+	if known.txn == txn && known.name == database {
+		return known.tree, nil
+	}
+	t, err := v.readTree(database)
+	if err == nil {
+		*known = treeAt{txn, database, t}
+	}
+	return t, err
+}
+
+func (v *View) readTree(database string) (t tree, err error) {
 	cur, err := v.txn.OpenCursor(v.s.root)
 	if err != nil {
 		return t, v.s.fail("read database "+database, err)
@@ -95,11 +107,12 @@ func (v *View) treeNamed(database string) (t tree, err error) {
 // it gives lies in the map and is valid as long as the view. Its errors tell of
 // damage.
 type walk struct {
-	pages *memoryMap
-	path  [maxDepth]step
-	depth int // of the tree; 0 if it is empty
-	root  uint64
-	item  item
+	pages   *memoryMap
+	checked *checkedPages
+	path    [maxDepth]step
+	depth   int // of the tree; 0 if it is empty
+	root    uint64
+	item    item
 }
 
 // step is a page on the way from the root to the item.
@@ -110,7 +123,31 @@ type step struct {
 }
 
 func (s *Store) newWalk(t tree) walk {
-	return walk{pages: &s.pages, depth: int(t.depth), root: t.start}
+	return walk{pages: &s.pages, checked: &s.checked, depth: int(t.depth), root: t.start}
+}
+
+// begin makes w a walk that may have been another one before.
+func (w *walk) begin(s *Store, t tree) {
+	w.pages, w.checked, w.depth, w.root, w.item = &s.pages, &s.checked, int(t.depth), t.start, item{}
+}
+
+// behind reads the item before the one that the walk stands at, or returns false if there
+// is none. The walk stays where it is.
+func (w *walk) behind() (bool, error) {
+	if w.depth == 0 {
+		return false, nil
+	}
+	if leaf := &w.path[w.depth-1]; leaf.i > 0 {
+		w.item.at(leaf.b, leaf.i-1)
+		if w.item.flags&nodeTree != 0 {
+			return false, fmt.Errorf("key %x holds a database", w.item.key)
+		}
+		return true, w.value()
+	}
+	before := *w
+	ok, err := before.previous()
+	w.item = before.item
+	return ok, err
 }
 
 var errPlace = errors.New("has keys of another page")
@@ -128,7 +165,7 @@ func (w *walk) enter(at int, page uint64, low, high []byte) error {
 	if at < w.depth-1 {
 		want, first = pageBranch, 1
 	}
-	n, err := checkItems(b, want, bytes.Compare)
+	n, err := w.items(page, b, want)
 	if err != nil {
 		return badPage(page, "%v", err)
 	}
@@ -141,6 +178,19 @@ func (w *walk) enter(at int, page uint64, low, high []byte) error {
 		return badPage(page, "%v", errPlace)
 	}
 	return nil
+}
+
+// items is checkItems, or what it has found before in a page of the same bytes.
+func (w *walk) items(page uint64, b []byte, want uint16) (int, error) {
+	entry, hash := w.checked.entry(page, b)
+	if entry.Load() == hash && order.Uint16(b[10:])&pageKinds == want {
+		return (int(order.Uint16(b[12:])) - pageHeader) / 2, nil
+	}
+	n, err := checkItems(b, want, bytes.Compare)
+	if err == nil {
+		entry.Store(hash)
+	}
+	return n, err
 }
 
 // down enters the page under the item that the path's branch page stands at.
