@@ -9,11 +9,12 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	edgelog "github.com/millrace-db/millrace/edge/log"
 	"github.com/millrace-db/millrace/edge/watch"
+	"github.com/millrace-db/millrace/internal/config"
 )
 
 // newWatch makes what watchers of the stream are told from; nil where no log is kept.
 func (f *Stream) newWatch(metrics prometheus.Registerer) (*watch.Hub, error) {
-	if f.logs.current == nil {
+	if f.edge.Log.Dir == config.Off {
 		return nil, nil
 	}
 	return watch.New(watch.Config{
