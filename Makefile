@@ -78,6 +78,10 @@ images: ## measure edges filled from an image and through the topic, and images 
 kills: ## kill processes at random, KILLS=100 times each: applying, index builds, compaction, images written, fetched, restored and swapped in, the log and its pruning
 	@go test ./edge ./edge/image ./edge/log -run 'TestKill' -count=1 -v -timeout 2h -kills $(or $(KILLS),100) $(ARGS)
 
+.PHONY: deliveries
+deliveries: ## tell 125 watchers of 10,000 changes, a million deliveries, through connections that are cut off (ARGS='-seed N -race')
+	@go test ./client -run TestDeliveries -count=1 -v -timeout 60m $(ARGS) -watchers 125 -events 10000
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZTIME=10s
 	@scripts/fuzz $(FUZZTIME)
