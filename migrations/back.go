@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -54,7 +55,15 @@ func (m *Migration) backward(ctx context.Context, src, dst *pgx.Conn) (*Migratio
 				back.Omit = append(back.Omit, c)
 			}
 		}
-		cfg.Tables = append(cfg.Tables, back)
+		if !one.loose {
+			cfg.Tables = append(cfg.Tables, back)
+			continue
+		}
+		parts, err := partsOf(ctx, dst, back)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Tables = append(cfg.Tables, parts...)
 	}
 	b, err := New(cfg)
 	if err != nil {
@@ -62,6 +71,25 @@ func (m *Migration) backward(ctx context.Context, src, dst *pgx.Conn) (*Migratio
 	}
 	b.base, b.passed = m.known(), m.passed
 	return b, nil
+}
+
+// partsOf returns the partitions of a table whose key is not enforced over all of them:
+// they are captured one by one, since Postgres captures no table without a key.
+func partsOf(ctx context.Context, q queryer, t Table) ([]Table, error) {
+	rows, err := q.Query(ctx, strings.ReplaceAll(tree, "$1::bigint::oid", "to_regclass($1)::oid")+`
+SELECT n.nspname::text, c.relname::text, coalesce(pg_get_partition_constraintdef(c.oid), 'true')
+FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' ORDER BY 1, 2`, t.From.Quoted())
+	if err != nil {
+		return nil, fmt.Errorf("look up partitions of %v: %w", t.From, err)
+	}
+	parts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Table, error) {
+		part := t
+		return part, row.Scan(&part.From.Schema, &part.From.Name, &part.part)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look up partitions of %v: %w", t.From, err)
+	}
+	return parts, nil
 }
 
 // arm makes all that a way needs whose changes begin at a fence that is still to come:

@@ -3,8 +3,11 @@ package migrations
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // batch is what a run of changes comes to: the last that happened to each key.
@@ -53,8 +56,14 @@ const changeCost = 160
 
 func newBatch(all map[millrace.TableID]*mapping) *batch {
 	b := &batch{tables: make(map[millrace.TableID]*tableBatch, len(all))}
-	for id, m := range all {
-		b.tables[id] = &tableBatch{m: m, rows: make(map[string]*rowChange)}
+	shared := make(map[table.Name]*tableBatch)
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		m := all[id]
+		// Partitions that go into one table have one order of changes there.
+		if shared[m.to] == nil {
+			shared[m.to] = &tableBatch{m: m, rows: make(map[string]*rowChange)}
+		}
+		b.tables[id] = shared[m.to]
 	}
 	return b
 }
@@ -109,6 +118,9 @@ func (b *batch) add(e *millrace.Entry) error {
 		t.rows[string(e.Key)] = &rowChange{deleted: true}
 	case millrace.KindTruncate:
 		t.counts.Truncates++
+		if t.m.part != "" {
+			return fmt.Errorf("%w: a partition of the table that goes into %v was truncated, which cannot be carried over; mend: use DELETE on that side, or millrace migrate finish -f FILE to give the way back up", ErrChanged, t.m.to)
+		}
 		t.truncated = true
 		clear(t.rows)
 	default:

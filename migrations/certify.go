@@ -123,8 +123,17 @@ func (t *mapping) columns(where side) string {
 // inRange is a condition for the rows of a range, by the names of a side. It may let
 // others through.
 func (t *certified) inRange(where side, low, high []byte) (string, error) {
+	terms := []string{"true"}
+	if t.part != "" && where == target {
+		// The rows of this partition, as the constraint would have it of the same row.
+		var columns []string
+		for _, c := range t.carried {
+			columns = append(columns, fmt.Sprintf("%s::%s AS %s", quoteAll(t.to.Quoted()+".", []string{c.target}), c.sourceCast, quoteAll("", []string{c.source})))
+		}
+		terms = append(terms, fmt.Sprintf("(SELECT coalesce(%s, true) FROM (SELECT %s) millrace_row)", t.part, strings.Join(columns, ", ")))
+	}
 	if !t.ordered {
-		return "true", nil
+		return strings.Join(terms, " AND "), nil
 	}
 	var names []string
 	for i, place := range t.key {
@@ -138,7 +147,6 @@ func (t *certified) inRange(where side, low, high []byte) (string, error) {
 		}
 		names = append(names, text)
 	}
-	terms := []string{"true"}
 	for _, bound := range []struct {
 		key      []byte
 		operator string

@@ -129,6 +129,11 @@ func (m *Migration) mappings(ctx context.Context, src, dst queryer, catalog *mil
 		if err := capture.FirstError(problems); err != nil { // prepare has found none
 			return nil, fmt.Errorf("%w: %w; or millrace migrate abort -f FILE, and begin again", ErrChanged, err)
 		}
+		for _, other := range all {
+			if other.to == one.to && !slices.Equal(other.carried, one.carried) {
+				return nil, fmt.Errorf("%w: the partitions %v and %v have their columns in another order; mend: make one of them anew like the other", ErrBlocked, other.from, one.from)
+			}
+		}
 		all = append(all, one)
 	}
 	return all, nil

@@ -30,6 +30,9 @@ type mapping struct {
 	loose bool
 	// triggers and references the target has: they are off while changes go in.
 	guarded bool
+	// part is the constraint of the partition that from is, over the source's columns,
+	// where several go into one table; empty otherwise.
+	part string
 }
 
 // carried is a column that comes as it is.
@@ -70,7 +73,7 @@ type uniqueIndex struct {
 
 // mapColumns says where each column goes, and what is wrong with that.
 func mapColumns(t *Table, schema *millrace.Schema, src []sourceColumn, dst []targetColumn) (*mapping, []capture.Problem) {
-	m := &mapping{from: t.From, to: t.To, id: schema.Table}
+	m := &mapping{from: t.From, to: t.To, id: schema.Table, part: t.part}
 	var problems []capture.Problem
 	bad := func(text, mend string) {
 		problems = append(problems, capture.Refuse(ErrBlocked, "table "+t.From.String(), text, mend))

@@ -77,6 +77,9 @@ type Table struct {
 	// Prepare partitions the table where it makes it; empty for not.
 	PartitionBy    string
 	PartitionCount int
+	// part is the constraint of the partition that From is, of a way back; empty where
+	// From is a table.
+	part string
 }
 
 // mapped reports whether the target's columns are to be others than the source's.

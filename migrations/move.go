@@ -341,7 +341,7 @@ func (c *closer) run(ctx context.Context, rehearse bool) (*Pause, error) {
 		return nil, err
 	}
 	defer f.close()
-	pairs, err := c.sequences(ctx, src, dst)
+	pairs, err := c.sequences(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -393,7 +393,7 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 	}
 	defer capture.Close(lock) // and with it the lock, where it was not committed
 	var names []string
-	for _, t := range c.way.tables(source) {
+	for _, t := range c.w.m.tables(c.from) { // and with them their partitions
 		names = append(names, t.Quoted())
 	}
 	began = time.Now()
@@ -486,11 +486,11 @@ func (c *closer) undo(ctx context.Context, cause error) error {
 type sequencePair struct{ from, to string }
 
 // sequences pairs those that columns of the tables draw from.
-func (c *closer) sequences(ctx context.Context, src, dst *pgx.Conn) ([]sequencePair, error) {
+func (c *closer) sequences(ctx context.Context) ([]sequencePair, error) {
 	var pairs []sequencePair
-	for i := range c.way.cfg.Tables {
-		t := &c.way.cfg.Tables[i]
-		one, _, err := readMapping(ctx, src, dst, t, nil)
+	for i := range c.w.m.cfg.Tables {
+		t := &c.w.m.cfg.Tables[i]
+		one, _, err := readMapping(ctx, c.w.src, c.w.dst, t, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -498,16 +498,18 @@ func (c *closer) sequences(ctx context.Context, src, dst *pgx.Conn) ([]sequenceP
 			return nil, fmt.Errorf("%w: table %v is gone; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, t.From)
 		}
 		for _, k := range one.carried {
-			from, err := drawnFrom(ctx, src, t.From, k.source)
-			if err != nil {
+			p := sequencePair{}
+			if p.from, err = drawnFrom(ctx, c.w.src, t.From, k.source); err != nil {
 				return nil, err
 			}
-			to, err := drawnFrom(ctx, dst, t.To, k.target)
-			if err != nil {
+			if p.to, err = drawnFrom(ctx, c.w.dst, t.To, k.target); err != nil {
 				return nil, err
 			}
-			if from != "" && to != "" {
-				pairs = append(pairs, sequencePair{from, to})
+			if c.from == target {
+				p.from, p.to = p.to, p.from
+			}
+			if p.from != "" && p.to != "" {
+				pairs = append(pairs, p)
 			}
 		}
 	}

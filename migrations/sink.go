@@ -81,8 +81,8 @@ func (s *sink) apply(ctx context.Context, b *batch) error {
 	}
 	for i, t := range s.tables {
 		tb := b.tables[t.id]
-		if !tb.truncated && len(tb.rows) == 0 {
-			continue
+		if tb.m != t || !tb.truncated && len(tb.rows) == 0 {
+			continue // another partition's, or nothing
 		}
 		if err := s.table(ctx, s.merges[i], tb); err != nil {
 			if c := code(err); strings.HasPrefix(c, "23") || strings.HasPrefix(c, "22") {
