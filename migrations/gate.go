@@ -149,8 +149,9 @@ ALTER TABLE %[3]s ENABLE ALWAYS TRIGGER %[2]s; COMMIT`, guardWait, denyTrigger, 
 	return nil
 }
 
-// remove takes triggers and gate away, so that everybody may write.
-func (g *gate) remove(ctx context.Context, tables []table.Name) error {
+// remove takes triggers and gate away, so that everybody may write. With keep, the row
+// that says which side takes writes stays, for clients that ask.
+func (g *gate) remove(ctx context.Context, tables []table.Name, keep bool) error {
 	version, err := installed(ctx, g.conn)
 	if err != nil || version < 2 {
 		return err
@@ -172,11 +173,11 @@ SELECT c.oid::regclass::text FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN 
 			}
 		}
 	}
-	for _, sql := range []string{
-		"DROP SEQUENCE IF EXISTS " + g.sequence(),
-		"DELETE FROM millrace.migration_manager WHERE name = " + literal(g.name),
-		"DELETE FROM millrace.migration_applier WHERE name = " + literal(g.name),
-	} {
+	statements := []string{"DROP SEQUENCE IF EXISTS " + g.sequence(), "DELETE FROM millrace.migration_applier WHERE name = " + literal(g.name)}
+	if !keep {
+		statements = append(statements, "DELETE FROM millrace.migration_manager WHERE name = "+literal(g.name))
+	}
+	for _, sql := range statements {
 		if _, err := g.conn.Exec(ctx, sql); err != nil {
 			return fmt.Errorf("take the gate at the %s away: %w", g.where, err)
 		}

@@ -545,8 +545,9 @@ func ahead(ctx context.Context, src, dst *pgx.Conn, pairs []sequencePair) error 
 	return nil
 }
 
-// Finish takes gates, ways and state away where writers are to stay: the side that does
-// not take writes is closed no more, and no way leads back. Errors: ErrStep, while
+// Finish takes gates, ways and state away where writers are to stay: the source is
+// closed no more, and no way leads back. The rows of millrace.migration_manager stay,
+// for clients that ask. Errors: ErrStep, while
 // writers have not gone over.
 func (m *Migration) Finish(ctx context.Context) error {
 	w, err := m.openWays(ctx)
@@ -564,16 +565,17 @@ func (m *Migration) Finish(ctx context.Context) error {
 	if now.Active != target {
 		return fmt.Errorf("%w: the source takes writes; mend: millrace migrate cutover -f FILE, or millrace migrate abort -f FILE to give the migration up", ErrStep)
 	}
-	return m.takeAway(ctx, w)
+	return m.takeAway(ctx, w, true)
 }
 
-// takeAway removes all that the migration has made, but for the tables.
-func (m *Migration) takeAway(ctx context.Context, w *ways) error {
+// takeAway removes all that the migration has made, but for the tables; keep is
+// gate.remove's.
+func (m *Migration) takeAway(ctx context.Context, w *ways, keep bool) error {
 	if err := w.back.abort(ctx); err != nil {
 		return err
 	}
 	for _, where := range []side{source, target} {
-		if err := w.gates[where].remove(ctx, m.tables(where)); err != nil {
+		if err := w.gates[where].remove(ctx, m.tables(where), keep); err != nil {
 			return err
 		}
 	}

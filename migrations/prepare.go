@@ -68,6 +68,10 @@ func (m *Migration) Prepare(ctx context.Context, dry io.Writer) error {
 		if err := install(ctx, conn); err != nil {
 			return fmt.Errorf("make the tables of migrations: %w", err)
 		}
+		// Of one of this name that was finished.
+		if _, err := conn.Exec(ctx, "DELETE FROM millrace.migration_manager WHERE name = $1", m.cfg.Name); err != nil {
+			return fmt.Errorf("forget who took writes before: %w", err)
+		}
 	}
 	made, err := m.makeTables(ctx, dst, making)
 	if err != nil {
@@ -224,7 +228,7 @@ func (m *Migration) Abort(ctx context.Context) error {
 		w, err := m.openWays(ctx)
 		if err == nil {
 			defer w.close()
-			return m.takeAway(ctx, w)
+			return m.takeAway(ctx, w, false)
 		}
 		if !millrace.NeedsOperator(err) {
 			return err
@@ -232,7 +236,7 @@ func (m *Migration) Abort(ctx context.Context) error {
 		// Tables that do not fit any more have no way back either.
 	}
 	for _, g := range []*gate{{conn: src, where: source, name: m.cfg.Name}, {conn: dst, where: target, name: m.cfg.Name}} {
-		if err := g.remove(ctx, m.tables(g.where)); err != nil {
+		if err := g.remove(ctx, m.tables(g.where), false); err != nil {
 			return err
 		}
 	}

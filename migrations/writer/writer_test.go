@@ -1,0 +1,153 @@
+package writer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/pgtest"
+	"github.com/millrace-db/millrace/migrations"
+	"github.com/millrace-db/millrace/migrations/writer"
+)
+
+func TestMain(m *testing.M) { pgtest.Main(m) }
+
+const limit = 2 * time.Minute
+
+// TestHeldNotFailed has clients write through a Writer while writers go over, back and
+// over again: no write fails, each is there once, and how long they were held is told.
+func TestHeldNotFailed(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	src, dst := pgtest.New(t), pgtest.New(t)
+	src.Exec("CREATE TABLE hits (id bigint PRIMARY KEY)")
+	name := table.Name{Schema: "public", Name: "hits"}
+	m, err := migrations.New(migrations.Config{
+		Name: "held", SourceURL: src.URL, TargetURL: dst.URL, Tables: []migrations.Table{{From: name, To: name}}, SpoolDir: t.TempDir(),
+		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: 30 * time.Second, // the machine may be busy
+	})
+	must(t, err)
+	w, err := writer.Open(ctx, writer.Config{Migration: "held", Source: src.Pool, Target: dst.Pool, Poll: time.Second})
+	must(t, err)
+	defer w.Close()
+	must(t, m.Prepare(ctx, nil))
+	must(t, m.Copy(ctx))
+	must(t, m.Follow(ctx, migrations.Converged))
+
+	var ids atomic.Int64
+	var mu sync.Mutex
+	var took []time.Duration
+	writing, stop := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			pace := time.NewTicker(4 * time.Millisecond) // 1,000 a second of all together
+			defer pace.Stop()
+			for writing.Err() == nil {
+				<-pace.C
+				id, began := ids.Add(1), time.Now()
+				err := w.Do(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+					_, err := pool.Exec(ctx, "INSERT INTO hits VALUES ($1)", id)
+					return err
+				})
+				if err != nil {
+					t.Errorf("write %d: %v", id, err)
+					return
+				}
+				mu.Lock()
+				took = append(took, time.Since(began))
+				mu.Unlock()
+			}
+		})
+	}
+	for i, move := range []func(context.Context) (*migrations.Pause, error){m.Cutover, m.Rollback, m.Cutover} {
+		until(t, "writes", func() bool { mu.Lock(); defer mu.Unlock(); return len(took) > 200 })
+		mu.Lock()
+		took = nil
+		mu.Unlock()
+		p, err := move(ctx)
+		must(t, err)
+		until(t, "writes", func() bool { mu.Lock(); defer mu.Unlock(); return len(took) > 400 })
+		mu.Lock()
+		slices.Sort(took)
+		t.Logf("move %d: tables held for %v; writes: median %v, 99th of 100 %v, longest %v", i+1, p.Total, took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+		took = nil
+		mu.Unlock()
+	}
+	stop()
+	group.Wait()
+	if pool, term := w.Pool(); pool != dst.Pool || term != 3 {
+		t.Errorf("after three moves the writer is at term %d", term)
+	}
+	want := fmt.Sprintf("%d of %[1]d", ids.Load())
+	if got := dst.String("SELECT count(*) || ' of ' || max(id) FROM hits"); got != want {
+		t.Errorf("the target has %s writes, want %s", got, want)
+	}
+	must(t, m.Finish(ctx))
+	// Somebody who asks later is told where writers are.
+	late, err := writer.Open(ctx, writer.Config{Migration: "held", Source: src.Pool, Target: dst.Pool})
+	must(t, err)
+	defer late.Close()
+	if pool, _ := late.Pool(); pool != dst.Pool {
+		t.Error("after finish a new writer goes to the source")
+	}
+}
+
+// TestHeldTooLong closes both sides: a write is held for as long as it may be.
+func TestHeldTooLong(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	db := pgtest.New(t)
+	w, err := writer.Open(ctx, writer.Config{Migration: "none", Source: db.Pool, Target: db.Pool, Hold: 50 * time.Millisecond})
+	must(t, err)
+	defer w.Close()
+	calls := 0
+	err = w.Do(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+		calls++
+		_, err := pool.Exec(ctx, "DO $$ BEGIN RAISE EXCEPTION 'closed' USING ERRCODE = '25006'; END $$")
+		return err
+	})
+	if !errors.Is(err, writer.ErrHeld) || calls < 2 {
+		t.Errorf("a write that every side denies: got %v after %d calls, want ErrHeld after some", err, calls)
+	}
+	other := errors.New("something else")
+	if err := w.Do(ctx, func(context.Context, *pgxpool.Pool) error { return other }); !errors.Is(err, other) {
+		t.Errorf("another error: got %v", err)
+	}
+	ended, end := context.WithCancel(ctx)
+	end()
+	if err := w.Do(ended, func(ctx context.Context, pool *pgxpool.Pool) error {
+		_, err := pool.Exec(context.Background(), "DO $$ BEGIN RAISE EXCEPTION 'closed' USING ERRCODE = '25006'; END $$")
+		return err
+	}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a write whose context has ended: got %v", err)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s", limit, what)
+		}
+		<-tick.C
+	}
+}
