@@ -76,7 +76,7 @@ images: ## measure edges filled from an image and through the topic, and images 
 
 .PHONY: kills
 kills: ## kill processes at random, KILLS=100 times each: applying, index builds, compaction, images written, fetched, restored and swapped in, the log and its pruning
-	@go test ./edge ./edge/image ./edge/log -run 'TestKill' -count=1 -v -timeout 2h -kills $(or $(KILLS),100) $(ARGS)
+	@go test ./edge ./edge/image ./edge/log ./internal/follow -run 'TestKill' -count=1 -v -timeout 2h -kills $(or $(KILLS),100) $(ARGS)
 
 .PHONY: deliveries
 deliveries: ## tell 125 watchers of 10,000 changes, a million deliveries, through connections that are cut off (ARGS='-seed N -race')

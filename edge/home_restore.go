@@ -20,6 +20,8 @@ const restoringName = "restoring"
 type Restored struct {
 	h *Home
 	s *Store
+	// over tells that readers have gone over to it: it is the home's then.
+	over bool
 }
 
 // Restore makes a store of contents beside the one that readers use, reads it
@@ -156,6 +158,7 @@ func (r *Restored) Switch(ctx context.Context) error {
 		return err
 	}
 	failpoint.Hit("edge_after_restored_switch")
+	r.over = true
 	h.current.Store(r.s)
 	old.metrics.unregister()
 	r.s.metrics.register(h.opts.Registerer)
@@ -163,8 +166,12 @@ func (r *Restored) Switch(ctx context.Context) error {
 	return nil
 }
 
-// Drop gives the restored store up and removes it. Its applier must have ended.
+// Drop gives the restored store up and removes it. Its applier must have ended. One that
+// readers have gone over to stays.
 func (r *Restored) Drop() error {
+	if r.over {
+		return nil
+	}
 	if err := errors.Join(r.s.Close(), removeDir(r.s.Dir())); err != nil {
 		return fmt.Errorf("give up the restored store: %w", err)
 	}

@@ -143,6 +143,14 @@ func TestRestore(t *testing.T) {
 	wantFiles(t, home, currentName, epochDir(3))
 	follower.sees(3)
 
+	// What readers use is not given up with what it came from.
+	if err := r.Drop(); err != nil {
+		t.Fatal(err)
+	}
+	if !m.equal(take(t, h.Store())) {
+		t.Error("the store that readers use is gone")
+	}
+
 	// The same place again, beside the store of the same epoch.
 	if err := restore().Switch(t.Context()); err != nil {
 		t.Fatal(err)

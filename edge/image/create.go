@@ -35,6 +35,9 @@ type Options struct {
 	Keep int
 	// Progress is called now and then; it may be nil.
 	Progress func(Progress)
+	// Background has it written at a lower priority than the rest of the process has, on
+	// systems where a thread can have its own.
+	Background bool
 
 	// frame is the size that frames have at most before compression; 0 takes
 	// frameSize.
@@ -79,10 +82,17 @@ func create(ctx context.Context, store *edge.Store, o *Options) (c *Created, err
 	if err := sweep(o.Dir); err != nil {
 		return nil, err
 	}
-	err = store.Snapshot(ctx, func(v *edge.View) (err error) {
-		c, err = createOf(ctx, v, o)
-		return err
-	})
+	write := func() error {
+		return store.Snapshot(ctx, func(v *edge.View) (err error) {
+			c, err = createOf(ctx, v, o)
+			return err
+		})
+	}
+	if o.Background {
+		err = behindOthers(write)
+	} else {
+		err = write()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +147,12 @@ type writer struct {
 	frame    Frame
 	raw      []byte
 	stored   []byte
+	// unsynced is how much was written since the file was synced.
+	unsynced int
 }
+
+// syncBytes is after how many bytes the file is synced.
+const syncBytes = 4 << 20
 
 // write writes the files of the image into a new directory, durably.
 func (w *writer) write(dir string) error {
@@ -215,6 +230,14 @@ func (w *writer) flush() error {
 		return err
 	}
 	w.manifest.Frames = append(w.manifest.Frames, w.frame)
+	// Little by little: were all of it to go to the disk in the end, the commits of
+	// the store would wait behind it.
+	if w.unsynced += len(w.stored); w.unsynced >= syncBytes {
+		w.unsynced = 0
+		if err := errors.Join(w.out.Flush(), w.file.Sync()); err != nil {
+			return err
+		}
+	}
 	w.at.Rows += w.frame.Rows
 	w.progress(w.at)
 	w.frame, w.raw = Frame{Set: w.frame.Set}, w.raw[:0]

@@ -36,6 +36,13 @@ type Listed struct {
 	Created time.Time `json:"created,omitzero"`
 }
 
+// Wanted is what a request for a new image says: that one is of no use which is not newer
+// than an index of an epoch.
+type Wanted struct {
+	Epoch     uint64 `json:"epoch"`
+	NewerThan uint64 `json:"newer_than"`
+}
+
 // Making says how far an image is that is being made.
 type Making struct {
 	Rows uint64    `json:"rows"`

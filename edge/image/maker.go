@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 )
 
@@ -163,10 +164,10 @@ func (m *Maker) begin() {
 	m.making = &Making{At: time.Now().UTC()}
 }
 
-// Ask has an image made, which goes on in the background; one that is being made
-// counts as asked for. fresh tells that there is one that is new enough, or of the
-// newest index. ErrBusy is returned while another stream's is being made.
-func (m *Maker) Ask() (fresh bool, err error) {
+// Ask has an image made that is newer than an index, which goes on in the background; one
+// that is being made counts as asked for. fresh tells that there is one that is new
+// enough, or of the newest index. ErrBusy is returned while another stream's is being made.
+func (m *Maker) Ask(newerThan millrace.Place) (fresh bool, err error) {
 	place := m.config.Home.Place()
 	if place.Index == 0 {
 		return false, errors.New("this edge has no rows yet; mend: ask another one")
@@ -178,7 +179,8 @@ func (m *Maker) Ask() (fresh bool, err error) {
 	}
 	if all, err := List(m.config.Dir); err == nil && len(all) > 0 && all[0].Epoch == place.Epoch {
 		if i, err := Open(all[0].Path); err == nil {
-			fresh = all[0].Index == place.Index || time.Since(i.Manifest().Created) < freshFor
+			fresh = all[0].Index == place.Index ||
+				time.Since(i.Manifest().Created) < freshFor && newerThan.Compare(millrace.Place{Epoch: all[0].Epoch, Index: all[0].Index}) < 0
 			if err := i.Close(); err != nil || fresh {
 				return fresh, err
 			}
@@ -239,7 +241,7 @@ func (m *Maker) makeOne(ctx context.Context) {
 func (m *Maker) create(ctx context.Context) (*Created, error) {
 	for {
 		store := m.config.Home.Store()
-		c, err := Create(ctx, store, Options{Dir: m.config.Dir, Keep: m.config.Keep, Progress: func(p Progress) {
+		c, err := Create(ctx, store, Options{Dir: m.config.Dir, Keep: m.config.Keep, Background: true, Progress: func(p Progress) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			if m.making != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 )
 
@@ -48,7 +50,7 @@ func TestMaker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := none.Ask(); err == nil || errors.Is(err, ErrBusy) {
+	if _, err := none.Ask(millrace.Place{}); err == nil || errors.Is(err, ErrBusy) {
 		t.Errorf("image of an empty store: %v", err)
 	}
 	s := newSource(t, openStore(t, options(filepath.Join(dir, "store"))))
@@ -60,9 +62,10 @@ func TestMaker(t *testing.T) {
 	}
 	server := httptest.NewServer(http.StripPrefix("/images", Handler(images, m)))
 	defer server.Close()
+	body := "{}"
 	ask := func(contentType string) (int, Listing, string) {
 		t.Helper()
-		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/images", strings.NewReader("{}"))
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL+"/images", strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,6 +105,16 @@ func TestMaker(t *testing.T) {
 	s.unit(2)
 	if status, l, _ := ask(asJSON); status != http.StatusOK || len(l.Images) != 1 || l.Making != nil {
 		t.Errorf("there is one of a moment ago: %d, %+v", status, l)
+	}
+	// Who says that it is of no use gets a newer one.
+	body = fmt.Sprintf(`{"epoch": 2, "newer_than": %d}`, l.Images[0].Index)
+	if status, l, _ := ask(asJSON); status != http.StatusAccepted || l.Making == nil {
+		t.Errorf("asked for a newer one: %d, %+v", status, l)
+	}
+	until(t, "the newer one is there", func() bool { all, _ := List(images); return m.Making() == nil && len(all) == 2 })
+	body = "rubbish"
+	if status, _, _ := ask(asJSON); status != http.StatusBadRequest {
+		t.Errorf("rubbish is answered with %d", status)
 	}
 	cancel()
 	<-ended

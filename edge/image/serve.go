@@ -3,6 +3,7 @@ package image
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"mime"
 	"net/http"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/millrace-db/millrace"
 )
 
 const (
@@ -91,6 +94,9 @@ func (h *handler) list(w http.ResponseWriter) {
 	answer(w, http.StatusOK, l)
 }
 
+// maxWanted is the largest size of a Wanted.
+const maxWanted = 1 << 10
+
 // ask has an image made, unless there is one that is new enough.
 func (h *handler) ask(w http.ResponseWriter, r *http.Request) {
 	// A page in a browser cannot send this type to another host by itself.
@@ -98,7 +104,12 @@ func (h *handler) ask(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnsupportedMediaType, "bad_type", "the request is not of type application/json", "send {} with Content-Type: application/json")
 		return
 	}
-	fresh, err := h.maker.Ask()
+	var wanted Wanted
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxWanted)).Decode(&wanted); err != nil {
+		refuse(w, http.StatusBadRequest, "bad_request", "the request is not what says which image is wanted: "+err.Error(), `send {}, or {"epoch": 1, "newer_than": 4711}`)
+		return
+	}
+	fresh, err := h.maker.Ask(millrace.Place{Epoch: millrace.Epoch(wanted.Epoch), Index: millrace.Index(wanted.NewerThan)})
 	switch {
 	case errors.Is(err, ErrBusy):
 		w.Header().Set("Retry-After", strconv.Itoa(int(busyPause.Seconds())))

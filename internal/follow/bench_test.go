@@ -190,7 +190,7 @@ func BenchmarkImageBeside(b *testing.B) {
 		if images {
 			work.Go(func() {
 				for ctx.Err() == nil {
-					_, err := image.Create(ctx, x.stream.Home().Store(), image.Options{Dir: filepath.Join(x.dir, "images", "bank"), Keep: 1})
+					_, err := image.Create(ctx, x.stream.Home().Store(), image.Options{Dir: filepath.Join(x.dir, "images", "bank"), Keep: 1, Background: true})
 					if err != nil && ctx.Err() == nil {
 						b.Error(err)
 						return

@@ -367,8 +367,8 @@ func (r *epochReign) imageConfirmed() (over bool, err error) {
 	t.follow.stop()
 	from, to := r.home.Place(), t.restored.Store().Place()
 	err = t.restored.Switch(r.ctx)
-	if r.ctx.Err() != nil {
-		return err == nil, nil //nolint:nilerr // told to end
+	if err != nil && r.ctx.Err() != nil {
+		return false, nil //nolint:nilerr // told to end
 	}
 	if err != nil {
 		if err := r.noImage(err); err != nil {

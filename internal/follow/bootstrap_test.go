@@ -32,8 +32,6 @@ import (
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
-func TestMain(m *testing.M) { kafkatest.Main(m) }
-
 const bootWait = 90 * time.Second
 
 var bankID = millrace.StreamID{7, 7, 7}
@@ -303,12 +301,7 @@ type options struct {
 
 func (b *bank) edgeWith(dir string, o options, from ...string) *branch {
 	b.t.Helper()
-	c := &config.Config{Edge: config.Edge{
-		ID: filepath.Base(dir), DataDir: filepath.Join(dir, "data"), MapSize: 1 << 28, Report: config.Duration(10 * time.Second),
-		Log:    config.EdgeLog{Retain: config.Duration(time.Hour), MaxBytes: 16 << 20},
-		Images: config.Images{Dir: filepath.Join(dir, "images"), Keep: 2, From: from},
-	}}
-	c.Streams = []config.Stream{{Name: "bank", Kafka: config.Kafka{Brokers: b.brokers, Topic: b.name}}}
+	c := bankConfig(dir, b.brokers, b.name, from...)
 	if o.config != nil {
 		o.config(c)
 	}

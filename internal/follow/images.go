@@ -3,6 +3,7 @@ package follow
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -29,8 +30,8 @@ import (
 const (
 	// makingPoll is how often a peer is asked how far the image is that it makes, and
 	// makingFails how often in a row it may give no answer.
-	makingPoll  = time.Second
-	makingFails = 10
+	makingPoll  = 250 * time.Millisecond
+	makingFails = 40
 	// askLimit bounds one such question.
 	askLimit = 30 * time.Second
 )
@@ -145,6 +146,8 @@ type taker struct {
 	// refused are images that have come and turned out to be of no use, by name.
 	refused map[string]error
 	client  *http.Client
+	// unfit is the newest image of a peer that was of no use.
+	unfit millrace.Place
 	// agreed tells that the source has the record at which the image was taken.
 	agreed bool
 }
@@ -221,6 +224,7 @@ func untrue(err error) bool {
 // a new one that the peer is asked to make.
 func (t *taker) from(ctx context.Context, from string) (*edge.Restored, error) {
 	asks := isEdge(from, t.config.Name)
+	t.unfit = millrace.Place{}
 	t.client = t.clients.of(from, t.config.Name)
 	defer t.client.CloseIdleConnections()
 	c, err := t.fetch(ctx, from, asks)
@@ -244,6 +248,9 @@ func (t *taker) fetch(ctx context.Context, from string, young bool) (*image.Crea
 		URL: from, Stream: t.stream(), Trusted: t.trusted, Keep: t.edge.Images.Keep, Client: t.client, Pause: t.bootRules.pause,
 		Accept: func(m *image.Manifest) error {
 			if err := t.fits(ctx, m, young); err != nil {
+				if at := (millrace.Place{Epoch: m.Checkpoint.Epoch, Index: m.Checkpoint.Index}); t.unfit.Compare(at) < 0 {
+					t.unfit = at
+				}
 				return fmt.Errorf("image %s: %w", m.Name(), err)
 			}
 			t.showBoot(func(b *serve.Bootstrap) {
@@ -392,7 +399,11 @@ func (t *taker) ask(ctx context.Context, method, at string) (*image.Listing, err
 	defer cancel()
 	var body io.Reader
 	if method == http.MethodPost {
-		body = bytes.NewReader([]byte("{}"))
+		text, err := json.Marshal(image.Wanted{Epoch: uint64(t.unfit.Epoch), NewerThan: uint64(t.unfit.Index)})
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(text)
 	}
 	q, err := http.NewRequestWithContext(ctx, method, at, body)
 	if err != nil {
