@@ -293,6 +293,16 @@ func TestProblems(t *testing.T) {
 			},
 		},
 		{
+			"images", "streams:\n- name: a" + kafka + "edge: {images: {every: 1s, from: [edge-7, 'ftp://h/x', 'http:///x', 'https://u:hushhush@h', 'file://far/x', 'file:///mnt/x']}}\n", nil,
+			[]string{
+				`m.yaml:4: edge.images.every: 1s: want 1m to 8760h`,
+				`m.yaml:4: edge.images.from: edge-7: want http://, https:// or file://`,
+				`m.yaml:4: edge.images.from: ftp://h/x: want http://, https:// or file://`,
+				`m.yaml:4: edge.images.from: http:///x names no host; write http://host:port`,
+				`m.yaml:4: edge.images.from: file://far/x: want the path of a directory, as in file:///mnt/images`,
+			},
+		},
+		{
 			"retention", "streams:\n- name: a\n  kafka: {brokers: ['k:1'], retain: {time: 1m, bytes: 1MiB, absent: 1s}}\n- name: b\n  kafka: {topic: x, retain: {absent: 24h}}\n", nil,
 			[]string{
 				`m.yaml:3: streams.a.kafka.retain.time: 1m: want 10m to 876000h`,

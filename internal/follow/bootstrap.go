@@ -37,14 +37,14 @@ type bootRules struct {
 	few              uint64
 	// stale is how old an image may be before a peer is asked to make a new one.
 	stale time.Duration
-	// pause is image.Source's.
-	pause time.Duration
+	// pause is image.Source's, tell how often it is logged how far an image is.
+	pause, tell time.Duration
 }
 
 func defaultBootRules() bootRules {
 	return bootRules{
 		confirm: 10 * time.Second, retryMin: 5 * time.Second, retryMax: 2 * time.Minute,
-		behindEvery: time.Minute, lag: 5 * time.Minute, few: 100_000, stale: time.Hour,
+		behindEvery: time.Minute, lag: 5 * time.Minute, few: 100_000, stale: time.Hour, tell: 10 * time.Second,
 	}
 }
 
@@ -230,6 +230,7 @@ func (r *epochReign) takeImage(why string, epoch millrace.Epoch) {
 	r.showBoot(func(b *serve.Bootstrap) {
 		*b = serve.Bootstrap{State: serve.BootstrapAsking, Reason: why, StartedAt: time.Now().UTC()}
 	})
+	r.work.Go(func() { r.tellProgress(t.taken) })
 	r.work.Go(func() {
 		defer close(t.taken)
 		if epoch == 0 && r.upstreams == nil {
@@ -243,6 +244,22 @@ func (r *epochReign) takeImage(why string, epoch millrace.Epoch) {
 			t.image, t.agreed = t.restored.Store().Place().Index, taker.agreed
 		}
 	})
+}
+
+// tellProgress logs how far the taking of an image is, until it is taken.
+func (f *Stream) tellProgress(taken <-chan struct{}) {
+	tick := time.NewTicker(f.bootRules.tell)
+	defer tick.Stop()
+	for {
+		select {
+		case <-taken:
+			return
+		case <-tick.C:
+		}
+		if b := f.Bootstrap(); b != nil && b.Running() {
+			f.log.Info("an image is being taken", "state", b.State, "from", b.From, "bytes", b.Bytes, "of_bytes", b.OfBytes, "rows", b.Rows, "of_rows", b.OfRows)
+		}
+	}
 }
 
 // imageTaken starts the applier of the store that was made of an image, or decides what

@@ -316,6 +316,7 @@ func (b *bank) edgeWith(dir string, o options, from ...string) *branch {
 		b.t.Fatal(err)
 	}
 	x.stream.bootRules.retryMin, x.stream.bootRules.confirm, x.stream.bootRules.pause = 50*time.Millisecond, time.Second, time.Millisecond
+	x.stream.bootRules.tell = 100 * time.Millisecond
 	if o.rules != nil {
 		o.rules(&x.stream.bootRules)
 	}
@@ -546,7 +547,9 @@ func TestBootstrapGone(t *testing.T) {
 	if err := os.CopyFS(filepath.Join(backups, "bank"), os.DirFS(peerImages)); err != nil {
 		t.Fatal(err)
 	}
-	away.until("it downloads", func() bool { return away.stream.Bootstrap().State == serve.BootstrapDownloading })
+	away.until("it downloads, and says so", func() bool {
+		return away.stream.Bootstrap().State == serve.BootstrapDownloading && strings.Contains(away.log.String(), "state=downloading")
+	})
 	if away.value() != 1 { // and nothing else in the meantime
 		t.Errorf("it has unit %d", away.value())
 	}
