@@ -119,7 +119,10 @@ func (u *UnitHash) Chain(prev Chain) Chain {
 // Reset forgets the unit and makes u ready for a new one.
 func (u *UnitHash) Reset() {
 	for i := range u.tables {
-		u.tables[i].release()
+		if h := u.tables[i].hasher; h != nil {
+			h.Reset()
+			hashers.Put(h)
+		}
 		u.tables[i] = tableHash{}
 	}
 	u.tables, u.places = u.tables[:0], nil
@@ -196,18 +199,17 @@ func (u *UnitHash) lacks() bool {
 }
 
 func (t *tableHash) appendSum(dst []byte) []byte {
-	var sum [32]byte
 	switch {
-	case t.given != nil:
-		sum = *t.given
-	case t.mid != nil:
-		t.absorb()
-		sum = t.mid.sum()
 	case t.hasher != nil:
 		return t.hasher.Sum(dst)
-	default:
-		sum = blake3.Sum256(t.run)
+	case t.mid != nil:
+		t.absorb()
+		sum := t.mid.sum()
+		return append(dst, sum[:]...)
+	case t.given != nil:
+		return append(dst, t.given[:]...)
 	}
+	sum := blake3.Sum256(t.run)
 	return append(dst, sum[:]...)
 }
 

@@ -558,3 +558,64 @@ func TestPartialRestore(t *testing.T) {
 		}
 	}
 }
+
+// TestPartialEpoch: the store of a new epoch holds what the one before does, whatever the
+// home was opened with, and readers go over when what they hold is copied.
+func TestPartialEpoch(t *testing.T) {
+	filter := filterOf(t, []string{"public.a"}, nil)
+	o := Options{Dir: t.TempDir(), Stream: testStream, MapSize: 1 << 30, MaxDBs: 64, Filter: filter}
+	open := func() *Home {
+		h, err := OpenHome(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	h := open()
+	c := newCopy(t, h.Store(), 1)
+	c.begin()
+	c.rows()
+	if ok, err := h.Store().Copied(t.Context()); ok || err != nil {
+		t.Errorf("copied before the loads have ended: %v, %v", ok, err)
+	}
+	c.end()
+	c.w.Close()
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o.Filter = nil
+	h = open()
+	next, err := h.Next(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !next.Filter().Equal(filter) {
+		t.Errorf("the next store holds %v", next.Filter())
+	}
+	c = newCopy(t, next, 2)
+	c.begin()
+	c.rows()
+	c.end()
+	if ok, err := next.Copied(t.Context()); !ok || err != nil {
+		t.Errorf("not copied: %v, %v", ok, err)
+	}
+	c.w.Close()
+	if err := h.Switch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := heldRows(t, h.Store(), "public.a", nil); len(got) != homeRows || h.Place().Epoch != 2 {
+		t.Errorf("%d rows at epoch %v", len(got), h.Place().Epoch)
+	}
+	if _, err := h.Compact(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.SwitchCompacted(); err != nil {
+		t.Fatal(err)
+	}
+	if got := heldRows(t, h.Store(), "public.a", nil); len(got) != homeRows || !h.Filter().Equal(filter) {
+		t.Errorf("compacted it has %d rows and holds %v", len(got), h.Filter())
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -429,7 +429,7 @@ func (h *Home) Close() error {
 }
 
 // Copied reports whether readers can use the store: the first copy has ended, so
-// every table that the stream has can be read.
+// every table of the stream that is held can be read, and there is one.
 func (s *Store) Copied(ctx context.Context) (bool, error) {
 	live, wanting := 0, 0
 	err := s.View(ctx, func(v *View) error {
@@ -437,7 +437,7 @@ func (s *Store) Copied(ctx context.Context) (bool, error) {
 			switch {
 			case t.live != nil:
 				live++
-			case t.schema != nil:
+			case t.schema != nil && !t.scope.None():
 				wanting++
 			}
 		}
