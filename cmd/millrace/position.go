@@ -70,7 +70,8 @@ func foldTopic(ctx context.Context, t *topic.Topic, info topic.Info, registered 
 		if err != nil {
 			return nil, err
 		}
-		if attested {
+		// A topic that was trimmed begins with an accepted state record too.
+		if attested || m.Offset == info.Start && record.Kind == millrace.RecordState {
 			attested = false
 			if fold, err = millrace.FoldFromState(record); err != nil {
 				return nil, err

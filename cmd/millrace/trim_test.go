@@ -37,7 +37,7 @@ func TestTrimAndReceipt(t *testing.T) {
 	}
 	run("init")
 	publisher := spawn(t, w.dir, nil, "transfer", "-c", w.file)
-	spawn(t, w.dir, nil, "edge", "-c", w.file)
+	root := spawn(t, w.dir, nil, "edge", "-c", w.file)
 	w.ready(t)
 	leaf := spawn(t, w.dir, nil, "edge", "-c", other("leaf", ports[0], "\n  upstream: [\"http://"+w.edge+"\"]"))
 
@@ -68,18 +68,23 @@ func TestTrimAndReceipt(t *testing.T) {
 	}
 
 	// A state record is written where a reign begins. What was then is said to be old.
-	for range 2 {
+	grow := func(edges string) {
+		t.Helper()
 		publisher.stop(syscall.SIGTERM)
 		publisher = spawn(t, w.dir, nil, "transfer", "-c", w.file)
-		run("wait", "--edges", "2", "--timeout", "2m")
 		until(t, "a mark", func() error {
-			if n := w.db.String(`SELECT count(*)::text FROM millrace.mark WHERE last_index > 0 AND age(now(), marked_at) < interval '1 hour'`); n == "0" {
+			if n := w.db.String(`SELECT count(*)::text FROM millrace.mark WHERE last_index > 0 AND marked_at > now() - interval '30 min'`); n == "0" {
 				return errors.New("there is none")
 			}
 			return nil
 		})
+		if edges != "" {
+			run("wait", "--edges", edges, "--timeout", "2m")
+		}
 		w.db.Exec(`UPDATE millrace.mark SET marked_at = marked_at - interval '1 hour'`)
 	}
+	grow("2")
+	grow("2")
 	var plan transfer.Trim
 	until(t, "edges are behind no mark", func() error {
 		if err := json.Unmarshal([]byte(run("trim", "--dry-run", "--json")), &plan); err != nil {
@@ -114,18 +119,38 @@ func TestTrimAndReceipt(t *testing.T) {
 		t.Errorf("check: %s", got)
 	}
 
-	// Transfer goes on from what is left, and so do edges; a new one is told what it
-	// needs.
-	publisher.stop(syscall.SIGTERM)
+	// Edges that have stopped hold back what they need, until they are forgotten.
 	leaf.stop(syscall.SIGTERM)
-	spawn(t, w.dir, nil, "transfer", "-c", w.file)
+	root.stop(syscall.SIGTERM)
 	w.db.Exec(`INSERT INTO items VALUES ('new', 2, 'row')`)
-	until(t, "the edge has what is written now", func() error {
-		return httpOK("http://" + w.edge + "/v1/streams/shop/tables/public.items/rows/new,2")
+	grow("")
+	grow("")
+	if got := run("trim"); !strings.Contains(got, "held back by edges") || !strings.Contains(got, "not for") || !strings.Contains(got, "here") {
+		t.Errorf("trim while an edge has stopped: %s", got)
+	}
+	if got := run("status"); !strings.Contains(got, "hold back what kafka.retain would let go") {
+		t.Errorf("status while an edge has stopped: %s", got)
+	}
+	run("status", "--forget", "here")
+	if got := run("trim"); !strings.Contains(got, "are deleted") {
+		t.Errorf("trim once the edge is forgotten: %s", got)
+	}
+	if err := json.Unmarshal([]byte(run("trim", "--dry-run", "--json")), &plan); err != nil {
+		t.Fatal(err)
+	}
+	back := spawn(t, w.dir, nil, "edge", "-c", w.file)
+	until(t, "the edge that is back says what it needs", func() error {
+		if said := back.err(); !strings.Contains(said, "behind index "+plan.StartIndex.String()) || !strings.Contains(said, "edge.images.from") {
+			return errors.New(said)
+		}
+		return nil
 	})
+	if got := run("get", "public.items", "new,1"); !strings.Contains(got, "row") {
+		t.Errorf("it answers no more: %s", got)
+	}
 	fresh := spawn(t, w.dir, nil, "edge", "-c", other("fresh", ports[1], ""))
 	until(t, "the new edge says what it needs", func() error {
-		if said := fresh.err(); !strings.Contains(said, "image") || !strings.Contains(said, "begins at index "+strconv.FormatUint(uint64(plan.ToIndex)+1, 10)) {
+		if said := fresh.err(); !strings.Contains(said, "image") || !strings.Contains(said, "begins at index "+strconv.FormatUint(uint64(plan.StartIndex)+1, 10)) {
 			return errors.New(said)
 		}
 		return nil

@@ -219,10 +219,9 @@ func (s *Summary) add(e *Edge, known chainOf) {
 	s.Edges++
 	count(s.States, e.State, 1, maxVersions)
 	count(s.Versions, e.Version, 1, maxVersions)
-	switch {
-	case e.LagSeconds == nil:
+	if e.LagSeconds == nil {
 		s.LagUnknown++
-	default:
+	} else {
 		i, _ := slices.BinarySearch(lagBounds[:], *e.LagSeconds)
 		s.Lag[i]++
 	}
