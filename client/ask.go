@@ -20,16 +20,23 @@ func (c *Client) ask(ctx context.Context, method, path string, body []byte) ([]b
 	began := time.Now()
 	var between pause
 	for {
-		var last error
+		var last, lacking error
 		for _, p := range c.order() {
 			if c.closed.Load() {
 				return nil, Place{}, ErrClosed
 			}
 			text, place, err := c.askOne(ctx, p, method, path, body)
+			if lacks(err) {
+				lacking = err
+				continue
+			}
 			if err == nil || ctx.Err() != nil || !passes(err) {
 				return text, place, err
 			}
 			last = err
+		}
+		if last == nil {
+			return nil, Place{}, lacking // no edge has it
 		}
 		if time.Since(began) >= c.patience {
 			return nil, Place{}, gaveUp(last)

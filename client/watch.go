@@ -171,10 +171,10 @@ func (w *Watch) connect(ctx context.Context) error {
 	}
 }
 
-// lacks tells that an edge cannot tell what is wanted, and another one may.
+// lacks tells that an edge does not have what is wanted, and another one may.
 func lacks(err error) bool {
 	var answer *Error
-	return errors.Is(err, ErrPruned) || errors.As(err, &answer) && answer.Code == "no_log"
+	return errors.Is(err, ErrPruned) || errors.As(err, &answer) && (answer.Code == "no_log" || answer.Code == "not_held")
 }
 
 // further returns which of two edges that lack what is wanted is to be told of: the one

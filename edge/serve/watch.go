@@ -194,6 +194,8 @@ func (q *request) watchFault(err error) error {
 		}
 	case errors.Is(err, watch.ErrNoTable):
 		return notFound("no_table", "ask "+streamsPath+"/"+q.stream.name+"/tables for those that there are", "%v", err)
+	case errors.Is(err, watch.ErrNotHeld):
+		return &fault{http.StatusMisdirectedRequest, "not_held", err.Error(), "watch what this edge holds, or ask another edge"}
 	case errors.Is(err, watch.ErrPrefix):
 		return badRequest("bad_prefix", "name one table, and leading columns of its key with commas between them; a query is percent-encoded once more", "%v", err)
 	case errors.Is(err, watch.ErrEpochAhead):

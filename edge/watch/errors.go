@@ -20,6 +20,10 @@ var (
 	// because the table was made again with another key.
 	ErrPrefix = errors.New("prefix does not fit the table's key")
 
+	// ErrNotHeld occurs where the edge holds a part of the stream, and not all of what is
+	// to be watched. Mend: watch what it holds, or another edge.
+	ErrNotHeld = errors.New("not held here")
+
 	// ErrTooMany occurs when there are as many watchers as may be.
 	ErrTooMany = errors.New("too many watchers")
 

@@ -14,6 +14,8 @@ type filter struct {
 	names   []string
 	prefix  []string
 	partial bool
+	// holds is what the edge has of the stream.
+	holds *millrace.Filter
 	// known are tables that were looked at.
 	known map[*table]match
 }
@@ -25,8 +27,11 @@ type match struct {
 	err    error
 }
 
-func newFilter(o *Options) (*filter, error) {
-	f := &filter{names: o.Tables, known: make(map[*table]match)}
+func newFilter(o *Options, holds *millrace.Filter) (*filter, error) {
+	f := &filter{names: o.Tables, holds: holds, known: make(map[*table]match)}
+	if len(o.Tables) == 0 && !holds.All() {
+		return nil, fmt.Errorf("%w: this edge holds %v, and not all of the stream; name tables that it holds", ErrNotHeld, holds)
+	}
 	var err error
 	if f.prefix, f.partial, err = millrace.ParseKeyPrefix(o.Prefix); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrPrefix, err)
@@ -52,11 +57,23 @@ func (f *filter) of(t *table) match {
 			m.err = fmt.Errorf("%w: table %s: %w", ErrPrefix, t.name, m.err)
 		}
 	}
+	if m.named && m.err == nil && !f.holds.All() {
+		m.err = f.held(t, m.prefix)
+	}
 	if len(f.known) >= maxForms {
 		clear(f.known)
 	}
 	f.known[t] = m
 	return m
+}
+
+// held says why not all changes of a table's keys under a prefix come to this edge.
+func (f *filter) held(t *table, prefix []byte) error {
+	scope, err := f.holds.Scope(t.schema)
+	if err != nil || !scope.HoldsAll(prefix) {
+		return fmt.Errorf("%w: table %s, as far as it is to be watched; this edge holds %v", ErrNotHeld, t.name, f.holds)
+	}
+	return nil
 }
 
 // lets reports whether a watcher is to be told.

@@ -23,6 +23,9 @@ type Config struct {
 	// Checkpoint returns what the store has that readers use; nil for nothing. It saves
 	// reading the log for schemas, and may be left out.
 	Checkpoint func(ctx context.Context) (*millrace.Checkpoint, error)
+	// Holds says which part of the stream the edge holds, nil for all of it; may be left
+	// out.
+	Holds func() *millrace.Filter
 	// RingBytes is how much of the newest part of the log is held decoded, and again
 	// for watchers that are behind it. The newest record is always held. Default 16 MiB.
 	RingBytes int64

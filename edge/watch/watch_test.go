@@ -222,7 +222,14 @@ func TestPartial(t *testing.T) {
 	for range 100 {
 		f.some()
 	}
-	h := newHub(t, l, func(c *Config) { c.RingBytes = 4 << 10 })
+	h := newHub(t, l, func(c *Config) {
+		c.RingBytes, c.Holds = 4<<10, func() *millrace.Filter { return filter }
+	})
+	for _, o := range []Options{{}, {Tables: []string{"public.b"}}, {Tables: []string{"public.a", "public.b"}}} {
+		if _, err := h.Watch(timeout(t), o); !errors.Is(err, ErrNotHeld) {
+			t.Errorf("Watch(%+v) of an edge without b: %v", o, err)
+		}
+	}
 	for _, from := range []millrace.Index{2, f.fold.Index() / 3, f.fold.Index() - 20} {
 		got := read(t, watch(t, h, Options{From: at(from), Tables: []string{"public.a"}, Beat: time.Millisecond}), f.fold.Index())
 		want := after(f.want, from, func(e *event.Event) bool { return e.Table == "public.a" })

@@ -56,10 +56,14 @@ const (
 )
 
 // Watch begins a watch, which the caller has to close. Errors: ErrNotReady,
-// ErrEpochAhead, ErrNoTable, ErrPrefix, ErrTooMany, ErrClosed, and a log.PrunedError
+// ErrEpochAhead, ErrNoTable, ErrNotHeld, ErrPrefix, ErrTooMany, ErrClosed, and a log.PrunedError
 // with the oldest place that would do.
 func (h *Hub) Watch(ctx context.Context, o Options) (*Watcher, error) {
-	f, err := newFilter(&o)
+	var holds *millrace.Filter
+	if h.c.Holds != nil {
+		holds = h.c.Holds()
+	}
+	f, err := newFilter(&o, holds)
 	if err != nil {
 		return nil, err
 	}

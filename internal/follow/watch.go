@@ -30,6 +30,7 @@ func (f *Stream) newWatch(metrics prometheus.Registerer) (*watch.Hub, error) {
 			})
 			return c, err
 		},
+		Holds:  f.home.Filter,
 		Logger: f.log, Registerer: metrics,
 	})
 }
