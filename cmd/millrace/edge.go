@@ -35,7 +35,7 @@ program anew, which takes over sockets, connections and streams; no request fail
 			if err != nil {
 				return err
 			}
-			if c.Edge.FollowsKafka() {
+			if c.Edge.UsesKafka() {
 				if err := c.NeedKafka(c.Edge.Streams); err != nil {
 					return err
 				}

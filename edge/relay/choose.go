@@ -50,8 +50,11 @@ type candidate struct {
 	fails, absent     int
 	why               error
 	failed, notBefore time.Time
-	// over is the highest epoch that it no longer has.
-	over millrace.Epoch
+	// over is the highest epoch that it no longer has. lost is a place behind which it
+	// had nothing any more, believed until forgiven.
+	over     millrace.Epoch
+	lost     millrace.Place
+	forgiven time.Time
 	// strikes counts what it gave that was untrue, at place the last time; certain tells
 	// that nothing on the way can have made it so. banned is until when it is left alone
 	// for that, untrue the newest.
@@ -68,8 +71,10 @@ type candidate struct {
 func (c *candidate) bad() bool { return c.strikes >= 2 || c.certain }
 
 // lacks tells that it no longer has what is wanted.
-func (c *candidate) lacks(want millrace.Place) bool {
+func (c *candidate) lacks(now time.Time, want millrace.Place) bool {
 	switch {
+	case now.Before(c.forgiven) && c.lost.Epoch == want.Epoch && want.Index <= c.lost.Index:
+		return true
 	case want.Epoch == 0:
 		return !c.heard.IsZero() && c.said.epoch != 0 && c.said.oldest > 1
 	case c.over >= want.Epoch:
@@ -151,7 +156,7 @@ func (c *choice) pick(now time.Time, want millrace.Place) (i int, wait time.Dura
 	for i, one := range c.all {
 		at := one.notBefore
 		switch {
-		case one.lacks(want):
+		case one.lacks(now, want):
 			if lacking < 0 || c.reaches(one, c.all[lacking]) {
 				lacking = i
 			}
@@ -179,6 +184,9 @@ func (c *choice) pick(now time.Time, want millrace.Place) (i int, wait time.Dura
 // reaches tells that the log of a reaches farther back than that of b, or is of a newer
 // epoch.
 func (c *choice) reaches(a, b *candidate) bool {
+	if lost := b.lost != (millrace.Place{}); lost != (a.lost != millrace.Place{}) {
+		return lost // it is no log of an edge
+	}
 	if a.said.epoch != b.said.epoch {
 		return a.said.epoch > b.said.epoch
 	}
@@ -206,7 +214,7 @@ func (c *choice) shaky(now time.Time, one *candidate) bool {
 // usable tells that an upstream may be asked now.
 func (c *choice) usable(now time.Time, i int, want millrace.Place) bool {
 	one := c.all[i]
-	return !now.Before(one.notBefore) && !now.Before(one.banned) && !one.lacks(want)
+	return !now.Before(one.notBefore) && !now.Before(one.banned) && !one.lacks(now, want)
 }
 
 // follow notes that an upstream serves.
@@ -252,6 +260,13 @@ func (c *choice) fail(now time.Time, i int, why error, s *standing) {
 // ended notes that an upstream no longer has an epoch.
 func (c *choice) ended(i int, epoch millrace.Epoch) {
 	c.all[i].over = max(c.all[i].over, epoch)
+}
+
+// lose notes that an upstream which cannot say how far it reaches back had nothing any
+// more behind a place. It is asked again after a while.
+func (c *choice) lose(now time.Time, i int, want millrace.Place) {
+	one := c.all[i]
+	one.lost, one.forgiven = want, now.Add(c.jitter(c.retryMax))
 }
 
 // drop forgets that an upstream is followed, or to be.

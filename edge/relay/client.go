@@ -30,6 +30,8 @@ type ClientConfig struct {
 	// Edges with the same list try it in orders of their own, so that they spread over
 	// it.
 	Upstreams, Secondaries []Upstream
+	// Origin is what stands in these lists as OriginName; nil where nothing does.
+	Origin Origin
 	// Applied returns what has been applied here of the epoch that readers use.
 	Applied func() Applied
 	// TLS returns what a connection over https is made with; nil is the system's.
@@ -79,6 +81,8 @@ type From struct {
 	Epoch  millrace.Epoch
 	Index  millrace.Index
 	Chain  millrace.Chain
+	// After is the checkpoint there, for an Origin; nil for the beginning.
+	After *millrace.Checkpoint
 }
 
 // Client follows a stream from one of several upstreams. Its methods may be called by
@@ -126,6 +130,11 @@ func NewClient(c ClientConfig) (*Client, error) {
 	setDefault(&c.RetryMin, 200*time.Millisecond)
 	setDefault(&c.RetryMax, 15*time.Second)
 	setDefault(&c.Ban, 10*time.Minute)
+	for _, u := range slices.Concat(c.Upstreams, c.Secondaries) {
+		if u.origin && c.Origin == nil {
+			return nil, fmt.Errorf("follow relays: %s stands among the upstreams and is not given", u)
+		}
+	}
 	for _, d := range []time.Duration{c.Silence, c.Stale, c.Margin, c.Probe, c.Check, c.RetryMin, c.RetryMax - c.RetryMin, c.Ban} {
 		if d < 0 {
 			return nil, errors.New("follow relays: times must not be negative, nor the longest retry shorter than the shortest")
@@ -248,6 +257,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 func (c *Client) open(ctx context.Context, i int, from From) (*Source, error) {
+	if c.ups[i].origin {
+		return c.openOrigin(ctx, i, from)
+	}
 	h := &hello{node: c.config.Node, stream: from.Stream, epoch: from.Epoch, index: from.Index, filter: c.config.Filter}
 	if from.Index > 0 {
 		h.chain = from.Chain
@@ -275,7 +287,7 @@ func (c *Client) begin(s *Source) {
 		c.last = s.i
 		c.changes++
 		c.metrics.changes.Inc()
-		c.config.Logger.Info("the edge follows an upstream", "upstream", c.ups[s.i].text, "node", s.welcome.Node, "depth", len(s.welcome.Path)+1, "index", s.from.Index, "upstream_index", s.welcome.Newest)
+		c.config.Logger.Info("the edge follows an upstream", "upstream", c.ups[s.i].text, "node", s.welcome.Node, "depth", len(c.pathLocked()), "index", s.from.Index, "upstream_index", s.welcome.Newest)
 	}
 }
 
@@ -306,13 +318,16 @@ func (c *Client) failedLocked(i int, want millrace.Place, err error) {
 			c.choice.ended(i, want.Epoch)
 		}
 	}
-	if diverged(err) {
+	if diverged(err) && !c.ups[i].origin {
 		c.rejectLocked(i, want, err, true)
 		return
 	}
 	one := c.choice.all[i]
 	news := one.why == nil || one.why.Error() != err.Error()
 	c.choice.fail(now, i, err, said)
+	if c.ups[i].origin && c.config.Origin.Gone(err) {
+		c.choice.lose(now, i, want)
+	}
 	if news {
 		c.config.Logger.Warn("an upstream does not serve", "upstream", c.ups[i].text, "error", err)
 	}
@@ -337,6 +352,9 @@ func (c *Client) rejectLocked(i int, at millrace.Place, err error, certain bool)
 func (c *Client) gone(i int, from From) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.ups[i].origin {
+		return fmt.Errorf("%w: %s: %w", ErrGone, c.ups[i], c.choice.all[i].why)
+	}
 	return &GoneError{URL: c.ups[i].text, Oldest: c.choice.all[i].said.oldest, Epoch: from.Epoch, After: from.Index}
 }
 
@@ -383,7 +401,7 @@ func (c *Client) Path() []string {
 }
 
 func (c *Client) pathLocked() []string {
-	if c.source == nil {
+	if c.source == nil || c.source.origin != nil {
 		return nil
 	}
 	s := c.states[c.source.i]
@@ -392,9 +410,12 @@ func (c *Client) pathLocked() []string {
 
 // Report sends a payload to the upstream that is followed, now or when there is one. It
 // tells whether it was taken; one that is too large, or behind too many that wait, is
-// not. What was taken is lost where the connection fails at that moment.
+// not, nor is any while the Origin is followed. What was taken is lost where the connection fails at that moment.
 func (c *Client) Report(payload []byte) bool {
-	if len(payload) > MaxReport {
+	c.mu.Lock()
+	origin := c.source != nil && c.source.origin != nil
+	c.mu.Unlock()
+	if len(payload) > MaxReport || origin {
 		return false
 	}
 	select {

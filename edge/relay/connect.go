@@ -31,12 +31,18 @@ type Upstream struct {
 	at   *url.URL
 	// socket is the path of a unix socket; empty for TCP.
 	socket string
+	// origin tells that it is where the stream comes from first.
+	origin bool
 }
 
-// ParseUpstream reads http://host:port, https://host:port or unix:/path/of/socket.
+// ParseUpstream reads http://host:port, https://host:port, unix:/path/of/socket, or
+// OriginName.
 func ParseUpstream(text string) (Upstream, error) {
 	bad := func(why string) (Upstream, error) {
 		return Upstream{}, fmt.Errorf("%q is not where an edge answers: %s; write http://host:port, https://host:port or unix:/path", shownURL(text), why)
+	}
+	if text == OriginName {
+		return Upstream{text: text, at: &url.URL{}, origin: true}, nil
 	}
 	if path, ok := strings.CutPrefix(text, "unix:"); ok {
 		path = "/" + strings.TrimLeft(path, "/")
@@ -63,7 +69,8 @@ func ParseUpstream(text string) (Upstream, error) {
 // String is what was parsed.
 func (u Upstream) String() string { return u.text }
 
-// URL is that of the edge, without a path. Over a unix socket it names localhost.
+// URL is that of the edge, without a path; empty where it is no edge. Over a unix socket it
+// names localhost.
 func (u Upstream) URL() string { return u.at.String() }
 
 // Socket is the path of the unix socket to ask over; empty for TCP.

@@ -112,8 +112,8 @@ func (f *feed) serve() {
 	cancel()
 	listening.Wait()
 	switch {
-	case f.life.Err() != nil:
-		err = errors.New("it may no longer follow")
+	case ended && f.s.ctx.Err() == nil && errors.Is(heard, net.ErrClosed):
+		err = errors.New("it may no longer follow") // the connection was closed from here
 	case ended && f.s.ctx.Err() == nil:
 		err = heard // the child went first
 	case isTimeout(err):
@@ -342,7 +342,7 @@ func (f *feed) step(ctx context.Context) error {
 		if f.endBeat != nil {
 			f.endBeat()
 		}
-		f.beat, f.endBeat = context.WithDeadline(ctx, f.told.Add(f.s.config.Beat)) //nolint:fatcontext // each ends before the next
+		f.beat, f.endBeat = context.WithDeadline(ctx, f.told.Add(f.s.config.Beat))
 	}
 	if f.reader == nil {
 		if err := f.reopen(); err != nil {
@@ -363,7 +363,7 @@ func (f *feed) step(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, context.DeadlineExceeded) && f.beat.Err() != nil:
-		return nil // a beat is due
+		return nil //nolint:nilerr // a beat is due
 	case errors.As(err, &last):
 		return err
 	case errors.Is(err, edgelog.ErrClosed), errors.Is(err, edgelog.ErrRenewed):

@@ -320,7 +320,11 @@ func (n *node) fault() error {
 // once follows one upstream to the end.
 func (n *node) once(ctx context.Context) error {
 	at := n.place()
-	src, err := n.client.Open(ctx, From{Stream: testStream, Epoch: at.Epoch, Index: at.Index, Chain: at.Chain})
+	from := From{Stream: testStream, Epoch: at.Epoch, Index: at.Index, Chain: at.Chain}
+	if at.Index > 0 {
+		from.After = &at
+	}
+	src, err := n.client.Open(ctx, from)
 	if err != nil {
 		return err
 	}

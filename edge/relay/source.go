@@ -33,6 +33,10 @@ type Source struct {
 	work  sync.WaitGroup
 	ended chan struct{}
 	once  sync.Once
+	// origin is set in place of link where the topic is followed, for as long as life.
+	origin OriginSource
+	life   context.Context //nolint:containedctx // of the source
+	end    context.CancelFunc
 
 	mu sync.Mutex
 	// cause is why the connection was closed from here.
@@ -84,6 +88,9 @@ func (s *Source) awaitTopic(ctx context.Context) error {
 // Next waits for the next record. The value belongs to the caller. After an error, that
 // of ctx too, the Source is of no more use.
 func (s *Source) Next(ctx context.Context) (millrace.Offset, []byte, error) {
+	if s.origin != nil {
+		return s.nextOfOrigin(ctx)
+	}
 	if s.stop == nil {
 		s.stop = context.AfterFunc(ctx, func() { s.leave(ctx.Err()) })
 	}
@@ -128,8 +135,11 @@ func (s *Source) place() millrace.Place {
 
 // Reject tells that a record of this source is not of the history. It returns what the
 // attempt ends with: a temporary error while another upstream, or this one once more,
-// may be asked; otherwise ErrUntrue.
+// may be asked; otherwise ErrUntrue, or the error itself where the Origin gave the record.
 func (s *Source) Reject(err error) error {
+	if s.origin != nil {
+		return err // nothing stands above it
+	}
 	c := s.c
 	at := s.place()
 	if applied := c.config.Applied(); !c.aside && applied.Place.Epoch == at.Epoch {
@@ -153,9 +163,12 @@ func (s *Source) Close() error {
 	}
 	s.work.Wait()
 	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
 	if s.c.source == s {
 		s.c.source = nil
+	}
+	s.c.mu.Unlock()
+	if s.origin != nil {
+		return s.origin.Close()
 	}
 	return nil
 }
@@ -168,6 +181,10 @@ func (s *Source) leave(why error) {
 	}
 	s.mu.Unlock()
 	s.once.Do(func() { close(s.ended) })
+	if s.origin != nil {
+		s.end()
+		return
+	}
 	_ = s.link.conn.Close() // nothing more is wanted of it
 }
 

@@ -24,11 +24,16 @@ func (c *Client) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 		at := c.config.Applied()
+		c.followOrigin(at)
 		c.mu.Lock()
 		c.rememberLocked(at)
 		due := c.choice.probes(time.Now())
 		c.mu.Unlock()
 		for _, i := range due {
+			if c.ups[i].origin {
+				c.probeOrigin(ctx, i)
+				continue
+			}
 			c.probe(ctx, i)
 		}
 	}
@@ -57,11 +62,17 @@ func (c *Client) probe(ctx context.Context, i int) {
 	if l.conn != nil {
 		_ = l.conn.Close() // it has said what was asked
 	}
+	c.probed(i, l.welcome)
+}
+
+// probed takes in where an upstream stands that is not followed, and goes over to it where
+// that is better.
+func (c *Client) probed(i int, state *State) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	c.choice.hear(now, i, l.welcome.stand())
-	c.heardLocked(i, l.welcome)
+	c.choice.hear(now, i, state.stand())
+	c.heardLocked(i, state)
 	c.choice.all[i].why = nil
 	reason, leave := c.choice.better(now, i, c.config.Applied().Place)
 	if leave && c.source != nil {
@@ -125,7 +136,12 @@ func (c *Client) known(i int) Applied {
 // begun, where it knows of no topics.
 func (c *Client) Ask(ctx context.Context, stream millrace.StreamID, epoch millrace.Epoch) (bool, error) {
 	var errs []error
+	asked := 0
 	for i := range c.ups {
+		if c.ups[i].origin {
+			continue // whoever knows of topics asks for them
+		}
+		asked++
 		l, err := c.connect(ctx, c.ups[i], &hello{node: c.config.Node, stream: stream, epoch: epoch, probe: true})
 		if err == nil {
 			begun := l.welcome.Newest > 0
@@ -143,7 +159,7 @@ func (c *Client) Ask(ctx context.Context, stream millrace.StreamID, epoch millra
 			return true, nil // what it has of it begins later
 		}
 	}
-	if len(errs) < len(c.ups) {
+	if len(errs) < asked || asked == 0 {
 		return false, nil
 	}
 	return false, errors.Join(errs...)

@@ -11,6 +11,7 @@
 package config
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -174,8 +175,8 @@ type Edge struct {
 	TLS     TLS      `key:"tls" doc:"Where other hosts reach this edge. Everybody shows who they are there, with a token or a certificate."`
 	Peers   Peers    `key:"peers" doc:"How this edge reaches others, for their images and logs, over https."`
 
-	Upstream    Choice   `key:"upstream" unit:"kafka, or URLs" default:"kafka" doc:"Where the edge takes its streams from: kafka, or other edges that keep a log, as in [http://10.0.0.7:7480, unix:/run/millrace.sock], one of which it follows. Edges with the same list spread over it."`
-	Secondaries []string `key:"secondaries" unit:"URLs" doc:"Edges that are followed where none of edge.upstream serves what is needed, for instance because their logs do not reach so far back."`
+	Upstream    Choice   `key:"upstream" unit:"kafka, or URLs" default:"kafka" doc:"Where the edge takes its streams from: kafka, or other edges that keep a log, as in [http://10.0.0.7:7480, unix:/run/millrace.sock], one of which it follows. Edges with the same list spread over it. kafka may stand among them, and is one more then."`
+	Secondaries []string `key:"secondaries" unit:"URLs, or kafka" doc:"What is followed where none of edge.upstream serves what is needed, for instance because their logs, or the topic, do not reach so far back: edges, or kafka."`
 	Relay       Relay    `key:"relay" doc:"What this edge gives to those that follow it, which it does where it keeps a log and answers HTTP."`
 }
 
@@ -196,9 +197,14 @@ type Relay struct {
 // UpstreamKafka is the stream's topic.
 const UpstreamKafka = "kafka"
 
-// FollowsKafka reports whether the edge takes its streams from Kafka.
+// FollowsKafka reports whether the edge takes its streams from Kafka alone.
 func (e *Edge) FollowsKafka() bool {
-	return len(e.Upstream) == 0 || len(e.Upstream) == 1 && e.Upstream[0] == UpstreamKafka
+	return len(e.Secondaries) == 0 && (len(e.Upstream) == 0 || len(e.Upstream) == 1 && e.Upstream[0] == UpstreamKafka)
+}
+
+// UsesKafka reports whether Kafka is among what the edge may take its streams from.
+func (e *Edge) UsesKafka() bool {
+	return e.FollowsKafka() || slices.Contains(e.Upstream, UpstreamKafka) || slices.Contains(e.Secondaries, UpstreamKafka)
 }
 
 // EdgeLog is what an edge keeps of the records it has taken in.

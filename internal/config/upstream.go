@@ -17,21 +17,14 @@ func (k *checker) upstreams() {
 		all  []string
 	}{{"edge.upstream", e.Upstream}, {"edge.secondaries", e.Secondaries}} {
 		for _, text := range list.all {
-			switch {
-			case text == UpstreamKafka && list.path == "edge.upstream" && len(list.all) == 1:
-			case text == UpstreamKafka:
-				k.bad(list.path, "kafka stands beside edges; choose one of both")
-			case !isUpstream(text):
-				k.bad(list.path, "%q is not where an edge answers; write http://host:port, https://host:port or unix:/path", hideUser(text))
+			if text != UpstreamKafka && !isUpstream(text) {
+				k.bad(list.path, "%q is not where an edge answers; write http://host:port, https://host:port, unix:/path or kafka", hideUser(text))
 			}
 			if other, twice := seen[text]; twice {
-				k.bad(list.path, "%s stands in %s already; name each edge once", hideUser(text), other)
+				k.bad(list.path, "%s stands in %s already; name each once", hideUser(text), other)
 			}
 			seen[text] = list.path
 		}
-	}
-	if e.FollowsKafka() && len(e.Secondaries) > 0 {
-		k.bad("edge.secondaries", "mean nothing with edge.upstream: kafka; remove them, or name the edges to follow in edge.upstream")
 	}
 	if e.Relay.MaxPeers < 1 || e.Relay.MaxPeers > 1000 {
 		k.bad("edge.relay.max_peers", "%d: want 1 to 1000", e.Relay.MaxPeers)

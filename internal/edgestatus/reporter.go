@@ -31,6 +31,8 @@ type Config struct {
 	// others; nil where the edge follows none, and reports to the topic. It tells
 	// whether the report was taken.
 	Up func(payload []byte) bool
+	// Either tells that a report goes to the topic where Up takes none.
+	Either bool
 	// Interval is the time between two reports when nothing changes.
 	Interval time.Duration
 	// Report makes the report; Interval, Format and ReportedAt are filled in.
@@ -161,7 +163,11 @@ var errNotTaken = errors.New("no relay that this edge follows takes its report n
 // put into the topic is taken away.
 func (r *Reporter) sendUp(ctx context.Context, edge string, value []byte) error {
 	if !r.config.Up(value) {
-		return errNotTaken
+		if !r.config.Either {
+			return errNotTaken
+		}
+		r.retracted = false
+		return r.put(ctx, edge, value)
 	}
 	if !r.retracted && len(r.config.Topic.Brokers) > 0 {
 		if err := r.put(ctx, edge, nil); err != nil && !errors.Is(err, topic.ErrNoTopic) {

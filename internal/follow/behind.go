@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge/relay"
 	"github.com/millrace-db/millrace/internal/lineage"
 	"github.com/millrace-db/millrace/internal/topic"
 )
@@ -36,11 +37,13 @@ type head struct {
 // that readers use. What an upstream or the topic's newest record says decides.
 func (f *Stream) Behind(ctx context.Context) (uint64, error) {
 	if f.upstreams != nil {
-		s := f.upstreams.Status()
-		if s.URL == "" {
+		switch s := f.upstreams.Status(); s.URL {
+		case "":
 			return 0, errors.New("no upstream is followed")
+		case relay.OriginName: // the topic is asked, below
+		default:
+			return uint64(s.Behind), nil
 		}
-		return uint64(s.Behind), nil
 	}
 	h := &f.head
 	h.mu.Lock()
@@ -62,53 +65,59 @@ func (f *Stream) Behind(ctx context.Context) (uint64, error) {
 
 // newest returns the index that the newest record of the topic ends at.
 func (f *Stream) newest(ctx context.Context) (millrace.Index, error) {
+	index, _, err := f.newestRecord(ctx)
+	return index, err
+}
+
+// newestRecord is newest with the time that the record is of, at the source.
+func (f *Stream) newestRecord(ctx context.Context) (millrace.Index, time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, headLimit)
 	defer cancel()
 	t, err := lineage.OpenTopic(ctx, f.config, f.topicName(), f.log)
 	if err != nil {
-		return 0, err
+		return 0, time.Time{}, err
 	}
 	defer func() { _ = t.Close() }() // nothing is appended
 	info, err := t.Info(ctx)
 	if err != nil {
-		return 0, err
+		return 0, time.Time{}, err
 	}
-	var newest millrace.Index
 	for _, back := range []millrace.Offset{1, headRecords} {
 		from := max(info.Start, info.End-back)
 		if from >= info.End {
-			return 0, nil
+			return 0, time.Time{}, nil
 		}
-		if newest, err = newestFrom(ctx, t, from, info.End); err != nil || newest > 0 || from == info.Start {
-			return newest, err
+		newest, at, err := newestFrom(ctx, t, from, info.End)
+		if err != nil || newest > 0 || from == info.Start {
+			return newest, at, err
 		}
 	}
-	return 0, fmt.Errorf("topic %s: none of its last %d records says an index", t.Name(), headRecords)
+	return 0, time.Time{}, fmt.Errorf("topic %s: none of its last %d records says an index", t.Name(), headRecords)
 }
 
-func newestFrom(ctx context.Context, t *topic.Topic, from, end millrace.Offset) (newest millrace.Index, err error) {
+func newestFrom(ctx context.Context, t *topic.Topic, from, end millrace.Offset) (newest millrace.Index, at time.Time, err error) {
 	r, err := t.Read(ctx, from)
 	if err != nil {
-		return 0, err
+		return 0, at, err
 	}
 	defer r.Close()
 	for {
 		m, err := r.Until(ctx, end)
 		if errors.Is(err, io.EOF) {
-			return newest, nil
+			return newest, at, nil
 		}
 		if err != nil {
-			return 0, err
+			return 0, at, err
 		}
 		h, err := millrace.DecodeHeader(m.Value)
 		if err != nil {
-			return 0, err
+			return 0, at, err
 		}
 		switch h.Kind {
 		case millrace.RecordBatch:
-			newest = h.Last()
+			newest, at = h.Last(), h.Time
 		case millrace.RecordState:
-			newest = h.First - 1
+			newest, at = h.First-1, h.Time
 		case millrace.RecordTerm:
 		}
 	}

@@ -233,7 +233,7 @@ func (r *epochReign) takeImage(why string, epoch millrace.Epoch) {
 	r.work.Go(func() { r.tellProgress(t.taken) })
 	r.work.Go(func() {
 		defer close(t.taken)
-		if epoch == 0 && r.upstreams == nil {
+		if epoch == 0 && r.edge.UsesKafka() {
 			// A new store's is the newest that has begun, where that can be asked.
 			asked, end := context.WithTimeout(ctx, r.bootRules.confirm)
 			epoch, _ = r.choose(asked) // any epoch is better than none

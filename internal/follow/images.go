@@ -351,7 +351,7 @@ func (f *Stream) reaches(ctx context.Context, c *millrace.Checkpoint) (agreed bo
 func (f *Stream) relayed(ctx context.Context, c *millrace.Checkpoint) (agreed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	source, err := f.upstreams.Aside().Open(ctx, relay.From{Stream: c.Stream, Epoch: c.Epoch, Index: c.Index, Chain: c.Chain})
+	source, err := f.upstreams.Aside().Open(ctx, relay.From{Stream: c.Stream, Epoch: c.Epoch, Index: c.Index, Chain: c.Chain, After: c})
 	switch {
 	case errors.Is(err, relay.ErrGone):
 		return false, unfit("%v", err)

@@ -30,6 +30,9 @@ func (f *Stream) newUpstreams(peers *tlsfiles.Client, metrics prometheus.Registe
 		Node: f.edge.ID, Stream: f.config.Name, Applied: f.applied, Filter: millrace.AppendFilter(nil, f.home.Filter()),
 		Logger: f.log, Registerer: metrics,
 	}
+	if f.edge.UsesKafka() {
+		c.Origin = origin{f}
+	}
 	if peers != nil {
 		c.TLS, c.Authorize = peers.TLS, peers.Authorize
 	}
@@ -123,7 +126,7 @@ func (f *Stream) sourceOf(store *edge.Store, epoch millrace.Epoch, readers bool)
 			from.Epoch = millrace.Epoch(f.epoch.Load())
 		}
 		if after != nil {
-			from.Stream, from.Epoch, from.Index, from.Chain = after.Stream, after.Epoch, after.Index, after.Chain
+			from.Stream, from.Epoch, from.Index, from.Chain, from.After = after.Stream, after.Epoch, after.Index, after.Chain, after
 		}
 		source, err := client.Open(ctx, from)
 		if errors.Is(err, relay.ErrGone) {
@@ -145,12 +148,16 @@ type epochs interface {
 	Close()
 }
 
-// newEpochs looks in Kafka, or asks the upstreams.
+// newEpochs looks in Kafka, or asks the upstreams, or both.
 func (f *Stream) newEpochs() (epochs, error) {
-	if f.upstreams != nil {
+	if f.upstreams != nil && !f.edge.UsesKafka() {
 		return upstreamEpochs{f.upstreams}, nil
 	}
-	return lineage.NewEpochs(f.config, f.log)
+	topics, err := lineage.NewEpochs(f.config, f.log)
+	if err != nil || f.upstreams == nil {
+		return topics, err
+	}
+	return allEpochs{upstreamEpochs{f.upstreams}, topics}, nil
 }
 
 // upstreamEpochs are those that upstreams name. One is believed where an upstream

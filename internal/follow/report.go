@@ -20,7 +20,7 @@ func (f *Stream) reports() (*edgestatus.Reporter, error) {
 		up = f.upstreams.Report
 	}
 	return edgestatus.NewReporter(edgestatus.Config{
-		Up:    up,
+		Up: up, Either: f.edge.UsesKafka(),
 		Topic: lineage.Reports(f.config, "millrace-edge-", f.log), Interval: time.Duration(f.edge.Report), Logger: f.log, Registerer: f.metrics,
 		State: func() string {
 			s := f.status()
