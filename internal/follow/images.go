@@ -61,8 +61,8 @@ func (f *Stream) peers() []string {
 		return all
 	}
 	for _, text := range append(append([]string(nil), f.edge.Upstream...), f.edge.Secondaries...) {
-		// Whoever shares a unix socket shares a disk.
-		if u, err := relay.ParseUpstream(text); err == nil && u.Socket() == "" {
+		// Whoever shares a unix socket shares a disk, and Kafka has no images.
+		if u, err := relay.ParseUpstream(text); err == nil && u.Socket() == "" && u.URL() != "" {
 			all = append(all, strings.TrimRight(u.URL(), "/")+imagesPath(f.config.Name))
 		}
 	}

@@ -172,7 +172,10 @@ func (f *forest) plant(id string, level int, stream, more string) *member {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
 	var work sync.WaitGroup
-	work.Go(func() { m.err = m.stream.Run(ctx) })
+	work.Go(func() {
+		m.err = m.stream.Run(ctx)
+		cancel()
+	})
 	work.Go(func() { m.watch(ctx) })
 	go func() {
 		work.Wait()

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,7 +24,8 @@ type forger struct {
 	log   *edgelog.Log
 	lying atomic.Bool
 	// fold is of what it serves.
-	fold *millrace.Fold
+	fold  *millrace.Fold
+	close func()
 }
 
 func newForger(t testing.TB, above *member) *forger {
@@ -54,18 +54,17 @@ func newForger(t testing.TB, above *member) *forger {
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	work.Go(func() { f.follow(ctx, client) })
-	t.Cleanup(func() { f.close(cancel, &work, server, http) })
+	f.close = sync.OnceFunc(func() {
+		cancel()
+		work.Wait()
+		_ = server.Close()
+		http.Close()
+		if err := f.log.Close(); err != nil {
+			f.t.Error(err)
+		}
+	})
+	t.Cleanup(f.close)
 	return f
-}
-
-func (f *forger) close(cancel context.CancelFunc, work *sync.WaitGroup, server *relay.Server, http *httptest.Server) {
-	cancel()
-	work.Wait()
-	_ = server.Close()
-	http.Close()
-	if err := f.log.Close(); err != nil {
-		f.t.Error(err)
-	}
 }
 
 func (f *forger) Log(millrace.Epoch) *edgelog.Log          { return f.log }
