@@ -102,8 +102,6 @@ type Client struct {
 	// upstreams stand, by their place in ups.
 	source *Source
 	states []*State
-	// newest is the highest epoch that an upstream has named.
-	newest millrace.Epoch
 	// changes counts how often another upstream was gone over to.
 	changes int
 	last    int
@@ -292,10 +290,7 @@ func (c *Client) begin(s *Source) {
 }
 
 // heardLocked notes where an upstream stands.
-func (c *Client) heardLocked(i int, s *State) {
-	c.states[i] = s
-	c.newest = max(c.newest, s.Epoch, s.Next)
-}
+func (c *Client) heardLocked(i int, s *State) { c.states[i] = s }
 
 // failed notes an error of an upstream.
 func (c *Client) failed(i int, want millrace.Place, err error) {
@@ -355,7 +350,11 @@ func (c *Client) gone(i int, from From) error {
 	if c.ups[i].origin {
 		return fmt.Errorf("%w: %s: %w", ErrGone, c.ups[i], c.choice.all[i].why)
 	}
-	return &GoneError{URL: c.ups[i].text, Oldest: c.choice.all[i].said.oldest, Epoch: from.Epoch, After: from.Index}
+	one := c.choice.all[i]
+	return &GoneError{
+		URL: c.ups[i].text, Oldest: one.said.oldest, Epoch: from.Epoch, After: from.Index,
+		Over: from.Epoch != 0 && one.over >= from.Epoch,
+	}
 }
 
 // untrue is the error of upstreams that all disagree.
@@ -385,11 +384,24 @@ func (c *Client) unserved() error {
 	return fmt.Errorf("no upstream serves: %s", strings.Join(why, "; "))
 }
 
-// Newest returns the highest epoch that an upstream has named; 0 if none has.
-func (c *Client) Newest() millrace.Epoch {
+// Named returns the epochs after one that upstreams name, the newest first. What one
+// names need not be true: Ask asks all of them for it.
+func (c *Client) Named(after millrace.Epoch) []millrace.Epoch {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.newest
+	var all []millrace.Epoch
+	for _, s := range c.states {
+		if s == nil {
+			continue
+		}
+		for _, epoch := range []millrace.Epoch{s.Epoch, s.Next} {
+			if epoch > after && !slices.Contains(all, epoch) {
+				all = append(all, epoch)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b millrace.Epoch) int { return cmp.Compare(b, a) })
+	return all
 }
 
 // Path returns the nodes above this one, the nearest first; none while no upstream is

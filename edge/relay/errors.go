@@ -32,8 +32,10 @@ var (
 	errFrame = errors.New("malformed frame")
 	// errLeft ends a Source whose upstream is left for another one.
 	errLeft = errors.New("upstream is left for another one")
-	// errSilent ends a Source whose upstream sends nothing any more.
-	errSilent = errors.New("upstream is silent")
+	// errSilent ends a Source whose upstream sends nothing any more, errWithheld one whose
+	// upstream says that it has more, and does not send it.
+	errSilent   = errors.New("upstream is silent")
+	errWithheld = errors.New("upstream sends nothing of what it says it has")
 )
 
 // GoneError is ErrGone with the upstream that reaches back farthest.
@@ -44,9 +46,14 @@ type GoneError struct {
 	// Epoch and After are what was asked for.
 	Epoch millrace.Epoch
 	After millrace.Index
+	// Over tells that the epoch is over there.
+	Over bool
 }
 
 func (e *GoneError) Error() string {
+	if e.Over {
+		return fmt.Sprintf("%v: epoch %v is over at %s", ErrGone, e.Epoch, e.URL)
+	}
 	return fmt.Sprintf("%v: index %v of epoch %v is asked for; the log of %s begins at index %v; mend: take an image from it (millrace image fetch), or name an edge that keeps more in edge.secondaries",
 		ErrGone, e.After+1, e.Epoch, e.URL, e.Oldest)
 }

@@ -366,7 +366,7 @@ func await(t testing.TB, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited %v for %s", patience, what)
 		}
-		time.Sleep(2 * time.Millisecond)
+		_ = sleep(t.Context(), 2*time.Millisecond)
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 // placeEvery is how often an upstream is told where its child stands.
 const placeEvery = 2 * time.Second
 
+// withheld is how many times Silence an upstream may send nothing of what it has.
+const withheld = 3
+
 // Source gives the records of an upstream from a place on. Next and Reject are called
 // by one goroutine, and Close when that has ended.
 type Source struct {
@@ -29,10 +32,14 @@ type Source struct {
 	decoder *edgelog.Decoder
 	// piece is what is left of the piece of the log that is being read.
 	piece int
-	stop  func() bool
-	work  sync.WaitGroup
-	ended chan struct{}
-	once  sync.Once
+	// got is the index up to which records have come, and lacking since when the upstream
+	// has said that it has more, with nothing coming; zero while something comes.
+	got     millrace.Index
+	lacking time.Time
+	stop    func() bool
+	work    sync.WaitGroup
+	ended   chan struct{}
+	once    sync.Once
 	// origin is set in place of link where the topic is followed, for as long as life.
 	origin OriginSource
 	life   context.Context //nolint:containedctx // of the source
@@ -44,7 +51,7 @@ type Source struct {
 }
 
 func newSource(c *Client, i int, l *link, from From) *Source {
-	s := &Source{c: c, i: i, link: l, welcome: l.welcome, from: from, topic: l.welcome.TopicID, ended: make(chan struct{})}
+	s := &Source{c: c, i: i, link: l, welcome: l.welcome, from: from, topic: l.welcome.TopicID, got: from.Index, ended: make(chan struct{})}
 	if from.Epoch == 0 {
 		s.from.Epoch = l.welcome.Epoch
 	}
@@ -100,6 +107,9 @@ func (s *Source) Next(ctx context.Context) (millrace.Offset, []byte, error) {
 			return 0, nil, cerr
 		}
 		return 0, nil, s.fault(err)
+	}
+	if r.Header.Kind == millrace.RecordBatch {
+		s.got = r.Header.Last()
 	}
 	return r.Offset, slices.Clone(r.Value), nil
 }
@@ -213,7 +223,7 @@ func (t *stream) next() error {
 	}
 	switch kind {
 	case frameRecords:
-		t.piece = size
+		t.piece, t.lacking = size, time.Time{}
 		return nil
 	case frameState:
 		state, err := decodeNodeState(content)
@@ -235,6 +245,15 @@ func (t *stream) hear(state *State) error {
 	}
 	if t.topic == "" {
 		t.topic = state.TopicID
+	}
+	// A state stands behind the records that were sent before it.
+	switch now := time.Now(); {
+	case state.Newest <= t.got:
+		t.lacking = time.Time{}
+	case t.lacking.IsZero():
+		t.lacking = now
+	case now.Sub(t.lacking) > withheld*c.config.Silence:
+		return fmt.Errorf("%w: it has come to index %v, and nothing has come behind %v for %v", errWithheld, state.Newest, t.got, now.Sub(t.lacking).Round(time.Millisecond))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -3,6 +3,8 @@ package relay
 import (
 	"crypto/ed25519"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -189,7 +191,7 @@ func TestEpochs(t *testing.T) {
 	root.mu.Lock()
 	root.next = next.log
 	root.mu.Unlock()
-	await(t, "the child to learn of epoch 2", func() bool { return child.client.Newest() == 2 })
+	await(t, "the child to learn of epoch 2", func() bool { return len(child.client.Named(1)) == 1 })
 	if begun, err := child.client.Ask(t.Context(), testStream, 2); begun || err != nil {
 		t.Fatalf("epoch 2 has begun without an entry: %v, error %v", begun, err)
 	}
@@ -227,4 +229,44 @@ func TestEpochs(t *testing.T) {
 	if err := source.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestWithheld: an upstream that says that it comes on, and sends nothing of it, is left,
+// although it seems to be the freshest.
+func TestWithheld(t *testing.T) {
+	root := newRoot(t, "root", 3, nil)
+	boast := func(n int) []byte {
+		return appendNodeState(nil, &State{
+			Node: "boaster", Stream: testStream, Epoch: 1, Oldest: 1, Newest: millrace.Index(100 + n), Chain: millrace.Chain{1},
+			Time: testTime.Add(time.Duration(n) * time.Hour), TopicID: testTopic,
+		})
+	}
+	boaster := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		_, err = conn.Write([]byte("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + Protocol + "\r\n\r\n"))
+		if err == nil {
+			_, err = conn.Write(appendFrame(nil, frameWelcome, boast(0)))
+		}
+		for n := 1; err == nil; n++ {
+			_, err = conn.Write(appendFrame(nil, frameState, boast(n)))
+			_ = sleep(t.Context(), 20*time.Millisecond)
+		}
+	}))
+	defer boaster.Close()
+	child := newNode(t, "child", nil)
+	child.follow(func(c *ClientConfig) {
+		c.Secondaries, c.Silence = []Upstream{root.upstream()}, 200*time.Millisecond
+	}, upstream(t, boaster.URL))
+	child.awaitNode("boaster")
+	child.awaitNode("root")
+	child.awaitIndex(3)
+	if s := child.client.Status(); !strings.Contains(s.Upstreams[0].Problem, errWithheld.Error()) {
+		t.Errorf("the problem of the upstream is %q", s.Upstreams[0].Problem)
+	}
+	child.halt()
 }

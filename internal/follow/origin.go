@@ -54,7 +54,7 @@ func (o origin) Gone(err error) bool { return errors.Is(err, applier.ErrSourceGo
 
 // allEpochs asks upstreams and Kafka.
 type allEpochs struct {
-	upstreams upstreamEpochs
+	upstreams *upstreamEpochs
 	topics    *lineage.Epochs
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -151,32 +152,91 @@ type epochs interface {
 // newEpochs looks in Kafka, or asks the upstreams, or both.
 func (f *Stream) newEpochs() (epochs, error) {
 	if f.upstreams != nil && !f.edge.UsesKafka() {
-		return upstreamEpochs{f.upstreams}, nil
+		return f.upstreamEpochs(), nil
 	}
 	topics, err := lineage.NewEpochs(f.config, f.log)
 	if err != nil || f.upstreams == nil {
 		return topics, err
 	}
-	return allEpochs{upstreamEpochs{f.upstreams}, topics}, nil
+	return allEpochs{f.upstreamEpochs(), topics}, nil
 }
 
 // upstreamEpochs are those that upstreams name. One is believed where an upstream
-// serves it.
-type upstreamEpochs struct{ client *relay.Client }
-
-func (e upstreamEpochs) Newest(ctx context.Context, after millrace.Epoch, want millrace.StreamID) (millrace.Epoch, error) {
-	epoch := e.client.Newest()
-	if epoch <= after {
-		return 0, nil
-	}
-	begun, err := e.client.Ask(ctx, want, epoch)
-	if !begun || err != nil {
-		return 0, err
-	}
-	return epoch, nil
+// serves it, and where keys are trusted its first record is signed with one of them.
+type upstreamEpochs struct {
+	client  *relay.Client
+	trusted *millrace.Keyring
+	// refused are epochs that nobody was to be believed, and until when they are not
+	// looked at again.
+	refused map[millrace.Epoch]time.Time
 }
 
-func (upstreamEpochs) Close() {}
+// refuseFor is how long an epoch that was made up is not looked at again.
+const refuseFor = 10 * time.Minute
+
+func (f *Stream) upstreamEpochs() *upstreamEpochs {
+	return &upstreamEpochs{f.upstreams, f.trusted, map[millrace.Epoch]time.Time{}}
+}
+
+func (e *upstreamEpochs) Newest(ctx context.Context, after millrace.Epoch, want millrace.StreamID) (millrace.Epoch, error) {
+	var errs []error
+	for _, epoch := range e.client.Named(after) {
+		if time.Now().Before(e.refused[epoch]) {
+			continue
+		}
+		begun, err := e.client.Ask(ctx, want, epoch)
+		if begun && err == nil {
+			if begun, err = e.signed(ctx, want, epoch); !begun {
+				e.refused[epoch] = time.Now().Add(refuseFor)
+			}
+		}
+		if begun && err == nil {
+			return epoch, nil
+		}
+		errs = append(errs, err)
+	}
+	return 0, errors.Join(errs...)
+}
+
+// signed reports whether an upstream has a first record of an epoch that is to be
+// believed: a copy that is begun for nothing stands in the way of one that is not.
+func (e *upstreamEpochs) signed(ctx context.Context, want millrace.StreamID, epoch millrace.Epoch) (bool, error) {
+	if e.trusted == nil {
+		return true, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	client := e.client.Aside()
+	for {
+		source, err := client.Open(ctx, relay.From{Stream: want, Epoch: epoch})
+		switch {
+		case errors.Is(err, relay.ErrGone):
+			return true, nil // its log begins later; an image is what proves it
+		case errors.Is(err, relay.ErrUntrue):
+			return false, nil
+		case err != nil:
+			return false, err
+		}
+		_, value, err := source.Next(ctx)
+		if err == nil {
+			var r *millrace.Record
+			if r, err = millrace.DecodeRecord(value, nil); err == nil {
+				err = e.trusted.Check(r, 1)
+			}
+			if err != nil {
+				err = source.Reject(err)
+			}
+		}
+		if cerr := source.Close(); err == nil {
+			return true, cerr
+		}
+		if ctx.Err() != nil {
+			return false, err
+		}
+	}
+}
+
+func (*upstreamEpochs) Close() {}
 
 // origin says where the stream comes from, for messages.
 func (f *Stream) origin() string {

@@ -26,6 +26,9 @@ type forger struct {
 	// fold is of what it serves.
 	fold  *millrace.Fold
 	close func()
+	// next is the log of an epoch that it makes up, and asked how often that was wanted.
+	next  atomic.Pointer[edgelog.Log]
+	asked atomic.Int64
 }
 
 func newForger(t testing.TB, above *member) *forger {
@@ -67,9 +70,22 @@ func newForger(t testing.TB, above *member) *forger {
 	return f
 }
 
-func (f *forger) Log(millrace.Epoch) *edgelog.Log          { return f.log }
-func (f *forger) Epochs() (millrace.Epoch, millrace.Epoch) { return 1, 0 }
-func (f *forger) Path() []string                           { return nil }
+func (f *forger) Log(epoch millrace.Epoch) *edgelog.Log {
+	if epoch > 1 {
+		f.asked.Add(1)
+		return f.next.Load()
+	}
+	return f.log
+}
+
+func (f *forger) Epochs() (now, next millrace.Epoch) {
+	if made := f.next.Load(); made != nil {
+		return 1, made.Status().Epoch
+	}
+	return 1, 0
+}
+
+func (f *forger) Path() []string { return nil }
 
 func (f *forger) lie() { f.lying.Store(true) }
 
