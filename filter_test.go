@@ -48,8 +48,13 @@ func TestFilterCovers(t *testing.T) {
 		values []string
 		want   bool
 	}{
-		{everything, "public.x", nil, true}, {a, "public.a", []string{"1"}, true}, {a, "public.b", nil, false},
-		{a7, "public.a", nil, false}, {a7, "public.a", []string{"7"}, true}, {a7, "public.a", []string{"8", "y"}, true}, {a7, "public.a", []string{"9"}, false},
+		{everything, "public.x", nil, true},
+		{a, "public.a", []string{"1"}, true},
+		{a, "public.b", nil, false},
+		{a7, "public.a", nil, false},
+		{a7, "public.a", []string{"7"}, true},
+		{a7, "public.a", []string{"8", "y"}, true},
+		{a7, "public.a", []string{"9"}, false},
 	} {
 		if got := c.f.Holds(c.table, c.values); got != c.want {
 			t.Errorf("%v holds %s %q: %v", c.f, c.table, c.values, got)

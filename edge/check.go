@@ -163,7 +163,7 @@ func (c *checker) place() error {
 			load = t.shadow.load
 		}
 		// What is under way of a table that was not held when it began is not here.
-		if load != loads[id] && !(load == 0 && c.cat.partial()) {
+		if load != loads[id] && (load != 0 || !c.cat.partial()) {
 			return c.s.corrupt("table %s has a shadow of load %v, the checkpoint has load %v under way", t.name(), load, loads[id])
 		}
 		delete(loads, id)

@@ -175,7 +175,7 @@ func pipe(b *testing.B) net.Conn {
 			_ = c.Close()
 		}
 	}()
-	c, err := net.Dial("tcp", l.Addr().String())
+	c, err := new(net.Dialer).DialContext(b.Context(), "tcp", l.Addr().String())
 	if err != nil {
 		b.Fatal(err)
 	}

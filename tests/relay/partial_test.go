@@ -106,8 +106,12 @@ func TestPartial(t *testing.T) {
 		table string
 		key   []string
 	}{
-		{direct, "public.bulk", []string{"1"}}, {near, "public.bulk", []string{"1"}}, {far, "public.zones", []string{"1"}},
-		{near, "public.records", []string{"2", "1"}}, {far, "public.records", []string{"1", "1"}}, {direct, "public.records", []string{"4", "99"}},
+		{direct, "public.bulk", []string{"1"}},
+		{near, "public.bulk", []string{"1"}},
+		{far, "public.zones", []string{"1"}},
+		{near, "public.records", []string{"2", "1"}},
+		{far, "public.records", []string{"1", "1"}},
+		{direct, "public.records", []string{"4", "99"}},
 	} {
 		_, err := c.e.Row(t.Context(), c.table, c.key...)
 		if err == nil || errors.Is(err, harness.ErrNotFound) || !strings.Contains(err.Error(), "421") || !strings.Contains(err.Error(), "not_held") {
