@@ -20,7 +20,7 @@ func (p *place) summaryLines() []string {
 		lines = append(lines, troubled(s)...)
 		if len(p.Edges) < s.Edges { // the others say it themselves
 			for _, t := range s.Tables {
-				lines = append(lines, fmt.Sprintf("table %s differs at %d edges, %s among them: %s; mend: millrace load %[1]s", plain(t.Table), t.Edges, plain(t.Edge), plain(t.Reason)))
+				lines = append(lines, fmt.Sprintf("table %s differs at %s, %s among them: %s; mend: millrace load %[1]s", plain(t.Table), many(t.Edges, "edge", "edges"), plain(t.Edge), plain(t.Reason)))
 			}
 			for _, l := range s.Worst {
 				if !slices.ContainsFunc(p.Edges, func(e edgestatus.Edge) bool { return e.Edge == l.Edge }) {
@@ -33,21 +33,26 @@ func (p *place) summaryLines() []string {
 	case p.TrimProblem != "":
 		lines = append(lines, "its topic is not trimmed: "+plain(p.TrimProblem))
 	case t != nil && t.To < t.Wanted:
-		lines = append(lines, fmt.Sprintf("%d edges hold back what kafka.retain would let go of its topic, up to index %v; the last is %s at %v; mend: millrace trim --dry-run names them",
-			len(t.Holders)+t.More, t.WantedIndex, plain(t.Holders[0].Edge), t.Holders[0].Index))
+		lines = append(lines, fmt.Sprintf("%s back what kafka.retain would let go of its topic, up to index %v; the last is %s at %v; mend: millrace trim --dry-run names them",
+			many(len(t.Holders)+t.More, "edge holds", "edges hold"), t.WantedIndex, plain(t.Holders[0].Edge), t.Holders[0].Index))
 	}
 	return lines
 }
 
 func edgesText(s *edgestatus.Summary) string {
-	text := fmt.Sprintf("%d edges", s.Edges)
-	if s.Edges == 1 {
-		text = "1 edge"
-	}
+	text := many(s.Edges, "edge", "edges")
 	if s.Relays > 0 {
 		text += fmt.Sprintf(" (%d of them relays, %d levels)", s.Relays, s.Levels+1)
 	}
 	return text
+}
+
+// many says a number with the words for one, or for several.
+func many(n int, one, several string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, several)
 }
 
 // counted lists counters, the largest first; one of all edges needs no number.
@@ -103,9 +108,9 @@ func (p *place) agreement(s *edgestatus.Summary) []string {
 		if s.Compared == 0 {
 			return nil
 		}
-		return []string{fmt.Sprintf("chains agree: %d edges compared", s.Compared)}
+		return []string{"chains agree: " + many(s.Compared, "edge", "edges") + " compared"}
 	}
-	lines := []string{fmt.Sprintf("%d edges have another history; mend: stop them, keep their stores for whoever looks into it, and start them with new ones", s.Forked)}
+	lines := []string{many(s.Forked, "edge has", "edges have") + " another history; mend: stop them, keep their stores for whoever looks into it, and start them with new ones"}
 	for _, f := range s.Forks {
 		lines = append(lines, fmt.Sprintf("edge %s has chain %.12s at index %v of epoch %v, and %s has %.12s", plain(f.Edge), plain(f.Chain), f.Index, f.Epoch, plain(f.With), plain(f.Other)))
 	}
@@ -115,14 +120,14 @@ func (p *place) agreement(s *edgestatus.Summary) []string {
 // troubled says what is wrong with how many edges.
 func troubled(s *edgestatus.Summary) []string {
 	var lines []string
-	say := func(n int, text string) {
+	say := func(n int, one, several, text string) {
 		if n > 0 {
-			lines = append(lines, fmt.Sprintf("%d %s", n, text))
+			lines = append(lines, many(n, one, several)+text)
 		}
 	}
-	say(s.Silent, "edges are silent: they have not reported for three intervals, or are below one that has not")
-	say(s.Gone, "edges that followed a relay within the last hour do so no more; they may follow another one")
-	say(s.Room, "edges have little room left for their stores")
-	say(s.Different, "edges have rows that differ from the source's")
+	say(s.Silent, "edge is", "edges are", " silent: no report for three intervals, or below one of which that is true")
+	say(s.Gone, "edge", "edges", " followed a relay within the last hour and no more; they may follow another one")
+	say(s.Room, "edge has", "edges have", " little room left for the store")
+	say(s.Different, "edge has", "edges have", " rows that differ from the source's")
 	return lines
 }

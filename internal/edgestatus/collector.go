@@ -47,6 +47,7 @@ func (c *Collector) take(node string, payload []byte, now time.Time) {
 	if c.children == nil {
 		c.children, c.gone = map[string]seen{}, map[string]time.Time{}
 	}
+	r.slim()
 	c.children[node] = seen{r, now}
 	delete(c.gone, node)
 }

@@ -225,12 +225,12 @@ func (s *Summary) add(e *Edge, known chainOf) {
 		i, _ := slices.BinarySearch(lagBounds[:], *e.LagSeconds)
 		s.Lag[i]++
 	}
+	fork := s.compare(e, known)
 	one := EpochSummary{Epoch: e.Epoch, Edges: 1, Lowest: e.Index, Highest: e.Index, Bins: []Bin{{e.Index, 1}}}
-	if e.Chain != "" {
+	if e.Chain != "" && fork == nil { // others are not compared with a chain that is wrong
 		one.Chains = []ChainAt{{e.Index, short(e.Chain, maxChain), short(e.Edge, maxName)}}
 	}
 	line := Line{Edge: short(e.Edge, maxName), Epoch: e.Epoch, Index: e.Index, State: short(e.State, maxState), LagSeconds: e.LagSeconds}
-	fork := s.compare(e, known)
 	line.Rank, line.Why = trouble(e, fork)
 	if e.Silent {
 		s.Silent++

@@ -229,7 +229,7 @@ func TestCollector(t *testing.T) {
 	}
 	connected := func(node string) bool { return here[node] }
 	s := c.below(connected, now)
-	if s.Edges != 4 || s.Relays != 1 || s.Levels != 1 || s.Silent != 0 || s.Gone != 0 || s.Forked != 2 || s.Compared != 2 || s.Forks[0].Edge != "b" || s.Forks[0].With != "its relay" {
+	if s.Edges != 4 || s.Relays != 1 || s.Levels != 1 || s.Silent != 0 || s.Gone != 0 || s.Forked != 1 || s.Compared != 2 || s.Forks[0].Edge != "b" || s.Forks[0].With != "its relay" {
 		t.Errorf("got %+v", s)
 	}
 	if lowest, ok := s.Lowest(2); !ok || lowest != 30 {

@@ -49,6 +49,9 @@ type System struct {
 	// More is put behind the other keys of the configuration's source, such as
 	// ", where: {public.a: true}".
 	More string
+	// MoreKafka is put behind the other keys of the configuration's kafka, such as
+	// ", retain: {time: 10m}".
+	MoreKafka string
 	// SourceURL is that of DB unless a test puts another in its place.
 	SourceURL string
 	// Brokers stand in configurations in the place of Kafka's where they are set.
@@ -93,7 +96,7 @@ func (s *System) stream(source bool) string {
 	for _, address := range addresses {
 		brokers = append(brokers, fmt.Sprintf("%q", address))
 	}
-	fmt.Fprintf(&b, "    kafka: {brokers: [%s], topic: %q}\n", strings.Join(brokers, ", "), s.Topic)
+	fmt.Fprintf(&b, "    kafka: {brokers: [%s], topic: %q%s}\n", strings.Join(brokers, ", "), s.Topic, s.MoreKafka)
 	return b.String()
 }
 
