@@ -70,6 +70,7 @@ type source struct {
 	index   millrace.Index
 	time    time.Time
 	catalog millrace.Catalog
+	lsn     millrace.LSN
 }
 
 func newSource(t testing.TB, store *edge.Store) *source {
@@ -79,7 +80,7 @@ func newSource(t testing.TB, store *edge.Store) *source {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.Close)
-	return &source{t: t, store: store, w: w}
+	return &source{t: t, store: store, w: w, lsn: 4711}
 }
 
 // unit applies entries and commits them.
@@ -106,7 +107,7 @@ func (s *source) unit(entries ...*millrace.Entry) {
 	}
 	c := &millrace.Checkpoint{
 		Stream: testStream, Epoch: 1, Index: s.index, Chain: millrace.NewChain(testStream, 1), Term: 3, Offset: 5, Time: s.time,
-		Position: millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "millrace_bank", LSN: 4711},
+		Position: millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "millrace_bank", LSN: s.lsn},
 		Catalog:  s.catalog.Clone(),
 	}
 	if err := s.w.Commit(c); err != nil {
