@@ -25,7 +25,7 @@ func BenchmarkAbsentOverHTTP(b *testing.B) {
 		}
 	}
 	e.done()
-	conn, err := net.Dial("unix", e.unix)
+	conn, err := new(net.Dialer).DialContext(timeout(b), "unix", e.unix)
 	if err != nil {
 		b.Fatal(err)
 	}

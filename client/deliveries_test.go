@@ -63,7 +63,7 @@ func newCutter(t *testing.T, to string, seed uint64) *cutter {
 
 func (c *cutter) lead(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
-	edge, err := net.Dial("unix", c.to)
+	edge, err := new(net.Dialer).DialContext(context.Background(), "unix", c.to)
 	if err != nil {
 		return
 	}

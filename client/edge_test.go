@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -64,7 +63,6 @@ type testEdge struct {
 	server *serve.Server
 	stop   func()
 
-	mu      sync.Mutex // held by who writes
 	w       *edge.Writer
 	fold    *millrace.Fold
 	now     time.Time

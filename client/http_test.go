@@ -19,8 +19,15 @@ import (
 	"github.com/millrace-db/millrace/edge/watch"
 )
 
+// answer is what an edge has answered, with a body that the test's end closes.
+type answer struct {
+	status int
+	header http.Header
+	body   io.Reader
+}
+
 // get asks an edge as any HTTP client does.
-func get(t testing.TB, e *testEdge, path string, header ...string) *http.Response {
+func get(t testing.TB, e *testEdge, path string, header ...string) answer {
 	t.Helper()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", e.unix)
@@ -38,7 +45,7 @@ func get(t testing.TB, e *testEdge, path string, header ...string) *http.Respons
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = resp.Body.Close() })
-	return resp
+	return answer{resp.StatusCode, resp.Header, resp.Body}
 }
 
 // lines reads the lines of an answer up to one that begins as given.
@@ -69,10 +76,10 @@ func TestWatchOverHTTP(t *testing.T) {
 	e.done()
 	at := e.now.Format(time.RFC3339Nano)
 	resp := get(t, e, "/watch?from=7&heartbeat=100ms")
-	if got := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || got != "text/event-stream" || resp.Header.Get("X-Millrace-Index") != "9" {
-		t.Fatalf("%d %v", resp.StatusCode, resp.Header)
+	if got := resp.header.Get("Content-Type"); resp.status != 200 || got != "text/event-stream" || resp.header.Get("X-Millrace-Index") != "9" {
+		t.Fatalf("%d %v", resp.status, resp.header)
 	}
-	r := bufio.NewReader(resp.Body)
+	r := bufio.NewReader(resp.body)
 	const progress = "event: progress\nid: 1-%[1]d\ndata: {\"op\":\"progress\",\"epoch\":1,\"index\":%[1]d,\"unit_end\":%[1]d}\n\n"
 	want := "retry: 500\n\n" + fmt.Sprintf(progress, 7) +
 		"id: 1-8\ndata: {\"op\":\"put\",\"epoch\":1,\"index\":8,\"unit_end\":9,\"time\":\"" + at + "\",\"table\":\"public.a\",\"key\":[\"7\"],\"row\":{\"id\":7,\"note\":\"one\\ntwo\"}}\n\n" +
@@ -83,7 +90,7 @@ func TestWatchOverHTTP(t *testing.T) {
 		t.Fatalf("got\n%s\n%v, want\n%s", got, err, want)
 	}
 	// Who resumes says how far it has come, with the query that it began with.
-	resumed := bufio.NewReader(get(t, e, "/watch?from=6", "Last-Event-ID", "1-8").Body)
+	resumed := bufio.NewReader(get(t, e, "/watch?from=6", "Last-Event-ID", "1-8").body)
 	if got := lines(t, resumed, `data: {"op":"delete"`); strings.Contains(got, `"put"`) {
 		t.Errorf("resumed: got %s", got)
 	}
@@ -105,8 +112,8 @@ func TestWatchOverHTTP(t *testing.T) {
 	} {
 		resp := get(t, e, tt.path, "Last-Event-ID", tt.header)
 		var answer struct{ Error struct{ Code string } }
-		if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != tt.status || answer.Error.Code != tt.code {
-			t.Errorf("%s %s: %d %s, %v; want %d %s", tt.path, tt.header, resp.StatusCode, answer.Error.Code, err, tt.status, tt.code)
+		if err := json.NewDecoder(resp.body).Decode(&answer); err != nil || resp.status != tt.status || answer.Error.Code != tt.code {
+			t.Errorf("%s %s: %d %s, %v; want %d %s", tt.path, tt.header, resp.status, answer.Error.Code, err, tt.status, tt.code)
 		}
 	}
 }
@@ -115,7 +122,7 @@ func TestWatchOverHTTP(t *testing.T) {
 func TestSlowWatcherIsCutOff(t *testing.T) {
 	e := newEdge(t, edgelog.Options{}, func(c *serve.Config) { c.WatchTimeout = 300 * time.Millisecond })
 	slow := get(t, e, "/watch?from=6&heartbeat=100ms")
-	quick := bufio.NewReader(get(t, e, "/watch?from=6&heartbeat=100ms").Body)
+	quick := bufio.NewReader(get(t, e, "/watch?from=6&heartbeat=100ms").body)
 	var quicker sync.WaitGroup
 	quicker.Go(func() { lines(t, quick, "id: 1-307") })
 	text := strings.Repeat("x", 30<<10)
@@ -135,7 +142,7 @@ func TestSlowWatcherIsCutOff(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if n, err := io.Copy(io.Discard, slow.Body); err == nil {
+	if n, err := io.Copy(io.Discard, slow.body); err == nil {
 		t.Errorf("the slow one read %d bytes to a proper end", n)
 	}
 }
@@ -158,7 +165,7 @@ func TestCancelStorm(t *testing.T) {
 	for i := range 20 {
 		work.Go(func() {
 			for j := range 10 {
-				conn, err := net.Dial("unix", e.unix)
+				conn, err := new(net.Dialer).DialContext(t.Context(), "unix", e.unix)
 				if err != nil {
 					t.Error(err)
 					return

@@ -175,7 +175,7 @@ func (r *ReadOnly) look(s *Store) error {
 func (s *Store) stillThere() (bool, error) {
 	named, err := os.Stat(filepath.Join(s.dir, "data.mdb"))
 	if err != nil {
-		return true, nil //nolint:nilerr // as above
+		return true, nil // as above
 	}
 	s.handleMu.RLock()
 	defer s.handleMu.RUnlock()

@@ -306,13 +306,13 @@ func (s *eventSender) large(ctx context.Context, item *watch.Item) error {
 		return s.failed(err)
 	}
 	s.q.body = appendEventHead(s.q.body, item)
-	if err := s.send(s.q.body); err == nil {
-		err = s.send(text)
-	}
-	s.q.body = append(s.q.body[:0], "\n\n"...)
-	if err != nil {
+	if err := s.send(s.q.body); err != nil {
 		return err
 	}
+	if err := s.send(text); err != nil {
+		return err
+	}
+	s.q.body = append(s.q.body[:0], "\n\n"...)
 	return s.flush()
 }
 

@@ -16,9 +16,6 @@ type ring struct {
 	weight    int64
 }
 
-// reset empties the ring at a place.
-func (r *ring) reset(at millrace.Index, t tables) { *r = ring{first: at, at: at, tables: t} }
-
 // push appends the block that comes next, and drops old ones over the limit.
 func (r *ring) push(b *block, most int64) {
 	r.blocks = append(r.blocks, b)
