@@ -44,13 +44,23 @@ const (
 // capture that need an operator.
 func (m *Migration) Follow(ctx context.Context, until Until) error {
 	return m.retry(ctx, func() error {
-		way, err := m.inUse(ctx)
-		if err != nil {
-			return err
+		for yielded := false; ; yielded = true {
+			way, err := m.inUse(ctx)
+			if err == nil {
+				err = way.follow(ctx, until)
+			}
+			if !errors.Is(err, errYield) && !(yielded && errors.Is(err, ErrRunning)) {
+				return err
+			}
+			if err := wait.For(ctx, lockPause); err != nil {
+				return err
+			}
 		}
-		return way.follow(ctx, until)
 	})
 }
+
+// errYield occurs when somebody wants to go over: the migration is let go of.
+var errYield = errors.New("somebody wants to go over")
 
 // retry runs fn until it succeeds, ctx ends, or it fails in a way that does not pass.
 func (m *Migration) retry(ctx context.Context, fn func() error) error {
@@ -436,6 +446,18 @@ const (
 	keepBatches  = "7 days"
 )
 
+// yields reports whether somebody wants to go over.
+func (m *Migration) yields(ctx context.Context, dst queryer) (yield bool, err error) {
+	version, err := installed(ctx, dst)
+	if err == nil && version >= 2 {
+		err = dst.QueryRow(ctx, "SELECT yield FROM millrace.migration WHERE name = $1", m.cfg.Name).Scan(&yield)
+	}
+	if err != nil {
+		return false, fmt.Errorf("look whether somebody wants to go over: %w", err)
+	}
+	return yield, nil
+}
+
 // tend looks whether the migration is paused and a pass is wanted, now and then.
 func (f *follower) tend(ctx context.Context) error {
 	if time.Since(f.tended) < tendInterval {
@@ -445,6 +467,9 @@ func (f *follower) tend(ctx context.Context) error {
 	paused, err := f.m.paused(ctx, f.dst)
 	if err != nil {
 		return err
+	}
+	if yield, err := f.m.yields(ctx, f.dst); err != nil || yield {
+		return errors.Join(err, errYield)
 	}
 	if paused != f.pausing {
 		f.m.log.Info("following is paused", "paused", paused)

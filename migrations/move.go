@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/table"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // Writers go over in this order, and come back in the same one with the sides
@@ -108,6 +109,9 @@ func (m *Migration) openWays(ctx context.Context) (*ways, error) {
 		err = m.takeOver(ctx, dst)
 	}
 	if err == nil {
+		err = m.forgetYield(ctx, src, dst)
+	}
+	if err == nil {
 		w.back, err = m.backward(ctx, src, dst)
 	}
 	if err != nil {
@@ -126,6 +130,58 @@ func (m *Migration) takeOver(ctx context.Context, dst *pgx.Conn) error {
 	}
 	if !taken {
 		return fmt.Errorf("%w (%s): writers are going over, or it begins to follow; wait for it", ErrRunning, m.cfg.Name)
+	}
+	return nil
+}
+
+// yieldLimit is how long the process that follows may take to let go.
+const yieldLimit = 30 * time.Second
+
+// takeFromFollower is take, and asks the process that follows to let go first. It goes
+// on once letGo has been called and the migration is free.
+func (m *Migration) takeFromFollower(ctx context.Context, dst *pgx.Conn) (letGo func(), err error) {
+	yield := func(ctx context.Context, yes bool) error {
+		if _, err := dst.Exec(ctx, "UPDATE millrace.migration SET yield = $2 WHERE name = $1", m.cfg.Name, yes); err != nil {
+			return fmt.Errorf("ask the process that follows to let go: %w", err)
+		}
+		return nil
+	}
+	letGo = func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		if err := yield(ctx, false); err != nil && !dst.IsClosed() {
+			m.log.Warn("the process that follows does not know that it may go on", "error", err)
+		}
+	}
+	if err := yield(ctx, true); err != nil {
+		return nil, err
+	}
+	for began := time.Now(); ; {
+		err := m.take(ctx, dst)
+		if err == nil {
+			return letGo, nil
+		}
+		if !errors.Is(err, ErrRunning) || time.Since(began) > yieldLimit {
+			letGo()
+			return nil, err
+		}
+		if err := wait.For(ctx, lockPause); err != nil {
+			letGo()
+			return nil, err
+		}
+	}
+}
+
+// forgetYield takes back what a process has asked for that was killed since.
+func (m *Migration) forgetYield(ctx context.Context, src, dst *pgx.Conn) error {
+	for _, conn := range []*pgx.Conn{src, dst} {
+		version, err := installed(ctx, conn)
+		if err == nil && version >= 2 {
+			_, err = conn.Exec(ctx, "UPDATE millrace.migration SET yield = false WHERE name IN ($1, $2) AND yield", m.cfg.Name, m.cfg.Name+backSuffix)
+		}
+		if err != nil {
+			return fmt.Errorf("let the process that follows go on: %w", err)
+		}
 	}
 	return nil
 }
@@ -333,9 +389,11 @@ func (c *closer) run(ctx context.Context, rehearse bool) (*Pause, error) {
 	if err := c.refusePrepared(ctx, src); err != nil {
 		return nil, err
 	}
-	if err := c.way.take(ctx, dst); err != nil {
+	letGo, err := c.way.takeFromFollower(ctx, dst)
+	if err != nil {
 		return nil, err
 	}
+	defer letGo()
 	f := &follower{m: c.way, src: src, dst: dst}
 	if err := f.open(ctx); err != nil {
 		return nil, err

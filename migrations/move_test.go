@@ -13,6 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
 // write is an accepted write of a hammer: when its statement was sent, and when its
@@ -322,6 +324,82 @@ func TestOverBudget(t *testing.T) {
 	r.same()
 	r.must("abort", r.m.Abort(r.ctx()))
 	r.dst.Exec("INSERT INTO hits (id) VALUES (79)")
+}
+
+// TestGate wants writes to be denied to every role and in every way on the side that
+// does not take them, and nowhere else.
+func TestGate(t *testing.T) {
+	r := newRig(t, 15, hits, tablesOf("hits", "other")...)
+	r.cfg.PauseBudget = 20 * time.Second
+	r.renew()
+	r.follow()
+	if _, err := r.m.Rehearse(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	role := "app_" + r.cfg.Name
+	for _, db := range []*pgtest.DB{r.src, r.dst} {
+		db.Exec("CREATE ROLE " + role + "; GRANT ALL ON hits, other TO " + role)
+		t.Cleanup(func() { db.Exec("DROP OWNED BY " + role + "; DROP ROLE " + role) })
+	}
+	for _, c := range []struct {
+		before, sql string
+		source      bool // takes it
+	}{
+		{"", "INSERT INTO hits (id) VALUES (1)", true},
+		{"SET ROLE " + role, "INSERT INTO hits (id) VALUES (2)", true},
+		{"SET session_replication_role = replica", "UPDATE hits SET note = 'x' WHERE id = -1", true},
+		{"", "DELETE FROM hits WHERE id = -2", true},
+		{"", "TRUNCATE other", true},
+		{"", "WITH w AS (INSERT INTO hits (id) VALUES (3) RETURNING id) SELECT id FROM w", true},
+		{"SET millrace.applier = 'a guess'", "INSERT INTO hits (id) VALUES (4)", false},
+		{"SET ROLE " + role, "SELECT count(*) FROM hits", true},
+	} {
+		for where, db := range map[side]*pgtest.DB{source: r.src, target: r.dst} {
+			conn, err := pgx.Connect(r.ctx(), db.URL)
+			r.must("connect", err)
+			if c.before != "" {
+				_, err = conn.Exec(r.ctx(), c.before)
+				r.must(c.before, err)
+			}
+			_, err = conn.Exec(r.ctx(), c.sql)
+			takes := where == source && c.source || strings.HasPrefix(c.sql, "SELECT")
+			if takes && err != nil || !takes && code(err) != "25006" {
+				t.Errorf("%s; %s at the %s: got %v, want it taken: %v", c.before, c.sql, where, err, takes)
+			}
+			r.must("close", conn.Close(r.ctx()))
+		}
+	}
+	r.catchUp()
+	r.same()
+}
+
+// TestFollowGoesOn has a process follow while writers go over and come back: it lets
+// go, and goes on in the other direction.
+func TestFollowGoesOn(t *testing.T) {
+	r := newRig(t, 15, hits, tablesOf("hits", "other")...)
+	r.cfg.PauseBudget = 20 * time.Second
+	r.renew()
+	r.follow()
+	ctx, stop := context.WithCancel(r.ctx())
+	done := make(chan error, 1)
+	go func() { done <- r.m.Follow(ctx, Forever) }()
+	arrives := func(from, to *pgtest.DB, id int) {
+		t.Helper()
+		from.Exec(fmt.Sprintf("INSERT INTO hits (id) VALUES (%d)", id))
+		waitFor(t, fmt.Sprintf("row %d to arrive", id), func() bool { return to.String("SELECT count(*) FROM hits WHERE id = $1", id) == "1" })
+	}
+	arrives(r.src, r.dst, 1)
+	_, err := r.m.Cutover(r.ctx())
+	r.must("cutover beside a process that follows", err)
+	arrives(r.dst, r.src, 2)
+	_, err = r.m.Rollback(r.ctx())
+	r.must("rollback beside a process that follows", err)
+	arrives(r.src, r.dst, 3)
+	stop()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("follow ended with %v", err)
+	}
+	r.same()
 }
 
 // TestPartitionedAndBack goes over to a table that is partitioned by an expression, so

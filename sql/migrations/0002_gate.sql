@@ -9,6 +9,10 @@ CREATE TABLE millrace.migration_manager (
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- Somebody wants to go over: the process that follows lets go of the migration, and
+-- goes on behind that.
+ALTER TABLE millrace.migration ADD COLUMN yield boolean NOT NULL DEFAULT false;
+
 -- By what a session shows that it applies changes: known to nobody else, and another
 -- one in each term.
 CREATE TABLE millrace.migration_applier (
