@@ -101,6 +101,10 @@ reads: ## measure reads beside Redis, LMDB alone and a server that does nothing 
 	@scripts/setup reads
 	@go test ./benchmarks/reads -run '^$$' -bench . -benchtime 1x -timeout 2h $(ARGS)
 
+.PHONY: growth
+growth: ## measure how a store bears growth, at 1, 3 and 10 million rows, and a unit and a load of 10 million (ARGS='-rows 10000000,30000000 -dir /disk')
+	@go test ./benchmarks/growth -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 4h -rows 1000000,3000000,10000000 -large 10000000 $(ARGS)
+
 .PHONY: reporters
 reporters: ## measure what reports of 10,000 edges cost publisher and broker, flat and up a tree of relays (ARGS='-edges 20000 -for 1m')
 	@scripts/setup test
