@@ -24,7 +24,7 @@ func TestReadYourWrites(t *testing.T) {
 	for _, capture := range []string{"wal", "trigger"} {
 		t.Run(capture, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newWorldApart(t)
 			if capture == "trigger" {
 				w.source = fmt.Sprintf("capture: trigger, spool_dir: spool, setup_url: %q", w.db.URL)
 				w.file = w.write(t, "millrace.yaml", w.config(w.db.URL, ""))

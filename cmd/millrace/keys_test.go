@@ -40,7 +40,7 @@ func TestKeyFiles(t *testing.T) {
 // and stops at the first record of one that does not.
 func TestSignedStream(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorldApart(t)
 	key := filepath.Join(w.dir, "shop.key")
 	public := strings.TrimSpace(program(t, w.dir, "keys", "new", key))
 	stranger := strings.TrimSpace(program(t, w.dir, "keys", "new", filepath.Join(w.dir, "stranger.key")))

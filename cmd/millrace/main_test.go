@@ -188,6 +188,13 @@ func newWorld(t *testing.T) *world {
 	return newWorldOn(t, pgtest.New(t))
 }
 
+// newWorldApart is a world whose server is its own: slots are of the whole server, and
+// the stream of every world has the same name.
+func newWorldApart(t *testing.T) *world {
+	t.Helper()
+	return newWorldOn(t, pgtest.On(t, pgtest.Cluster(t, pgtest.Options{})))
+}
+
 // newWorldOn is a world whose source is db.
 func newWorldOn(t *testing.T, db *pgtest.DB) *world {
 	t.Helper()

@@ -31,7 +31,7 @@ func TestRoad(t *testing.T) {
 		t.Run(fmt.Sprintf("trigger, through a pooler with %d prepared statements", prepared), func(t *testing.T) {
 			t.Parallel()
 			// Roles are of the whole server, which is compared.
-			w := newWorldOn(t, pgtest.On(t, pgtest.Cluster(t, pgtest.Options{})))
+			w := newWorldApart(t)
 			w.trigger(t, prepared)
 			road(t, w, `CREATE OR REPLACE TRIGGER millrace_1_i AFTER INSERT ON "public"."items"`, func() {
 				if n := w.db.String(`SELECT count(*)::text FROM millrace.mark`); n == "0" {

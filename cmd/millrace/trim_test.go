@@ -20,7 +20,7 @@ import (
 // that reads it goes on with what is left.
 func TestTrimAndReceipt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorldApart(t)
 	retained := strings.Replace(w.config(w.db.URL, ""), "kafka: {", "kafka: {retain: {time: 10m}, ", 1)
 	w.file = w.write(t, "millrace.yaml", retained)
 	ports, err := loopback.FreePorts(2)
