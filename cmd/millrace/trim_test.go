@@ -128,7 +128,7 @@ func TestTrimAndReceipt(t *testing.T) {
 	if got := run("trim"); !strings.Contains(got, "held back by edges") || !strings.Contains(got, "not for") || !strings.Contains(got, "here") {
 		t.Errorf("trim while an edge has stopped: %s", got)
 	}
-	if got := run("status"); !strings.Contains(got, "holds back what kafka.retain would let go") {
+	if got := run("status"); !strings.Contains(got, "back what kafka.retain would let go") {
 		t.Errorf("status while an edge has stopped: %s", got)
 	}
 	run("status", "--forget", "here")
