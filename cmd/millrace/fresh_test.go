@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -170,12 +171,9 @@ func (w *world) token(t *testing.T, lsn, more string) string {
 }
 
 func code(err error) string {
-	e, ok := err.(interface{ Unwrap() error })
-	for ok {
-		if answer, is := e.Unwrap().(*client.Error); is { //nolint:errorlint // each is looked at
-			return answer.Code
-		}
-		e, ok = e.Unwrap().(interface{ Unwrap() error }) //nolint:errorlint // as above
+	var answer *client.Error
+	if errors.As(err, &answer) {
+		return answer.Code
 	}
 	return ""
 }

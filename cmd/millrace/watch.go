@@ -78,7 +78,7 @@ func (a *app) watch(cmd *cobra.Command, c *config.Config, stream string, o clien
 		e, err := w.Next(cmd.Context())
 		if err != nil {
 			if cmd.Context().Err() != nil {
-				return nil //nolint:nilerr // it was told to end
+				return nil // it was told to end
 			}
 			if errors.Is(err, client.ErrPruned) {
 				err = fmt.Errorf("%w; mend: read the rows again, or watch from there", err)
