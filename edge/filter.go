@@ -61,22 +61,35 @@ func (s *Store) writeFilter(txn *lmdb.Txn, f *millrace.Filter) error {
 	return s.fail("write filter", txn.Put(s.meta, keyFormat, seal(keyFormat, []byte{formatPartial}), 0))
 }
 
-// refilter makes the filter that the store was opened with its own, if it has another.
-func (s *Store) refilter() error {
-	want := s.opts.Filter
+// refiltered returns the catalog of the store with another filter, nil if it has that, or
+// says why it cannot have it.
+func (s *Store) refiltered(want *millrace.Filter) (*catalog, error) {
 	cat := s.catalog.Load()
-	if want == nil || s.opts.ReadOnly || want.Equal(cat.filter) {
-		return nil
+	if want == nil || want.Equal(cat.filter) {
+		return nil, nil //nolint:nilnil // nothing is to be done
 	}
 	if s.Index() > 0 && !cat.filter.Covers(want) {
-		return fmt.Errorf("open store %s: %w: it holds %v, wanted is %v; mend: move the directory away and start the edge again, it fills a new one; or take edge.tables back to what the store holds",
+		return nil, fmt.Errorf("open store %s: %w: it holds %v, wanted is %v; mend: move the directory away and start the edge again, it fills a new one; or take edge.tables back to what the store holds",
 			s.dir, ErrWider, cat.filter, want)
 	}
-	// Only prefixes that fit the tables' keys are of use.
 	next := cat.clone()
 	next.filter = want
+	// Only prefixes that fit the tables' keys are of use.
 	if err := next.rescope(); err != nil {
-		return fmt.Errorf("open store %s: %w", s.dir, err)
+		return nil, fmt.Errorf("open store %s: %w", s.dir, err)
+	}
+	return next, nil
+}
+
+// refilter makes the filter that the store was opened with its own, if it has another.
+func (s *Store) refilter() error {
+	if s.opts.ReadOnly {
+		return nil
+	}
+	want, was := s.opts.Filter, s.Filter()
+	next, err := s.refiltered(want)
+	if next == nil || err != nil {
+		return err
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -105,7 +118,7 @@ func (s *Store) refilter() error {
 	if err := txn.Commit(); err != nil {
 		return s.fail("write filter", err)
 	}
-	s.log.Info("what the store holds has changed", "dir", s.dir, "was", cat.filter.String(), "is", want.String())
+	s.log.Info("what the store holds has changed", "dir", s.dir, "was", was.String(), "is", want.String())
 	next.index()
 	s.catalog.Store(next)
 	s.place.Store(&h)

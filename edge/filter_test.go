@@ -619,3 +619,42 @@ func TestPartialEpoch(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestPartialHandover: a process that is to take a home over is refused for what it wants
+// to hold before the other has given it up, and holds less once it has taken it.
+func TestPartialHandover(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Stream: testStream, MapSize: 1 << 30, MaxDBs: 64, Filter: filterOf(t, []string{"public.a", "public.b"}, nil)}
+	h, err := OpenHome(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, h.Store(), 1)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, wider := range []*millrace.Filter{new(millrace.Filter), filterOf(t, []string{"public.a", "public.c"}, nil)} {
+		o.Filter = wider
+		if _, err := OpenHomeStandby(o); !errors.Is(err, ErrWider) {
+			t.Errorf("holding %v: %v", wider, err)
+		}
+	}
+	o.Filter = filterOf(t, []string{"public.b"}, nil)
+	if h, err = OpenHomeStandby(o); err != nil {
+		t.Fatal(err)
+	}
+	if got := heldRows(t, h.Store(), "public.a", nil); len(got) != homeRows {
+		t.Errorf("%d rows before it is taken over", len(got))
+	}
+	if err := h.TakeOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !h.Filter().Equal(o.Filter) {
+		t.Errorf("it holds %v", h.Filter())
+	}
+	if err := h.View(t.Context(), func(v *View) error { _, err := v.Table("public.a"); return err }); !errors.Is(err, ErrNotHeld) {
+		t.Errorf("what is not held any more: %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -19,7 +19,8 @@ import (
 // for about a millisecond.
 
 // OpenHomeStandby opens a home that another process keeps, for reading: it makes and
-// removes nothing until TakeOver. Errors: those of Open.
+// removes nothing until TakeOver. Errors: those of Open, and those that TakeOver would meet
+// for the sake of o.Filter.
 func OpenHomeStandby(o Options) (*Home, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
@@ -35,6 +36,10 @@ func OpenHomeStandby(o Options) (*Home, error) {
 	s, err := h.openReading()
 	if err != nil {
 		return nil, err
+	}
+	// What cannot be had is told before the other process has given the home up.
+	if _, err := s.refiltered(o.Filter); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	h.current.Store(s)
 	h.register()
@@ -76,7 +81,9 @@ func (h *Home) TakeOver(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
-		return Open(h.storeOptions(name, h.opts.Registerer))
+		o := h.storeOptions(name, h.opts.Registerer)
+		o.Filter = h.opts.Filter // which may be narrower than what was read
+		return Open(o)
 	})
 	if err == nil {
 		h.clear()

@@ -58,6 +58,8 @@ type Stream struct {
 	head head
 	// hub is where watchers are told from; nil where no log is kept.
 	hub *watch.Hub
+	// filter is what is to be held of it.
+	filter *millrace.Filter
 	// metrics takes those of the applier for readers' store.
 	metrics prometheus.Registerer
 	// id is the stream that the configuration names, or zero.
@@ -134,8 +136,7 @@ func New(c Config) (*Stream, error) {
 	if c.Stream.ID != "" {
 		f.id, _ = millrace.ParseStreamID(c.Stream.ID) // the configuration has checked it
 	}
-	filter, err := f.edge.Tables.Filter(c.Stream.Name)
-	if err != nil {
+	if f.filter, err = f.edge.Tables.Filter(c.Stream.Name); err != nil {
 		return nil, fmt.Errorf("edge.tables: %w", err)
 	}
 	openHome := edge.OpenHome
@@ -145,7 +146,7 @@ func New(c Config) (*Stream, error) {
 	f.whole = c.Whole
 	f.home, err = openHome(edge.Options{
 		Dir: StoreDir(c.Whole, c.Stream), Stream: f.id, MapSize: int64(f.edge.MapSize), MaxViewAge: c.ViewAge, Logger: c.Logger, Registerer: c.Metrics,
-		Indexes: f.edge.Indexes[c.Stream.Name], Filter: filter,
+		Indexes: f.edge.Indexes[c.Stream.Name], Filter: f.filter,
 	})
 	if err != nil {
 		return nil, err

@@ -39,6 +39,13 @@ func (f *Stream) openLogs(epoch millrace.Epoch) (logKeep, error) {
 	k := logKeep{options: edgelog.Options{
 		Dir: logDir(f.whole, f.config), Retain: time.Duration(c.Retain), MaxBytes: int64(c.MaxBytes), Logger: f.log, Registerer: f.metrics,
 	}}
+	renewed, err := holdLog(k.options.Dir, f.home.Filter())
+	if err != nil {
+		return logKeep{}, fmt.Errorf("open log of what the edge holds: %w", err)
+	}
+	if renewed {
+		f.log.Warn("the log begins anew: its records lack what the edge holds now", "dir", k.options.Dir)
+	}
 	return k, k.open(epoch)
 }
 

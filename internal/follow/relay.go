@@ -28,7 +28,7 @@ func (f *Stream) newUpstreams(peers *tlsfiles.Client, metrics prometheus.Registe
 		return nil, nil
 	}
 	c := relay.ClientConfig{
-		Node: f.edge.ID, Stream: f.config.Name, Applied: f.applied, Filter: millrace.AppendFilter(nil, f.home.Filter()),
+		Node: f.edge.ID, Stream: f.config.Name, Applied: f.applied, Filter: millrace.AppendFilter(nil, f.filter),
 		Logger: f.log, Registerer: metrics,
 	}
 	if f.edge.UsesKafka() {
