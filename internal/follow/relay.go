@@ -186,7 +186,7 @@ func (e *upstreamEpochs) Newest(ctx context.Context, after millrace.Epoch, want 
 		}
 		begun, err := e.client.Ask(ctx, want, epoch)
 		if begun && err == nil {
-			if begun, err = e.signed(ctx, want, epoch); !begun {
+			if begun, err = e.signed(ctx, want, epoch); !begun && err == nil {
 				e.refused[epoch] = time.Now().Add(refuseFor)
 			}
 		}
@@ -207,13 +207,14 @@ func (e *upstreamEpochs) signed(ctx context.Context, want millrace.StreamID, epo
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	client := e.client.Aside()
+	rejected := false
 	for {
 		source, err := client.Open(ctx, relay.From{Stream: want, Epoch: epoch})
 		switch {
 		case errors.Is(err, relay.ErrGone):
 			return true, nil // its log begins later; an image is what proves it
-		case errors.Is(err, relay.ErrUntrue):
-			return false, nil
+		case err != nil && rejected:
+			return false, nil //nolint:nilerr // who has it is not to be believed, and nobody else has it
 		case err != nil:
 			return false, err
 		}
@@ -224,7 +225,7 @@ func (e *upstreamEpochs) signed(ctx context.Context, want millrace.StreamID, epo
 				err = e.trusted.Check(r, 1)
 			}
 			if err != nil {
-				err = source.Reject(err)
+				err, rejected = source.Reject(err), true
 			}
 		}
 		if cerr := source.Close(); err == nil {
