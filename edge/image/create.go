@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -35,8 +36,7 @@ type Options struct {
 	Keep int
 	// Progress is called now and then; it may be nil.
 	Progress func(Progress)
-	// Background has it written at a lower priority than the rest of the process has, on
-	// systems where a thread can have its own.
+	// Background has whatever else the process does go before, every few rows.
 	Background bool
 
 	// frame is the size that frames have at most before compression; 0 takes
@@ -82,17 +82,10 @@ func create(ctx context.Context, store *edge.Store, o *Options) (c *Created, err
 	if err := sweep(o.Dir); err != nil {
 		return nil, err
 	}
-	write := func() error {
-		return store.Snapshot(ctx, func(v *edge.View) (err error) {
-			c, err = createOf(ctx, v, o)
-			return err
-		})
-	}
-	if o.Background {
-		err = behindOthers(write)
-	} else {
-		err = write()
-	}
+	err = store.Snapshot(ctx, func(v *edge.View) (err error) {
+		c, err = createOf(ctx, v, o)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +100,7 @@ func createOf(ctx context.Context, v *edge.View, o *Options) (*Created, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{ctx: ctx, v: v, progress: o.Progress, most: cmp.Or(o.frame, frameSize)}
+	w := &writer{ctx: ctx, v: v, progress: o.Progress, most: cmp.Or(o.frame, frameSize), background: o.Background}
 	w.manifest = Manifest{Contents: *contents, Created: time.Now().UTC().Truncate(time.Microsecond)}
 	path := filepath.Join(o.Dir, w.manifest.Name())
 	if _, err := os.Stat(path); err == nil {
@@ -139,6 +132,8 @@ type writer struct {
 	progress func(Progress)
 	most     int
 	at       Progress
+	// background tells to give way after every few rows.
+	background bool
 
 	manifest Manifest
 	encoder  *zstd.Encoder
@@ -150,6 +145,10 @@ type writer struct {
 	// unsynced is how much was written since the file was synced.
 	unsynced int
 }
+
+// giveWayRows is after how many rows a writer in the background gives way: a lower
+// priority of its thread would hold up whatever else is to run on that.
+const giveWayRows = 128
 
 // syncBytes is after how many bytes the file is synced.
 const syncBytes = 4 << 20
@@ -206,6 +205,9 @@ func (w *writer) rows() error {
 			}
 			w.raw = appendRow(w.raw, key, row)
 			w.frame.Rows++
+			if w.background && w.frame.Rows%giveWayRows == 0 {
+				runtime.Gosched()
+			}
 			set.Bytes += uint64(len(key) + len(row))
 			return nil
 		})
