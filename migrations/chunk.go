@@ -73,6 +73,9 @@ func (w *copier) copy(ctx context.Context, c *chunkToCopy) (same bool, err error
 				return false, errors.Join(err, again)
 			}
 		}
+		if errors.Is(err, errCopied) {
+			return true, nil
+		}
 		if attempt == lockAttempts {
 			return false, err
 		}
@@ -283,14 +286,18 @@ func (w *copier) note(ctx context.Context, c *chunkToCopy, sent, there *sum, sna
 UPDATE millrace.migration_chunk SET rows_read = $4, rows_there = $5, sum_read = $6, sum_there = $7, snapshot = $8, copied_at = clock_timestamp(), took = $9::text::interval
 WHERE name = $1 AND heap = $2 AND first_block = $3 AND rows_read IS NULL`,
 		w.m.cfg.Name, c.oid, c.first, sent.rows, rows, sent.bytes(), sum, snapshot, fmt.Sprintf("%d microseconds", took.Microseconds()))
-	if err == nil && tag.RowsAffected() != 1 {
-		err = errors.New("somebody else has copied it, or it was cut anew")
-	}
 	if err != nil {
 		return fmt.Errorf("note the chunk: %w", err)
 	}
+	if tag.RowsAffected() != 1 {
+		return errCopied
+	}
 	return nil
 }
+
+// errCopied occurs when a chunk has been copied since it was found left: a process that
+// was killed had sent its commit.
+var errCopied = errors.New("chunk has been copied")
 
 // equal compares columns of the same names.
 func equal(a, b string, names []string) string {

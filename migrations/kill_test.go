@@ -158,7 +158,7 @@ func write(ctx context.Context, conn *pgx.Conn, random *rand.Rand) error {
 	case 2, 3:
 		sql = fmt.Sprintf("UPDATE rows SET n = n + 1 WHERE id BETWEEN %d AND %[1]d + 5", id(6000)) // leaves big alone
 	case 4:
-		sql = fmt.Sprintf("UPDATE rows SET big = repeat('u%d', 800) WHERE id = %d", id(1000), id(6000))
+		sql = fmt.Sprintf("UPDATE rows SET big = repeat('u%d', 800) WHERE id BETWEEN %d AND %[2]d + 60", id(1000), id(6000)) // more than a batch
 	case 5, 6: // a key moves, and its large value with it
 		sql = fmt.Sprintf("UPDATE rows SET id = %d WHERE id = %d AND NOT EXISTS (SELECT FROM rows WHERE id = %[1]d)", id(6000), id(6000))
 	case 7:
@@ -258,8 +258,8 @@ func migrateKilled(t *testing.T, seed uint64) {
 	r.must("prepare", r.m.Prepare(r.ctx(), nil))
 	stop := r.writers(3, seed)
 	defer stop()
-	copies := r.killed(random, "copy", 150*time.Millisecond)
-	follows := r.killed(random, "converge", 200*time.Millisecond)
+	copies := r.killed(random, "copy", 400*time.Millisecond)
+	follows := r.killed(random, "converge", 500*time.Millisecond)
 	t.Logf("target %d: killed %d times while it copied, %d while it converged", version, copies, follows)
 
 	// From here on nobody sees a part of a transaction.

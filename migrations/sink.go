@@ -176,7 +176,8 @@ INSERT INTO millrace.migration_batch (name, first_index, last_index, chain, posi
 VALUES ($1, $2::text::numeric, $3::text::numeric, $4, $5, $6, $7::text::jsonb, $8) ON CONFLICT DO NOTHING`
 
 // commit moves the place and ends the transaction. before is where the place has to
-// stand. Errors: ErrRunning, where another process has moved it.
+// stand; it is somewhere else where a process that was killed had sent its commit, and
+// following begins again then.
 func (s *sink) commit(ctx context.Context, before millrace.Index, at *millrace.Checkpoint, r *record) error {
 	if err := s.begin(ctx); err != nil {
 		return err
@@ -189,7 +190,7 @@ WHERE name = $1 AND index = $2::text::numeric`,
 		return fmt.Errorf("move the place at the target: %w", err)
 	}
 	if tag.RowsAffected() != 1 {
-		return fmt.Errorf("%w: the place is not at index %v any more", ErrRunning, before)
+		return fmt.Errorf("the place is not at index %v any more", before)
 	}
 	if !r.empty() {
 		if err := s.record(ctx, s.conn, r); err != nil {
