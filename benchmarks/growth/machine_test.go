@@ -63,7 +63,7 @@ func procNumber(file, name string) int64 {
 // cost is what a piece of work took.
 type cost struct {
 	wall, cpu time.Duration
-	written   int64 // bytes
+	written   int64 // bytes, by system calls
 	// minor and major are page faults, major those that waited for the disk.
 	minor, major int64
 }
@@ -72,13 +72,13 @@ type cost struct {
 // to which the goroutine must be locked.
 func spend(who int, work func()) cost {
 	var before, after syscall.Rusage
-	written := procNumber("/proc/self/io", "write_bytes")
+	written := procNumber("/proc/self/io", "wchar")
 	_ = syscall.Getrusage(who, &before)
 	began := time.Now()
 	work()
 	c := cost{wall: time.Since(began)}
 	_ = syscall.Getrusage(who, &after)
-	c.written = procNumber("/proc/self/io", "write_bytes") - written
+	c.written = procNumber("/proc/self/io", "wchar") - written
 	c.cpu = time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
 	c.minor, c.major = after.Minflt-before.Minflt, after.Majflt-before.Majflt
 	return c

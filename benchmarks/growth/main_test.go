@@ -24,6 +24,7 @@ import (
 var (
 	rowsFlag   = flag.String("rows", "100000,300000,1000000", "sizes of the table at which is measured, ascending")
 	keysFlag   = flag.String("keys", "sequential,random", "orders in which keys come")
+	sortedFlag = flag.Bool("sorted", false, "the rows between two sizes come in the order of their keys, which at random takes many times as long")
 	putsFlag   = flag.Int("puts", 50_000, "puts of a round, in batches of 1,000")
 	readsFlag  = flag.Int("reads", 100_000, "reads of a round")
 	roundsFlag = flag.Int("rounds", 3, "rounds at each size, what is compared by turns")

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -305,6 +306,14 @@ func (s *system) spooled(dir string, publish func()) (replay func()) {
 // fill appends the rows from one number on to before another one, in units of a batch.
 func (s *system) fill(order keyOrder, from, to int) {
 	s.b.Helper()
+	if *sortedFlag {
+		rows := make([]uint32, to-from)
+		for i := range rows {
+			rows[i] = order(from + i)
+		}
+		slices.Sort(rows)
+		order = func(n int) uint32 { return rows[n-from] }
+	}
 	s.apply(0, func() {
 		for n := from; n < to; n++ {
 			s.p.put(order(n), 0, 0)
