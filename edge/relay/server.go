@@ -204,7 +204,10 @@ func (s *Server) upgrade(conn net.Conn, buffered *bufio.ReadWriter) error {
 	if _, err := buffered.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + Protocol + "\r\n\r\n"); err != nil {
 		return err
 	}
-	return buffered.Flush()
+	if err := buffered.Flush(); err != nil {
+		return err
+	}
+	return conn.SetWriteDeadline(time.Time{}) // each frame gets its own
 }
 
 func (s *Server) refuse(w http.ResponseWriter, status int, text string) { http.Error(w, text, status) }
