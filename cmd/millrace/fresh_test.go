@@ -222,3 +222,45 @@ func (w *world) watched(t *testing.T) {
 	})
 	p.stop(syscall.SIGTERM)
 }
+
+// told watches what load writes, through whatever happens to the edge, and wants all of it
+// in order. The function that it returns ends that.
+func (u *upgrading) told() (end func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := u.client(u.t).Watch(client.WatchOptions{Tables: []string{"public.items"}, Prefix: "s2,2", Heartbeat: time.Second})
+	var work sync.WaitGroup
+	changes, next := 0, -1
+	work.Go(func() {
+		defer w.Close()
+		for {
+			e, err := w.Next(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					u.t.Errorf("watch: %v", err)
+				}
+				return
+			}
+			var row struct{ Note string }
+			var n int
+			if err := json.Unmarshal(e.Row, &row); err != nil || e.Op != event.Put {
+				u.t.Errorf("watch: %+v, %v", e, err)
+				return
+			}
+			if _, err := fmt.Sscanf(row.Note, "now %d", &n); err != nil || next >= 0 && n != next {
+				u.t.Errorf("watch: %q after number %d, %v", row.Note, next-1, err)
+				return
+			}
+			changes, next = changes+1, n+1
+		}
+	})
+	end = sync.OnceFunc(func() {
+		cancel()
+		work.Wait()
+		u.t.Logf("a watch was told %d changes", changes)
+		if changes == 0 {
+			u.t.Error("a watch was told nothing")
+		}
+	})
+	u.t.Cleanup(end)
+	return end
+}

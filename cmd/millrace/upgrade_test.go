@@ -270,6 +270,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		}
 	})
 	u.ready(t)
+	told := u.told()
 	stop := u.load(false)
 	for n := range *upgradesFlag {
 		before := u.answers()
@@ -305,6 +306,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		}
 	}
 	stop()
+	told()
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

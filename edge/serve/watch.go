@@ -213,6 +213,7 @@ func (q *request) watchHeader() {
 	h["Content-Type"] = []string{"text/event-stream"}
 	h["Cache-Control"] = []string{"no-store"}
 	h["X-Accel-Buffering"] = []string{"no"} // proxies that would wait for more
+	h["Connection"] = []string{"close"}     // nothing comes after it, and a successor need not wait for that
 	place := q.stream.store.Place()
 	h[headerEpoch] = []string{place.Epoch.String()}
 	h[headerIndex] = []string{place.Index.String()}
