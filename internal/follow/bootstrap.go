@@ -351,7 +351,7 @@ func (r *epochReign) noImage(err error) error {
 		r.log.Warn("what is left of an image", "error", derr)
 	}
 	if r.ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // told to end
 	}
 	b := &r.boot
 	again := time.Duration(0)

@@ -114,7 +114,7 @@ func newBranchOffice(t *testing.T) *branchOffice {
 
 // listen is kfake's.
 func (o *branchOffice) listen(network, address string) (net.Listener, error) {
-	near, err := net.Listen(network, address) //nolint:noctx // the signature is kfake's
+	near, err := net.Listen(network, address)
 	if err != nil {
 		return nil, err
 	}
