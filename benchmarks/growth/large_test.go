@@ -126,7 +126,7 @@ func largeSystem(b *testing.B, order keyOrder, rows int) (*system, *reader, *ref
 	s := newSystem(b, filepath.Join(dir, "store"))
 	s.fill(order, 0, rows)
 	r := newReader(s.store, order, rows)
-	_, _ = r.many(b, *readsFlag)
+	_, _ = r.many(b, max(*readsFlag, rows/warmRows))
 	return s, r, ref
 }
 
