@@ -21,7 +21,7 @@ type reader struct {
 	missed bool
 	// tree is that of the database that was read last.
 	tree treeAt
-	// since is when the view began, in nanoseconds of Unix time; 0 while idle.
+	// since is when the view began, in nanoseconds since the pool's; 0 while idle.
 	since   atomic.Int64
 	expired atomic.Bool
 }
@@ -29,6 +29,8 @@ type reader struct {
 // readerPool hands out readers, the most recently used first.
 type readerPool struct {
 	s *Store
+	// began is when the pool was made.
+	began time.Time
 	// slots bounds the readers in use; a place is taken by sending.
 	slots chan struct{}
 
@@ -38,7 +40,7 @@ type readerPool struct {
 }
 
 func (p *readerPool) init(s *Store) {
-	p.s = s
+	p.s, p.began = s, time.Now()
 	p.slots = make(chan struct{}, s.opts.MaxViews)
 }
 
@@ -123,7 +125,7 @@ func (p *readerPool) take() (*reader, error) {
 		p.mu.Unlock()
 	}
 	r.expired.Store(false)
-	r.since.Store(time.Now().UnixNano())
+	r.since.Store(int64(time.Since(p.began)) + 1)
 	return r, nil
 }
 
@@ -187,7 +189,7 @@ func (p *readerPool) oldest(now time.Time) (age time.Duration, expired int) {
 		if since == 0 {
 			continue
 		}
-		a := time.Duration(now.UnixNano() - since)
+		a := now.Sub(p.began) - time.Duration(since)
 		age = max(age, a)
 		if a > p.s.opts.MaxViewAge && !r.expired.Swap(true) {
 			expired++

@@ -150,8 +150,10 @@ type Store struct {
 	changed atomic.Pointer[chan struct{}]
 
 	readers readerPool
-	watch   readerWatch
-	space   spaceWatch
+	// seen is the head of the newest snapshot that was read.
+	seen  atomic.Pointer[seen]
+	watch readerWatch
+	space spaceWatch
 	// declared are the indexes that the store is to have, refused those of them
 	// that are not kept.
 	declared atomic.Pointer[map[string][][]string]

@@ -26,6 +26,8 @@ type View struct {
 	txn  *lmdb.Txn
 	head head
 	cat  *catalog
+	// first is the first Table that the view has given.
+	first Table
 }
 
 // View calls fn with the newest snapshot. It returns fn's error, or why no
@@ -86,7 +88,7 @@ func (v *View) run(fn func(*View) error) (err error) {
 // begin reads where the snapshot stands and finds its catalog.
 func (v *View) begin() error {
 	for {
-		if err := v.s.readHead(v.txn, &v.head); err != nil {
+		if err := v.look(); err != nil {
 			return err
 		}
 		if v.head.superseded {
@@ -189,6 +191,10 @@ func (v *View) Table(name string) (*Table, error) {
 	t := v.cat.visible[name]
 	if t == nil {
 		return nil, v.noTable(name)
+	}
+	if v.first.v == nil { // most views look at one table, and need no memory for it
+		v.first = Table{v: v, t: t}
+		return &v.first, nil
 	}
 	return &Table{v: v, t: t}, nil
 }
