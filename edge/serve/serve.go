@@ -166,6 +166,9 @@ type Server struct {
 	life     context.Context //nolint:containedctx // it is the server's own
 	endLife  context.CancelFunc
 	watching watching
+	// watchLife is that of watches: they go on at a successor as soon as there is one.
+	watchLife  context.Context //nolint:containedctx // it is the watches' own
+	endWatches context.CancelFunc
 
 	// leaving tells that a successor answers: connections are closed with the next
 	// answer that goes over them.
@@ -249,6 +252,7 @@ func New(config Config) (*Server, error) {
 	}
 	s.pool.New = func() any { return newRequest(s) }
 	s.life, s.endLife = context.WithCancel(context.Background())
+	s.watchLife, s.endWatches = context.WithCancel(s.life)
 	s.watching.init()
 	var err error
 	if s.metrics, err = newMetrics(config.Registerer, func() float64 { return float64(s.waiting.Load()) }); err != nil {
@@ -316,7 +320,7 @@ func (s *Server) Run(ctx context.Context) error {
 			going = false
 		}
 	}
-	s.endLife()
+	s.endWatches()
 	if s.leaving.Load() {
 		for ; ended < len(servers); ended++ {
 			<-failed // nothing is accepted any more

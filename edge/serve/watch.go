@@ -93,10 +93,10 @@ func (q *request) watch() error {
 	}
 	ctx, cancel := context.WithCancel(q.r.Context())
 	defer cancel()
-	defer context.AfterFunc(q.s.life, cancel)()
+	defer context.AfterFunc(q.s.watchLife, cancel)()
 	w, err := hub.Watch(ctx, *options)
 	if err != nil {
-		if q.s.life.Err() != nil {
+		if q.s.watchLife.Err() != nil {
 			err = watch.ErrClosed
 		}
 		return q.watchFault(err)
