@@ -99,6 +99,7 @@ overhead: ## measure what capture costs writers, with 1 and 8 clients, rows of 1
 .PHONY: reads
 reads: ## measure reads beside Redis, LMDB alone and a server that does nothing (ARGS='-rows 10000000')
 	@scripts/setup reads
+	@go test ./edge -run '^$$' -bench BenchmarkReads -benchtime 1x -timeout 2h $(ARGS)
 	@go test ./benchmarks/reads -run '^$$' -bench . -benchtime 1x -timeout 2h $(ARGS)
 
 .PHONY: growth
@@ -113,6 +114,11 @@ reporters: ## measure what reports of 10,000 edges cost publisher and broker, fl
 .PHONY: relay
 relay: ## measure hops from edge to edge, then a tree of 50 edges through a killed, a hung and a forging relay, at 1,000 changes a second (ARGS='-edges 20')
 	@go test ./tests/relay -run 'TestHops|TestForest' -count=1 -v -timeout 20m -edges 50 -rate 1000 -run-for 30s $(ARGS) | grep -v 'level=WARN'
+
+.PHONY: upgrades
+upgrades: build ## upgrade an edge under load 20 times, and restart it 20 times
+	@scripts/setup test
+	@go test ./cmd/millrace -run '^(TestUpgradeUnderLoad|TestRestartUnderLoad)$$' -count=1 -v -timeout 30m -binary "$$PWD/bin/millrace" -upgrades 20 -restarts 20
 
 .PHONY: soak
 soak: ## do 200 random walks in each mode, hold a transaction open for ten minutes, then repeat the end-to-end tests for FOR=1h

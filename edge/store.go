@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/bmatsuo/lmdb-go/lmdb"
@@ -289,7 +290,17 @@ func (s *Store) openEnv() error {
 	// Full synchronous commits: an edge that has shown an index must not be
 	// found behind it after a power cut. Readahead stays on, because it makes
 	// the first reads after a start cheaper.
-	if err := env.Open(s.dir, flags, 0o600); err != nil {
+	// LMDB opens one of its files without O_CLOEXEC. A successor would hold it.
+	syscall.ForkLock.RLock()
+	err = env.Open(s.dir, flags, 0o600)
+	if err == nil {
+		var fd uintptr
+		if fd, err = env.FD(); err == nil {
+			syscall.CloseOnExec(int(fd))
+		}
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		return s.openError(err)
 	}
 	stat, err := env.Stat()

@@ -181,6 +181,22 @@ func gone(t *testing.T, pid int) {
 	})
 }
 
+// openData counts how often a process has the file of a store open.
+func openData(t *testing.T, pid int) (n int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && filepath.Base(to) == "data.mdb" {
+			n++
+		}
+	}
+	return n
+}
+
 // upgrading is a world whose edge is upgraded and restarted while it is asked over
 // all that it answers on, and while its source is written to.
 type upgrading struct {
@@ -307,6 +323,9 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	}
 	stop()
 	told()
+	if n := openData(t, pid); n > 2 {
+		t.Errorf("after %d upgrades the process has the data file open %d times", *upgradesFlag, n)
+	}
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -319,6 +338,44 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	u.ready(t)
 	u.arrives("the end")
 	last.stop(syscall.SIGTERM)
+}
+
+// TestUpgradeThatFails lets a successor fail: the old process goes on, and can be
+// upgraded when the mistake is mended.
+func TestUpgradeThatFails(t *testing.T) {
+	u := newUpgrading(t)
+	p := u.spawnEdge()
+	u.ready(t)
+	right, err := os.ReadFile(u.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.write(t, "millrace.yaml", string(right)+"nonsense: true\n")
+	if err := p.process.Signal(syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the failure is logged", func() error {
+		if !strings.Contains(p.err(), "the upgrade has failed; this process goes on") {
+			return errors.New(p.err())
+		}
+		return nil
+	})
+	if pid := edgePID(t, u.respUnix); pid != p.process.PID() {
+		t.Errorf("process %d answers, want %d", pid, p.process.PID())
+	}
+	u.write(t, "millrace.yaml", string(right))
+	u.arrives("after the failure")
+	if err := p.process.Signal(syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.wait(); code != 0 {
+		t.Errorf("the old process ended with exit code %d", code)
+	}
+	pid := edgePID(t, u.respUnix)
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, pid)
 }
 
 // TestRestartUnderLoad stops and starts an edge while clients ask that try again.
