@@ -31,6 +31,7 @@ var (
 	rateFlag    = flag.Int("rate", 50_000, "reads a second in the process")
 	secondsFlag = flag.Float64("seconds", 4, "length of each measurement")
 	roundsFlag  = flag.Int("rounds", 3, "interleaved rounds")
+	onlyFlag    = flag.String("only", "", "measure only what has this in its name; what is compared with has to have it too")
 	dirFlag     = flag.String("dir", "", "directory of the stores; default: one of the test's, which is removed")
 )
 

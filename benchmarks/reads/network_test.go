@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,18 +49,19 @@ func listen(b *testing.B, network, address string) net.Listener {
 }
 
 // startRedis starts a redis-server without persistence and returns its port.
-func startRedis(b *testing.B, dir string) string {
+func startRedis(b *testing.B, dir string) (port string, pid int) {
 	b.Helper()
-	port, err := loopback.FreePort()
+	free, err := loopback.FreePort()
 	if err != nil {
 		b.Fatal(err)
 	}
+	port = strconv.Itoa(free)
 	log, err := os.Create(filepath.Join(dir, "redis.log"))
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer func() { _ = log.Close() }()                                                                                           // the server has its own descriptor
-	cmd := exec.Command("redis-server", "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", //nolint:noctx // the benchmark ends it
+	defer func() { _ = log.Close() }()                                                                             // the server has its own descriptor
+	cmd := exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", //nolint:noctx // the benchmark ends it
 		"--unixsocket", filepath.Join(dir, "redis.sock"), "--dir", dir)
 	cmd.Stdout, cmd.Stderr = log, log
 	p, err := child.Start(cmd, syscall.SIGKILL)
@@ -67,12 +69,12 @@ func startRedis(b *testing.B, dir string) string {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = p.Kill() })
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	address := net.JoinHostPort("127.0.0.1", port)
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		c, err := net.Dial("tcp", address)
 		if err == nil {
 			_ = c.Close()
-			return strconv.Itoa(port)
+			return port, p.PID()
 		}
 		if time.Now().After(deadline) || !p.Running() {
 			b.Fatalf("redis-server does not start: %v\n%s", err, child.Tail(log.Name(), 0, 4096))
@@ -113,6 +115,8 @@ func rowJSON(id int) string {
 type rate struct {
 	perSecond float64
 	p50, p99  time.Duration
+	// requests is how many were made.
+	requests float64
 }
 
 func run(b *testing.B, name string, args ...string) string {
@@ -147,7 +151,7 @@ func redisBenchmark(b *testing.B, where []string, n, pipeline int) rate {
 		return 0
 	}
 	ms := func(column string) time.Duration { return time.Duration(number(column) * float64(time.Millisecond)) }
-	return rate{number("rps"), ms("p50_latency_ms"), ms("p99_latency_ms")}
+	return rate{number("rps"), ms("p50_latency_ms"), ms("p99_latency_ms"), float64(n)}
 }
 
 // wrk asks a URL again and again over 50 connections.
@@ -179,7 +183,11 @@ func wrk(b *testing.B, script, url string) rate {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return rate{rps, duration(`50%\s+(\S+)`), duration(`99%\s+(\S+)`)}
+	n, err := strconv.ParseFloat(find(`(\d+) requests in`), 64)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return rate{rps, duration(`(?m)^ +50% +(\S+)`), duration(`(?m)^ +99% +(\S+)`), n}
 }
 
 // contender is one of those that are compared.
@@ -188,31 +196,38 @@ type contender struct {
 	measure func() rate
 	// beside names the one whose figure its own is divided by.
 	beside string
+	// cpu is what the server has used so far.
+	cpu func() time.Duration
 }
 
 // compare measures all in rounds, and prints medians and ratios.
 func compare(b *testing.B, all []contender) {
-	got := make(map[string][]rate)
+	got, used := make(map[string][]rate), make(map[string][]float64)
 	for round := range *roundsFlag {
 		for i := range all {
 			c := &all[(i+round)%len(all)]
-			got[c.name] = append(got[c.name], c.measure())
+			before := c.cpu()
+			r := c.measure()
+			used[c.name] = append(used[c.name], float64((c.cpu()-before).Nanoseconds())/1000/r.requests)
+			got[c.name] = append(got[c.name], r)
 		}
 	}
 	for _, c := range all {
-		var perSecond, ratios []float64
+		var perSecond, ratios, costs []float64
 		var p50, p99 []time.Duration
 		for i, r := range got[c.name] {
 			perSecond, p50, p99 = append(perSecond, r.perSecond), append(p50, r.p50), append(p99, r.p99)
 			if c.beside != "" {
 				ratios = append(ratios, r.perSecond/got[c.beside][i].perSecond)
+				costs = append(costs, used[c.name][i]/used[c.beside][i])
 			}
 		}
 		values := map[string]any{
 			"what": c.name, "requests_per_second": int(median(perSecond)), "p50_us": median(p50).Microseconds(), "p99_us": median(p99).Microseconds(),
+			"cpu_us_per_request": fmt.Sprintf("%.1f", median(used[c.name])),
 		}
 		if c.beside != "" {
-			values["beside"], values["ratio"] = c.beside, fmt.Sprintf("%.2f", median(ratios))
+			values["beside"], values["ratio"], values["cpu_ratio"] = c.beside, fmt.Sprintf("%.2f", median(ratios)), fmt.Sprintf("%.2f", median(costs))
 			b.ReportMetric(median(ratios), strings.ReplaceAll(c.name, " ", "-")+"/ratio")
 		}
 		figure(b, values)
@@ -225,7 +240,7 @@ func compare(b *testing.B, all []contender) {
 func BenchmarkNetwork(b *testing.B) {
 	store, _ := newStore(b, "store", *rowsFlag)
 	dir := b.TempDir()
-	redisPort := startRedis(b, dir)
+	redisPort, redisPID := startRedis(b, dir)
 	fillRedis(b, redisPort, *rowsFlag)
 
 	respTCP, respUnix := listen(b, "tcp", "127.0.0.1:0"), listen(b, "unix", filepath.Join(dir, "resp.sock"))
@@ -272,14 +287,43 @@ end`, *rowsFlag-1), 0o600); err != nil {
 	redis, redisUnix := overRESP("-p", redisPort), overRESP("-s", filepath.Join(dir, "redis.sock"))
 	ours, oursUnix := overRESP("-p", port), overRESP("-s", respUnix.Addr().String())
 	b.ResetTimer()
-	compare(b, []contender{
-		{"Redis GET", redis(1, n), ""},
-		{"RESP GET", ours(1, n), "Redis GET"},
-		{"Redis GET, unix socket", redisUnix(1, n), ""},
-		{"RESP GET, unix socket", oursUnix(1, n), "Redis GET, unix socket"},
-		{"Redis GET, 16 at once", redis(16, 4*n), ""},
-		{"RESP GET, 16 at once", ours(16, 4*n), "Redis GET, 16 at once"},
-		{"HTTP server that does nothing", func() rate { return wrk(b, script, "http://"+nothing.Addr().String()) }, ""},
-		{"HTTP get", func() rate { return wrk(b, script, "http://"+hs.Addr()) }, "HTTP server that does nothing"},
-	})
+	theirs := func() time.Duration { return cpuOf(b, strconv.Itoa(redisPID)) }
+	own := func() time.Duration { return cpuOf(b, "self") } // one server at a time is asked
+	compare(b, chosen([]contender{
+		{"Redis GET", redis(1, n), "", theirs},
+		{"RESP GET", ours(1, n), "Redis GET", own},
+		{"Redis GET, unix socket", redisUnix(1, n), "", theirs},
+		{"RESP GET, unix socket", oursUnix(1, n), "Redis GET, unix socket", own},
+		{"Redis GET, 16 at once", redis(16, 4*n), "", theirs},
+		{"RESP GET, 16 at once", ours(16, 4*n), "Redis GET, 16 at once", own},
+		{"HTTP server that does nothing", func() rate { return wrk(b, script, "http://"+nothing.Addr().String()) }, "", own},
+		{"HTTP get", func() rate { return wrk(b, script, "http://"+hs.Addr()) }, "HTTP server that does nothing", own},
+	}))
+}
+
+// chosen are those that -only chooses.
+func chosen(all []contender) []contender {
+	return slices.DeleteFunc(all, func(c contender) bool { return !strings.Contains(c.name, *onlyFlag) })
+}
+
+// cpuOf is what a process has used of the processors.
+func cpuOf(b *testing.B, pid string) time.Duration {
+	b.Helper()
+	text, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	// Behind the name in brackets; the 12th and 13th are ticks of 10 ms in user and
+	// system mode.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	var ticks time.Duration
+	for _, f := range fields[11:13] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ticks += time.Duration(n)
+	}
+	return ticks * 10 * time.Millisecond
 }
