@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -19,8 +20,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"os/exec"
 
 	"github.com/bmatsuo/lmdb-go/lmdb"
 
@@ -311,7 +310,7 @@ func (r *readBench) startRedis() {
 }
 
 func (r *readBench) dialRedis() (net.Conn, func()) {
-	c, err := net.Dial("unix", r.redis)
+	c, err := new(net.Dialer).DialContext(r.b.Context(), "unix", r.redis)
 	if err != nil {
 		r.b.Fatal(err)
 	}

@@ -28,7 +28,6 @@ import (
 //nolint:gochecknoglobals // flags of the test binary
 var (
 	rowsFlag    = flag.Int("rows", 1_000_000, "rows of the table")
-	rateFlag    = flag.Int("rate", 50_000, "reads a second in the process")
 	secondsFlag = flag.Float64("seconds", 4, "length of each measurement")
 	roundsFlag  = flag.Int("rounds", 3, "interleaved rounds")
 	onlyFlag    = flag.String("only", "", "measure only what has this in its name; what is compared with has to have it too")
@@ -79,8 +78,6 @@ func benchSchema() *millrace.Schema {
 // putter makes puts of rows.
 type putter struct {
 	codec *millrace.KeyCodec
-	key   []byte
-	row   []byte
 	text  []byte
 }
 

@@ -71,7 +71,7 @@ func startRedis(b *testing.B, dir string) (port string, pid int) {
 	b.Cleanup(func() { _ = p.Kill() })
 	address := net.JoinHostPort("127.0.0.1", port)
 	for deadline := time.Now().Add(30 * time.Second); ; {
-		c, err := net.Dial("tcp", address)
+		c, err := new(net.Dialer).DialContext(b.Context(), "tcp", address)
 		if err == nil {
 			_ = c.Close()
 			return port, p.PID()
@@ -86,7 +86,7 @@ func startRedis(b *testing.B, dir string) (port string, pid int) {
 // fillRedis gives Redis the same keys and values as the edge answers with.
 func fillRedis(b *testing.B, port string, n int) {
 	b.Helper()
-	c, err := net.Dial("tcp", "127.0.0.1:"+port)
+	c, err := new(net.Dialer).DialContext(b.Context(), "tcp", "127.0.0.1:"+port)
 	if err != nil {
 		b.Fatal(err)
 	}

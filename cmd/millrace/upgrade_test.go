@@ -144,7 +144,7 @@ func edgePID(t *testing.T, socket string) int {
 	t.Helper()
 	var pid int
 	until(t, "the edge says which process it is", func() error {
-		c, err := net.Dial("unix", socket)
+		c, err := new(net.Dialer).DialContext(t.Context(), "unix", socket)
 		if err != nil {
 			return err
 		}

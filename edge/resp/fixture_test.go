@@ -177,7 +177,7 @@ func start(t testing.TB, config Config) (dial func() net.Conn, stop func()) {
 	stop = run(t, config)
 	return func() net.Conn {
 		t.Helper()
-		c, err := net.Dial("tcp", l.Addr().String())
+		c, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}

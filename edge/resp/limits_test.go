@@ -182,7 +182,7 @@ func TestCancelStorm(t *testing.T) {
 					return
 				default:
 				}
-				c, err := net.Dial("tcp", address)
+				c, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
 				if err != nil {
 					continue
 				}
@@ -391,7 +391,7 @@ func TestOtherHosts(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, Config{Streams: bank(store), Secure: l, TLS: config, Access: list.Get, LoginTimeout: 100 * time.Millisecond})
-	silent, err := net.Dial("tcp", l.Addr().String())
+	silent, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func TestConnectionsGoOnAtTheSuccessor(t *testing.T) {
 
 	dial := func() *peer {
 		t.Helper()
-		c, err := net.Dial("tcp", l.Addr().String())
+		c, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -323,7 +323,9 @@ func (s *Server) Run(ctx context.Context) error {
 	s.endWatches()
 	if s.leaving.Load() {
 		for ; ended < len(servers); ended++ {
-			<-failed // nothing is accepted any more
+			if e := <-failed; !errors.Is(e, net.ErrClosed) {
+				s.log.Warn("a listener has failed while the server leaves", "error", e)
+			}
 		}
 		s.awaitLast(context.WithoutCancel(ctx))
 	}

@@ -167,10 +167,10 @@ func sameTCP(at *net.TCPAddr, address string) bool {
 	if err != nil || port != "0" && port != strconv.Itoa(at.Port) {
 		return false
 	}
-	switch {
-	case host == "":
+	switch host {
+	case "":
 		return at.IP.IsUnspecified()
-	case host == "localhost":
+	case "localhost":
 		return at.IP.IsLoopback()
 	}
 	ip := net.ParseIP(host)

@@ -86,7 +86,7 @@ func TestSuccessorTakesSockets(t *testing.T) {
 			}
 			var waiting []net.Conn
 			for _, l := range []net.Listener{tcp, unix} {
-				c, err := net.Dial(l.Addr().Network(), l.Addr().String())
+				c, err := new(net.Dialer).DialContext(t.Context(), l.Addr().Network(), l.Addr().String())
 				if err != nil {
 					t.Fatal(err)
 				}

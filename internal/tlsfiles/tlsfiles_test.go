@@ -3,6 +3,7 @@ package tlsfiles_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -47,7 +48,9 @@ func serve(t *testing.T, config *tls.Config) (url string) {
 		if err := server.Shutdown(context.Background()); err != nil {
 			t.Error(err)
 		}
-		<-done
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
 	})
 	return "https://" + l.Addr().String()
 }
