@@ -79,6 +79,10 @@ func TestSummariesAddUp(t *testing.T) {
 	var flat []Edge
 	for i := range 3000 {
 		r := randomReport(random, fmt.Sprintf("edge-%05d", i))
+		if i == 7 { // where all relays are, with another history
+			r = report(r.Edge, 2, 1_000_999)
+			r.Chain, r.LagSeconds = chainAt(1), lagOf(1)
+		}
 		leaves = append(leaves, r)
 		flat = append(flat, Edge{Report: *r})
 	}
