@@ -214,7 +214,7 @@ func (e *upstreamEpochs) signed(ctx context.Context, want millrace.StreamID, epo
 		case errors.Is(err, relay.ErrGone):
 			return true, nil // its log begins later; an image is what proves it
 		case err != nil && rejected:
-			return false, nil //nolint:nilerr // who has it is not to be believed, and nobody else has it
+			return false, nil // who has it is not to be believed, and nobody else has it
 		case err != nil:
 			return false, err
 		}
