@@ -118,6 +118,7 @@ func (q *request) visible(st *Status) *Status {
 	if q.who.AllTables(st.Stream) {
 		return st
 	}
+	st.Upstream, st.Children = nil, nil // where other edges are
 	tables := st.Tables
 	st.Tables = []TableStatus{}
 	for i := range tables {

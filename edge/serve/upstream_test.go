@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,9 +20,11 @@ import (
 // relays serves the log of one stream with a handler.
 type relays struct{ handler http.Handler }
 
-func (relays) Upstream(string) *serve.UpstreamStatus { return nil }
-func (relays) Children(string) []serve.ChildStatus   { return nil }
-func (r relays) Handler(string) http.Handler         { return r.handler }
+func (relays) Upstream(string) *serve.UpstreamStatus {
+	return &serve.UpstreamStatus{URL: "http://above"}
+}
+func (relays) Children(string) []serve.ChildStatus { return []serve.ChildStatus{{Node: "below"}} }
+func (r relays) Handler(string) http.Handler       { return r.handler }
 
 // noLog is an edge that has nothing yet.
 type noLog struct{}
@@ -40,6 +43,7 @@ func TestRelayOverTLS(t *testing.T) {
 	s := newSecured(t, `
 edge-2  cert:edge-2  relay:bank
 reader  cert:reader  read:*
+partly  cert:partly  read:bank/public.accounts
 `, func(c *serve.Config) { c.Relays = relays{server} })
 	for name, want := range map[string]int{"edge-2": http.StatusUpgradeRequired, "reader": http.StatusForbidden} {
 		if a := s.as("", name)("GET", "/v1/streams/bank/relay", ""); a.status != want {
@@ -48,6 +52,14 @@ reader  cert:reader  read:*
 	}
 	if a := s.as("", "edge-2")("GET", "/v1/streams/dns/relay", ""); a.status != http.StatusForbidden {
 		t.Errorf("edge-2 gets %d for another stream", a.status)
+	}
+	for name, want := range map[string]bool{"reader": true, "partly": false} {
+		a := s.as("", name)("GET", "/v1/streams/bank/status", "")
+		for _, word := range []string{"http://above", "below"} {
+			if a.status != http.StatusOK || strings.Contains(a.body, word) != want {
+				t.Errorf("%s gets %d: %s; want %s in it: %v", name, a.status, a.body, word, want)
+			}
+		}
 	}
 	up, err := relay.ParseUpstream(s.url)
 	if err != nil {

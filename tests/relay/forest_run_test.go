@@ -20,7 +20,7 @@ import (
 var (
 	edgesFlag = flag.Int("edges", 12, "edges in the tree of three levels")
 	rateFlag  = flag.Int("rate", 200, "changes a second")
-	forFlag   = flag.Duration("run-for", 6*time.Second, "how long changes come in each part")
+	forFlag   = flag.Duration("run-for", 4*time.Second, "how long changes come in each part")
 )
 
 // TestForest runs a tree of three levels of edges that believe one key: changes come in
