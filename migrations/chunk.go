@@ -187,14 +187,18 @@ func (w *copier) stream(ctx context.Context, out, in string, s *sum) (int64, err
 		if err == nil {
 			err = buffer.Flush()
 		}
-		pipe.CloseWithError(err) //nolint:errcheck // it always returns nil
+		_ = pipe.CloseWithError(err) // nil, always
 		sent <- err
 	}()
 	tag, err := w.dst.PgConn().CopyFrom(ctx, r, in)
-	// A target that takes no more must not leave the source waiting.
-	_ = r.CloseWithError(errors.New("the target takes no more rows"))
-	if out := <-sent; err == nil || code(err) == "57014" && out != nil {
-		err = errors.Join(err, out)
+	// Where the target takes no more, the source's connection is of use only if it can
+	// send the rest.
+	_, drained := io.Copy(io.Discard, r)
+	if out := <-sent; out != nil && (err == nil || code(err) == "57014") { // the target's is that the source's has failed
+		err = errors.Join(out, err)
+	}
+	if err == nil {
+		err = drained
 	}
 	return tag.RowsAffected(), err
 }

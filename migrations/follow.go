@@ -49,7 +49,7 @@ func (m *Migration) Follow(ctx context.Context, until Until) error {
 			if err == nil {
 				err = way.follow(ctx, until)
 			}
-			if !errors.Is(err, errYield) && !(yielded && errors.Is(err, ErrRunning)) {
+			if again := errors.Is(err, errYield) || yielded && errors.Is(err, ErrRunning); !again {
 				return err
 			}
 			if err := wait.For(ctx, lockPause); err != nil {
@@ -265,31 +265,35 @@ func (f *follower) once(ctx context.Context) error {
 // gather takes units until BatchInterval has passed since the first, there are
 // enough, or one states what the source has: that is compared behind it.
 func (f *follower) gather(ctx context.Context) error {
-	first, cancel := context.WithTimeout(ctx, tendInterval)
+	idle, cancel := context.WithTimeout(ctx, tendInterval)
 	defer cancel()
-	until := first
+	if more, err := f.next(ctx, idle); err != nil || !more {
+		return err
+	}
+	rest, cancel := context.WithTimeout(ctx, f.m.cfg.BatchInterval)
+	defer cancel()
 	for f.batch.size < f.m.cfg.BatchBytes && len(f.verify) == 0 && !f.passed {
-		u, err := f.from.Next(until)
-		if err != nil {
-			if ctx.Err() == nil && until.Err() != nil {
-				return nil // the time is up
-			}
+		if more, err := f.next(ctx, rest); err != nil || !more {
 			return err
-		}
-		err = f.take(ctx, u)
-		if closing := u.Body.Close(); err == nil {
-			err = closing
-		}
-		if err != nil {
-			return err
-		}
-		if until == first {
-			var stop context.CancelFunc
-			until, stop = context.WithTimeout(ctx, f.m.cfg.BatchInterval)
-			defer stop()
 		}
 	}
 	return nil
+}
+
+// next takes the next unit; it returns false where none comes before until ends.
+func (f *follower) next(ctx, until context.Context) (bool, error) {
+	u, err := f.from.Next(until)
+	if err != nil {
+		if ctx.Err() == nil && until.Err() != nil {
+			return false, nil // the time is up
+		}
+		return false, err
+	}
+	err = f.take(ctx, u)
+	if closing := u.Body.Close(); err == nil {
+		err = closing
+	}
+	return err == nil, err
 }
 
 // maxRun is how many bytes of a unit are read at once.

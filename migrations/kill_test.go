@@ -88,6 +88,9 @@ func (r *rig) start(step string) (*exec.Cmd, *bytes.Buffer) {
 	return cmd, out
 }
 
+// maxKills is how often a step is killed at most.
+const maxKills = 6
+
 // killed runs a step in processes that are killed at random instants, the first of
 // which are the soonest, until one ends by itself; it returns how many were killed.
 func (r *rig) killed(random *rand.Rand, step string, first time.Duration) (kills int) {
@@ -98,6 +101,9 @@ func (r *rig) killed(random *rand.Rand, step string, first time.Duration) (kills
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
 		life := first + time.Duration(random.Int64N(int64(first)*int64(kills+1)))
+		if kills == maxKills {
+			life = limit
+		}
 		timer := time.NewTimer(life)
 		select {
 		case err := <-ended:
@@ -158,7 +164,7 @@ func write(ctx context.Context, conn *pgx.Conn, random *rand.Rand) error {
 	case 2, 3:
 		sql = fmt.Sprintf("UPDATE rows SET n = n + 1 WHERE id BETWEEN %d AND %[1]d + 5", id(6000)) // leaves big alone
 	case 4:
-		sql = fmt.Sprintf("UPDATE rows SET big = repeat('u%d', 800) WHERE id BETWEEN %d AND %[2]d + 60", id(1000), id(6000)) // more than a batch
+		sql = fmt.Sprintf("UPDATE rows SET big = repeat('u%d', 800) WHERE id BETWEEN %d AND %[2]d + %d", id(1000), id(6000), 60*(random.IntN(12)/11)) // now and then more than a batch
 	case 5, 6: // a key moves, and its large value with it
 		sql = fmt.Sprintf("UPDATE rows SET id = %d WHERE id = %d AND NOT EXISTS (SELECT FROM rows WHERE id = %[1]d)", id(6000), id(6000))
 	case 7:
@@ -212,7 +218,10 @@ func (r *rig) writers(n int, seed uint64) (stop func()) {
 			}
 			defer conn.Close(context.Background()) //nolint:errcheck // nothing is lost with it
 			random := rand.New(rand.NewPCG(seed, uint64(i)))
+			pace := time.NewTicker(4 * time.Millisecond) // what a busy machine keeps up with
+			defer pace.Stop()
 			for ctx.Err() == nil {
+				<-pace.C
 				// A transaction is not broken off, so that what is random stays what the seed says.
 				if err := write(context.Background(), conn, random); err != nil {
 					r.t.Errorf("write: %v", err)

@@ -68,7 +68,6 @@ type uniqueIndex struct {
 	exprs   []string // as SQL writes them, over the columns' names
 	where   string   // of a partial one
 	oneNull bool     // NULLS NOT DISTINCT
-	key     bool     // it is over the key's columns alone
 }
 
 // mapColumns says where each column goes, and what is wrong with that.

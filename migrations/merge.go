@@ -101,7 +101,6 @@ func (m *mapping) newMerge(i int, migration string) *merge {
 		sets = append(sets, name+" = n."+name)
 	}
 	if len(sets) == 0 { // the key alone, and it cannot be set
-		sets = []string{""}
 		s.update = fmt.Sprintf("SELECT FROM %s t, (%s) n WHERE %s", to, rows, equal("t.", "n.", keys))
 	} else {
 		s.update = fmt.Sprintf("UPDATE %s t SET %s FROM (%s) n WHERE %s", to, strings.Join(sets, ", "), rows, equal("t.", "n.", keys))

@@ -1,7 +1,6 @@
 package migrations
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +79,6 @@ type rig struct {
 	src, dst *pgtest.DB
 	cfg      Config
 	m        *Migration
-	log      *bytes.Buffer
 }
 
 // newRig makes a database on each of two clusters, the target's of a version, and a

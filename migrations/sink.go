@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -212,18 +211,6 @@ func (s *sink) record(ctx context.Context, conn *pgx.Conn, r *record) error {
 	}
 	if _, err := conn.Exec(ctx, recordSQL, s.m.cfg.Name, r.First.String(), r.Last.String(), r.Chain[:], r.Position, r.Units, string(text), r.Time); err != nil {
 		return fmt.Errorf("enter a batch: %w", err)
-	}
-	return nil
-}
-
-// rollback gives the open transaction up.
-func (s *sink) rollback(ctx context.Context) error {
-	if !s.open || s.conn.IsClosed() {
-		return nil
-	}
-	s.open = false
-	if _, err := s.conn.Exec(ctx, "ROLLBACK"); err != nil {
-		return errors.Join(errors.New("roll back at the target"), err)
 	}
 	return nil
 }
