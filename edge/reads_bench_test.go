@@ -141,7 +141,7 @@ func newReadBench(b *testing.B) *readBench {
 		for at := 0; at < *readRows; at += step {
 			var entries []*millrace.Entry
 			for id := at; id < min(at+step, *readRows); id++ {
-				entries = append(entries, r.tables[i].put(strconv.Itoa(id), r.note))
+				entries = append(entries, r.tables[i].put(strconv.Itoa(2*id), r.note))
 			}
 			r.feeds[i].must(entries...)
 		}
@@ -179,7 +179,7 @@ func (r *readBench) write(n int) (stop func()) {
 				}
 				entries := make([]*millrace.Entry, readUnit)
 				for k := range entries {
-					entries[k] = r.tables[i].put(strconv.Itoa(rnd.IntN(*readRows)), r.note)
+					entries[k] = r.tables[i].put(strconv.Itoa(2*rnd.IntN(*readRows)), r.note)
 				}
 				if err := r.feeds[i].unit(entries...); err != nil {
 					r.b.Error(err)
@@ -223,13 +223,13 @@ func (r *readBench) readers() map[string]func(id int) error {
 	dbi := s.catalog.Load().visible["public.t"].live.dbi
 	return map[string]func(int) error{
 		"get": func(id int) error {
-			if err := encode(id); err != nil {
+			if err := encode(2 * id); err != nil {
 				return err
 			}
 			return s.View(ctx, get)
 		},
 		"absent": func(id int) error {
-			if err := encode(-1 - id); err != nil {
+			if err := encode(2*id + 1); err != nil { // between two rows
 				return err
 			}
 			if err := s.View(ctx, get); !errors.Is(err, ErrNotFound) {
@@ -238,7 +238,7 @@ func (r *readBench) readers() map[string]func(id int) error {
 			return nil
 		},
 		"LMDB": func(id int) error {
-			if err := encode(id); err != nil {
+			if err := encode(2 * id); err != nil {
 				return err
 			}
 			if err := txn.Renew(); err != nil {
