@@ -43,7 +43,7 @@ func largeUnit(b *testing.B, order keyOrder) {
 		}
 		s.p.end()
 	})
-	p := startReading(b.Context(), r, ref)
+	p := startReading(b, r, ref)
 	idle := during(p, *idleFlag)
 	phases := []phase{beside(p, ref)}
 	m := watchMemory(b)
@@ -75,7 +75,7 @@ func BenchmarkLoad(b *testing.B) {
 
 func largeLoad(b *testing.B, order keyOrder) {
 	s, r, ref := largeSystem(b, order, *largeFlag)
-	p := startReading(b.Context(), r, ref)
+	p := startReading(b, r, ref)
 	idle := during(p, *idleFlag)
 	phases := []phase{beside(p, ref)}
 	live := &live{s: s, order: order, rnd: rand.New(rand.NewPCG(9, 10))}
@@ -213,6 +213,7 @@ func report(b *testing.B, idle readTimes, phases []phase, m *memory, values map[
 			ph.name, len(ph.times.store), micros(p50), micros(p99), micros(most)/1000, ratio, p99Aim, micros(ref), refRatio)
 		b.ReportMetric(ratio, ph.name+"-p99-to-idle")
 	}
+	values["first"] = *firstFlag
 	values["anonymous_mib"], values["file_mib"], values["peak_mib"] = mib(m.anonymous), mib(m.file), mib(m.peak)
 	figure(b, values)
 	b.ReportMetric(float64(mib(m.anonymous)), "anonymous-MiB")

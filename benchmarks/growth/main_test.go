@@ -33,6 +33,7 @@ var (
 	rateFlag   = flag.Int("rate", 1_000, "live changes a second before the load, and while the rows of before it are removed")
 	besideFlag = flag.Int("beside", 100, "live changes after every 10,000 rows of the load")
 	idleFlag   = flag.Float64("idle", 5, "seconds of reading an idle store before and after the large unit and the load")
+	firstFlag  = flag.Bool("first", false, "what reads beside the large unit and the load runs before all other processes")
 	dirFlag    = flag.String("dir", "", "directory of the stores, not of a file system in memory; default: one of the test's, which is removed")
 )
 

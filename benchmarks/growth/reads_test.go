@@ -187,9 +187,18 @@ const (
 	pacedReads = 5 // of each, a pause
 )
 
-func startReading(ctx context.Context, r *reader, ref *reference) *paced {
+func startReading(b *testing.B, r *reader, ref *reference) *paced {
+	ctx := b.Context()
 	p := &paced{stop: make(chan struct{})}
 	p.done.Go(func() {
+		// The thread ends with the goroutine, so its priority is nobody else's.
+		runtime.LockOSThread()
+		if *firstFlag {
+			if err := runFirst(); err != nil {
+				p.err = err
+				return
+			}
+		}
 		t := time.NewTicker(pacedPause)
 		defer t.Stop()
 		for {
