@@ -89,11 +89,11 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for query, want := range map[string]string{
-		`select count(*) from pg_trigger where tgname like 'millrace%'`:                                         "0",
-		`select count(*) from pg_proc where pronamespace = 'millrace'::regnamespace and proname <> 'segment'`:   "0",
-		`select count(*) from pg_class where relnamespace = 'millrace'::regnamespace and relname like 'log\_%'`: "0",
-		`select (select count(*) from millrace.key_log) + (select count(*) from millrace.tick)`:                 "0",
-		`select count(*) from pg_event_trigger`:                                                                 "0",
+		`select count(*) from pg_trigger where tgname like 'millrace%'`:                                                      "0",
+		`select count(*) from pg_proc where pronamespace = 'millrace'::regnamespace and proname NOT IN ('segment', 'token')`: "0",
+		`select count(*) from pg_class where relnamespace = 'millrace'::regnamespace and relname like 'log\_%'`:              "0",
+		`select (select count(*) from millrace.key_log) + (select count(*) from millrace.tick)`:                              "0",
+		`select count(*) from pg_event_trigger`:                                                                              "0",
 	} {
 		if got := r.String(query); got != want {
 			t.Errorf("%s: got %s, want %s", query, got, want)
