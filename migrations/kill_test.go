@@ -218,7 +218,7 @@ func (r *rig) writers(n int, seed uint64) (stop func()) {
 			}
 			defer conn.Close(context.Background()) //nolint:errcheck // nothing is lost with it
 			random := rand.New(rand.NewPCG(seed, uint64(i)))
-			pace := time.NewTicker(4 * time.Millisecond) // what a busy machine keeps up with
+			pace := time.NewTicker(15 * time.Millisecond) // what a busy machine keeps up with
 			defer pace.Stop()
 			for ctx.Err() == nil {
 				<-pace.C
@@ -259,7 +259,7 @@ func migrateKilled(t *testing.T, seed uint64) {
 	random := rand.New(rand.NewPCG(seed, 1<<32))
 	version := 15 + 2*random.IntN(2)
 	r := newRig(t, version, workload, tablesOf("rows", "taken", "purse", "emptied")...)
-	r.cfg.BatchBytes = 64 << 10 // some transactions are cut into several pieces
+	r.cfg.BatchBytes = 128 << 10 // some transactions are cut into several pieces
 	if random.IntN(2) == 0 {
 		r.cfg.Tables[0].PartitionBy, r.cfg.Tables[0].PartitionCount = "mod(n::bigint, 4)", 4
 	}
