@@ -35,10 +35,12 @@ type measured struct {
 	// fill is how many rows a second came since the size before.
 	fill           float64
 	insert, update puts
-	// Of reads, in µs: medians of rounds, but of the 99th percentiles the least, because
-	// what others do to them is added to them. reference is that of the environment that
-	// does not grow, readCPU per read.
-	p50, p99, p99Median, p99Ratio, readCPU, reference99 float64
+	// Of reads, in µs: medians of rounds, but of the 95th and 99th percentiles the least,
+	// because what others do to them is added to them. reference is that of the environment
+	// that does not grow, readCPU per read.
+	p50, p95, p99, p99Median, p99Ratio, readCPU, reference99 float64
+	// interrupted is how often in a second of a thread the machine does something else.
+	interrupted float64
 	// minor and major are page faults a read.
 	minor, major float64
 	bytes        float64
@@ -80,7 +82,7 @@ func growth(b *testing.B, order keyOrder) {
 		rows = at.writes(s, ref, order, rows)
 		all = append(all, at)
 		figure(b, map[string]any{
-			"rows": size, "fill_per_second": at.fill, "insert": at.insert.figures(), "update": at.update.figures(), "read_p50_us": at.p50, "read_p99_us": at.p99, "read_p99_median_us": at.p99Median,
+			"rows": size, "fill_per_second": at.fill, "insert": at.insert.figures(), "update": at.update.figures(), "read_p50_us": at.p50, "read_p95_us": at.p95, "interrupted_per_second": at.interrupted, "read_p99_us": at.p99, "read_p99_median_us": at.p99Median,
 			"read_p99_to_reference": at.p99Ratio, "read_cpu_us": at.readCPU, "reference_read_p99_us": at.reference99, "read_minor_faults": at.minor, "read_major_faults": at.major,
 			"file_bytes_per_row": at.bytes,
 		})
@@ -97,19 +99,22 @@ func (p puts) figures() map[string]float64 {
 
 func (at *measured) reads(b *testing.B, r *reader, ref *reference) {
 	b.Helper()
-	var p50, p99, cpu, reference, minor, major []float64
+	var p50, p95, p99, cpu, reference, minor, major, other []float64
 	// A page of the file that this process reads for the first time costs a fault.
 	_, _ = r.many(b, max(*readsFlag, r.rows/warmRows))
 	for range *roundsFlag {
+		other = append(other, interrupted())
 		rt := ref.many(*readsFlag)
 		taken, c := r.many(b, *readsFlag)
 		p50, p99 = append(p50, micros(quantile(taken, 0.5))), append(p99, micros(quantile(taken, 0.99)))
+		p95 = append(p95, micros(quantile(taken, 0.95)))
 		reference = append(reference, micros(quantile(rt, 0.99)))
 		cpu = append(cpu, micros(c.cpu)/float64(*readsFlag))
 		minor, major = append(minor, float64(c.minor)/float64(*readsFlag)), append(major, float64(c.major)/float64(*readsFlag))
 	}
 	at.minor, at.major = median(minor), median(major)
 	at.p50, at.p99, at.p99Median, at.readCPU, at.reference99 = median(p50), slices.Min(p99), median(p99), median(cpu), slices.Min(reference)
+	at.p95, at.interrupted = slices.Min(p95), median(other)
 	at.p99Ratio = at.p99 / at.reference99
 }
 
@@ -170,10 +175,12 @@ func printGrowth(b *testing.B, all []measured) {
 		{"written B", func(m *measured) float64 { return m.update.written }},
 		{"to ref", func(m *measured) float64 { return m.update.ratio }},
 		{"read p50 µs", func(m *measured) float64 { return m.p50 }},
+		{"p95 µs", func(m *measured) float64 { return m.p95 }},
 		{"p99 µs", func(m *measured) float64 { return m.p99 }},
 		{"p99 to ref", func(m *measured) float64 { return m.p99Ratio }},
 		{"cpu µs", func(m *measured) float64 { return m.readCPU }},
 		{"faults", func(m *measured) float64 { return m.minor + m.major }},
+		{"interrupted/s", func(m *measured) float64 { return m.interrupted }},
 		{"file B/row", func(m *measured) float64 { return m.bytes }},
 		{"fill rows/s", func(m *measured) float64 { return m.fill }},
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -83,6 +84,26 @@ func spend(who int, work func()) cost {
 	c.cpu = time.Duration(after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano())
 	c.minor, c.major = after.Minflt-before.Minflt, after.Majflt-before.Majflt
 	return c
+}
+
+// interrupted returns how many times in a second of its own a thread that does nothing but
+// look at the clock is kept from it for 8 µs and more. If a read takes t, the share t times
+// that of all reads says what the machine does.
+func interrupted() float64 {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	n := 0
+	c := spend(rusageThread, func() {
+		began := time.Now()
+		for last := began; last.Sub(began) < 500*time.Millisecond; {
+			now := time.Now()
+			if now.Sub(last) >= 8*time.Microsecond {
+				n++
+			}
+			last = now
+		}
+	})
+	return float64(n) / max(c.cpu, time.Millisecond).Seconds()
 }
 
 // runFirst lets the thread run before those of all processes that have no such priority.
