@@ -285,7 +285,7 @@ func (f *follower) next(ctx, until context.Context) (bool, error) {
 	u, err := f.from.Next(until)
 	if err != nil {
 		if ctx.Err() == nil && until.Err() != nil {
-			return false, nil // the time is up
+			return false, nil //nolint:nilerr // the time is up
 		}
 		return false, err
 	}

@@ -23,8 +23,14 @@ func TestHoldLog(t *testing.T) {
 		filter  *millrace.Filter
 		renewed bool
 	}{
-		{filter(), false}, {filter("public.a", "public.b"), false}, {filter("public.a"), false}, {filter("public.a"), false},
-		{filter("public.a", "public.b"), true}, {filter("public.b"), false}, {filter(), true}, {filter(), false},
+		{filter(), false},
+		{filter("public.a", "public.b"), false},
+		{filter("public.a"), false},
+		{filter("public.a"), false},
+		{filter("public.a", "public.b"), true},
+		{filter("public.b"), false},
+		{filter(), true},
+		{filter(), false},
 	} {
 		if err := os.MkdirAll(filepath.Dir(segment), 0o700); err != nil {
 			t.Fatal(err)
