@@ -175,7 +175,7 @@ type Edge struct {
 	TLS     TLS      `key:"tls" doc:"Where other hosts reach this edge. Everybody shows who they are there, with a token or a certificate."`
 	Peers   Peers    `key:"peers" doc:"How this edge reaches others, for their images and logs, over https."`
 
-	Upstream    Choice   `key:"upstream" unit:"kafka, or URLs" default:"kafka" doc:"Where the edge takes its streams from: kafka, or other edges that keep a log, as in [http://10.0.0.7:7480, unix:/run/millrace.sock], one of which it follows. Edges with the same list spread over it. kafka may stand among them, and is one more then."`
+	Upstream    Choice   `key:"upstream" unit:"kafka, or URLs" default:"kafka" doc:"Where the edge takes its streams from: kafka, or other edges that keep a log, as in [https://10.0.0.7:7443, unix:/run/millrace.sock], one of which it follows. Edges with the same list spread over it. kafka may stand among them, and is one more then."`
 	Secondaries []string `key:"secondaries" unit:"URLs, or kafka" doc:"What is followed where none of edge.upstream serves what is needed, for instance because their logs, or the topic, do not reach so far back: edges, or kafka."`
 	Relay       Relay    `key:"relay" doc:"What this edge gives to those that follow it, which it does where it keeps a log and answers HTTP."`
 }
@@ -184,7 +184,7 @@ type Edge struct {
 type Images struct {
 	Dir   string   `key:"dir" unit:"path" default:"./data/images" doc:"Directory of images, one directory a stream within it. On a local file system; an image takes about what its rows take compressed."`
 	Keep  int      `key:"keep" unit:"images" default:"2" doc:"How many images of a stream are kept: whatever makes or fetches one removes the oldest ones beyond it. 0 keeps all; at most 1000."`
-	From  []string `key:"from" unit:"URLs" doc:"Where an edge takes an image from that is new, that the source no longer reaches, or that is so far behind that an image is nearer. Each is an edge (http://host:port), or a directory like images.dir of one, which any server of files or this host has (https://bucket.example/images, file:///mnt/images); {stream} in it stands for the stream's name where that is not the last part. They are asked in random order. Not set: the edges in edge.upstream and edge.secondaries; where the stream is read from Kafka, no image is taken."`
+	From  []string `key:"from" unit:"URLs" doc:"Where an edge takes an image from that is new, that the source no longer reaches, or that is so far behind that an image is nearer. Each is an edge (https://host:port), or a directory like images.dir of one, which any server of files or this host has (https://bucket.example/images, file:///mnt/images); {stream} in it stands for the stream's name where that is not the last part. They are asked in random order. Not set: the edges in edge.upstream and edge.secondaries; where the stream is read from Kafka, no image is taken."`
 	Every Duration `key:"every" unit:"duration" default:"0s" doc:"How often the running edge makes an image of each stream. 0s for only when it is asked to; otherwise at least 1m. While it is made, the store's file grows by what changes."`
 }
 
