@@ -47,7 +47,7 @@ var (
 )
 
 // limit bounds every wait.
-const limit = 30 * time.Minute
+const limit = 10 * time.Minute
 
 func TestMain(m *testing.M) {
 	pgtest.Main(m, func() error {
