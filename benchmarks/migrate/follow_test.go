@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -78,23 +79,18 @@ func BenchmarkFollow(b *testing.B) {
 func follows(b *testing.B, l load, version int) {
 	src := pgtest.On(b, server(b, "source", 15))
 	native, ours := pgtest.On(b, server(b, "target", version)), pgtest.On(b, server(b, "target", version))
-	simple(b, src.Pool, l.setup)
-	m := migration(b, "follow", src, ours, l.tables...)
+	tables := append(slices.Clone(l.tables), "marker")
+	const marker = "; CREATE TABLE marker (id int PRIMARY KEY, round int); INSERT INTO marker VALUES (1, -1)"
+	simple(b, src.Pool, l.setup+marker)
+	m := migration(b, "follow", src, ours, tables...)
 	must(b, "prepare", m.Prepare(b.Context(), nil))
 	must(b, "copy", m.Copy(b.Context()))
 	must(b, "converge", m.Follow(b.Context(), migrations.Converged))
 
-	simple(b, native.Pool, l.setup) // the rows of the setup are the same everywhere
-	same(b, src, native, l.tables...)
+	simple(b, native.Pool, l.setup+marker) // the rows of the setup are the same everywhere
+	same(b, src, native, tables...)
 	name := "native_" + src.Name
-	list := ""
-	for i, t := range l.tables {
-		if i > 0 {
-			list += ", "
-		}
-		list += t
-	}
-	simple(b, src.Pool, "CREATE PUBLICATION native FOR TABLE "+list)
+	simple(b, src.Pool, "CREATE PUBLICATION native FOR TABLE "+strings.Join(tables, ", "))
 	simple(b, native.Pool, fmt.Sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION native WITH (copy_data = false, enabled = false, create_slot = false, slot_name = '%[1]s')", name, src.URL))
 	simple(b, src.Pool, fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput')", name))
 	b.Cleanup(func() {
@@ -103,23 +99,19 @@ func follows(b *testing.B, l load, version int) {
 		native.Exec("DROP SUBSCRIPTION " + name)
 	})
 
+	ended := func() {}
 	ways := []struct {
 		name string
-		run  func(end string)
+		run  func(round string) // until the round's marker, which is its last change, is there
 	}{
-		{"native", func(end string) {
+		{"native", func(round string) {
 			native.Exec("ALTER SUBSCRIPTION " + name + " ENABLE")
-			await(b, "the subscription", func() bool {
-				return src.String("SELECT confirmed_flush_lsn >= $2::text::pg_lsn FROM pg_replication_slots WHERE slot_name = $1", name, end) == "t" ||
-					native.String("SELECT coalesce(pg_replication_origin_progress('pg_' || (SELECT oid FROM pg_subscription WHERE subname = $1), false) >= $2::text::pg_lsn, false)", name, end) == "t"
-			})
+			await(b, "the subscription", func() bool { return native.String("SELECT round FROM marker") == round })
 		}},
-		{"millrace", func(end string) {
+		{"millrace", func(round string) {
 			stop := following(b, m)
-			await(b, "the migration", func() bool {
-				return ours.String("SELECT '0/0'::pg_lsn + token >= $1::text::pg_lsn FROM millrace.migration_place WHERE name = 'follow'", end) == "t"
-			})
-			stop()
+			await(b, "the migration", func() bool { return ours.String("SELECT round FROM marker") == round })
+			ended = stop
 		}},
 	}
 	n := *changesFlag / l.changes
@@ -129,8 +121,7 @@ func follows(b *testing.B, l load, version int) {
 		began := time.Now()
 		simple(b, src.Pool, fmt.Sprintf(`DO $$ DECLARE last bigint := %d; BEGIN SET synchronous_commit = off; FOR i IN 1..%d LOOP %s; COMMIT; END LOOP; SET synchronous_commit = on; END $$`, 2*n*round, n, l.once))
 		written := time.Since(began)
-		last := end(src)
-		simple(b, src.Pool, "CHECKPOINT") // and a record behind the end, which both then see
+		simple(b, src.Pool, fmt.Sprintf("UPDATE marker SET round = %d", round))
 		now := map[string]float64{}
 		order := slices.Clone(ways)
 		if round%2 == 1 {
@@ -140,16 +131,18 @@ func follows(b *testing.B, l load, version int) {
 			runtime.GC()
 			simple(b, ours.Pool, "CHECKPOINT")
 			began := time.Now()
-			w.run(last)
+			w.run(fmt.Sprint(round))
 			now[w.name] = float64(n*l.changes) / time.Since(began).Seconds()
+			ended()
+			ended = func() {}
 			rates[w.name] = append(rates[w.name], now[w.name])
 			if w.name == "native" {
 				native.Exec("ALTER SUBSCRIPTION " + name + " DISABLE")
 			}
 			figure(b, map[string]any{"what": w.name, "round": round, "changes": n * l.changes, "changes_per_second": now[w.name], "written_in_seconds": written.Seconds()})
 		}
-		same(b, src, ours, l.tables...)
-		same(b, src, native, l.tables...)
+		same(b, src, ours, tables...)
+		same(b, src, native, tables...)
 		ratios = append(ratios, now["millrace"]/now["native"])
 	}
 	figure(b, map[string]any{"what": "ratio", "ratios": ratios, "median": median(ratios), "native": median(rates["native"]), "millrace": median(rates["millrace"])})

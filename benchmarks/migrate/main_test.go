@@ -127,9 +127,6 @@ func await(b *testing.B, what string, ok func() bool) {
 	}
 }
 
-// end is the end of the source's WAL, as a number.
-func end(db *pgtest.DB) string { return db.String("SELECT pg_current_wal_insert_lsn()") }
-
 // same wants tables to have the same rows on both sides.
 func same(b *testing.B, src, dst *pgtest.DB, tables ...string) {
 	b.Helper()
