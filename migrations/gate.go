@@ -192,8 +192,8 @@ func (g *gate) set(ctx context.Context, q queryer, term int64, open bool) error 
 	if open {
 		value++
 	}
-	var ignored int64
-	if err := q.QueryRow(ctx, "SELECT setval($1::text::regclass, $2::bigint)", g.sequence(), value).Scan(&ignored); err != nil {
+	var ignored string
+	if err := q.QueryRow(ctx, fmt.Sprintf("SELECT setval(%s::regclass, %d)::text", literal(g.sequence()), value), pgx.QueryExecModeSimpleProtocol).Scan(&ignored); err != nil {
 		return fmt.Errorf("set the gate at the %s: %w", g.where, err)
 	}
 	return nil
@@ -218,17 +218,12 @@ func (g *gate) row(ctx context.Context, tx execer, m *manager) error {
 	if err != nil {
 		return err
 	}
-	for _, x := range []struct {
-		sql  string
-		args []any
-	}{
-		{"UPDATE millrace.migration_manager SET active = $2, locked = false, term = $3, fence = $4, changed_at = clock_timestamp() WHERE name = $1", []any{g.name, string(m.Active), m.Term, m.Fence}},
-		{"UPDATE millrace.migration_applier SET token = $2 WHERE name = $1", []any{g.name, token}},
-		{"SELECT pg_notify('millrace_migration', $1)", []any{g.name}},
-	} {
-		if _, err := tx.Exec(ctx, x.sql, x.args...); err != nil {
-			return fmt.Errorf("write who takes writes, at the %s: %w", g.where, err)
-		}
+	// One message, because writers wait: each would have to be prepared first.
+	sql := fmt.Sprintf(`UPDATE millrace.migration_manager SET active = %[2]s, locked = false, term = %[3]d, fence = %[4]s, changed_at = clock_timestamp() WHERE name = %[1]s;
+UPDATE millrace.migration_applier SET token = %[5]s WHERE name = %[1]s; SELECT pg_notify('millrace_migration', %[1]s)`,
+		literal(g.name), literal(string(m.Active)), m.Term, literal(m.Fence), literal(token))
+	if _, err := tx.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("write who takes writes, at the %s: %w", g.where, err)
 	}
 	return nil
 }

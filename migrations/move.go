@@ -588,17 +588,38 @@ SELECT coalesce(pg_get_serial_sequence($1, $2), (
 	return name, nil
 }
 
-// ahead sets sequences to where their counterparts are.
+// ahead sets sequences to where their counterparts are: in two messages, because
+// writers wait.
 func ahead(ctx context.Context, src, dst *pgx.Conn, pairs []sequencePair) error {
-	for _, p := range pairs {
-		var last, ignored int64
+	if len(pairs) == 0 {
+		return nil
+	}
+	var read, set []string
+	for i, p := range pairs {
+		read = append(read, fmt.Sprintf("SELECT %d, last_value, is_called FROM %s", i, p.from))
+	}
+	rows, err := src.Query(ctx, strings.Join(read, " UNION ALL "), pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		return fmt.Errorf("read sequences: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var i int
+		var last int64
 		var called bool
-		if err := src.QueryRow(ctx, "SELECT last_value, is_called FROM "+p.from).Scan(&last, &called); err != nil {
-			return fmt.Errorf("read sequence %s: %w", p.from, err)
+		if err := rows.Scan(&i, &last, &called); err != nil {
+			return fmt.Errorf("read sequences: %w", err)
 		}
-		if err := dst.QueryRow(ctx, "SELECT setval($1::text::regclass, $2::bigint, $3)", p.to, last, called).Scan(&ignored); err != nil {
-			return fmt.Errorf("set sequence %s: %w", p.to, err)
-		}
+		set = append(set, fmt.Sprintf("setval(%s::regclass, %d, %t)", literal(pairs[i].to), last, called))
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read sequences: %w", err)
+	}
+	if len(set) != len(pairs) {
+		return fmt.Errorf("read sequences: %d of %d answered", len(set), len(pairs))
+	}
+	if _, err := dst.Exec(ctx, "SELECT "+strings.Join(set, ", "), pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("set sequences: %w", err)
 	}
 	return nil
 }
