@@ -45,14 +45,22 @@ func child() int {
 	m, err := New(order.Config)
 	if err == nil {
 		step, at, _ := strings.Cut(order.Step, ":")
-		switch step {
-		case "cutover": // until it comes to a step
-			m.passed = func(step string) {
-				if step == at {
-					_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-				}
+		m.passed = func(step string) { // cutover and rollback go on until they come to a step
+			if step == at {
+				_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			}
+		}
+		switch step {
+		case "cutover":
 			_, err = m.Cutover(context.Background())
+		case "rollback":
+			_, err = m.Rollback(context.Background())
+		case "finish":
+			err = m.Finish(context.Background())
+		case "back": // until the source has what the target has now
+			err = m.reachBack(context.Background())
+		case "client":
+			err = client(&order.Config, at)
 		case "copy":
 			err = m.Copy(context.Background())
 		case "converge":
