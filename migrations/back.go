@@ -69,7 +69,7 @@ func (m *Migration) backward(ctx context.Context, src, dst *pgx.Conn) (*Migratio
 	if err != nil {
 		return nil, err
 	}
-	b.base, b.passed = m.known(), m.passed
+	b.base, b.passed, b.written = m.known(), m.passed, m.written
 	return b, nil
 }
 

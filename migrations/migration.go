@@ -92,7 +92,10 @@ type Migration struct {
 	// base is the name that people know, of a way back; empty for the migration
 	// itself.
 	base string
-	log  *slog.Logger
+	// written are the names that the migration file has for tables of the source that
+	// stand aside, by those that they have now.
+	written map[table.Name]table.Name
+	log     *slog.Logger
 	// copied is called behind each chunk, for tests.
 	copied func()
 	// planted alters the session of a copier, for a test.

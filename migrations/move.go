@@ -100,6 +100,11 @@ func (m *Migration) openWays(ctx context.Context) (*ways, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m, err = m.aside(ctx, src); err != nil {
+		capture.Close(src)
+		capture.Close(dst)
+		return nil, err
+	}
 	w := &ways{m: m, src: src, dst: dst, gates: map[side]*gate{source: {conn: src, where: source, name: m.cfg.Name}, target: {conn: dst, where: target, name: m.cfg.Name}}}
 	d, err := m.at(ctx, src, dst)
 	if err == nil && d.Step == StepNone {
@@ -327,6 +332,9 @@ func (m *Migration) move(ctx context.Context, from side, rehearse bool) (*Pause,
 	}
 	if from == target && now.Term == 0 {
 		return nil, fmt.Errorf("%w: writers have not gone over", ErrStep)
+	}
+	if err := w.m.refuseEmergency(); err != nil {
+		return nil, err
 	}
 	for _, where := range []side{source, target} {
 		if err := w.gates[where].install(ctx, m.tables(where)); err != nil {
@@ -644,7 +652,7 @@ func (m *Migration) Finish(ctx context.Context) error {
 	if now.Active != target {
 		return fmt.Errorf("%w: the source takes writes; mend: millrace migrate cutover -f FILE, or millrace migrate abort -f FILE to give the migration up", ErrStep)
 	}
-	return m.takeAway(ctx, w, true)
+	return w.m.takeAway(ctx, w, true)
 }
 
 // takeAway removes all that the migration has made, but for the tables; keep is

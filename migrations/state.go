@@ -118,7 +118,7 @@ func systemOf(ctx context.Context, q queryer) (string, error) {
 // tablesText is what the state keeps of the tables: steps of one migration must
 // agree on it.
 func (m *Migration) tablesText() (string, error) {
-	text, err := json.Marshal(m.cfg.Tables)
+	text, err := json.Marshal(m.inFile())
 	if err != nil {
 		return "", fmt.Errorf("write the tables of migration %s: %w", m.cfg.Name, err)
 	}

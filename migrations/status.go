@@ -28,6 +28,9 @@ type Status struct {
 	Copy    *CopyStatus   `json:"copy,omitempty"`
 	Follow  *FollowStatus `json:"follow,omitempty"`
 	Batches []Batch       `json:"batches"` // the newest, newest first
+	// Emergency is what stands at the source for clients that still go there; absent
+	// where nothing does.
+	Emergency *EmergencyStatus `json:"emergency,omitempty"`
 }
 
 // CopyStatus is how far the copy has come.
@@ -84,6 +87,14 @@ func (m *Migration) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	s := &Status{Name: m.cfg.Name, Step: d.Step, Paused: d.Paused, Active: string(source), Batches: []Batch{}}
+	if m.base == "" {
+		if s.Emergency, err = m.emergencyStatus(ctx, src); err != nil {
+			return nil, err
+		}
+		if m, err = m.aside(ctx, src); err != nil {
+			return nil, err
+		}
+	}
 	if d.Step == StepNone && d.ID == "" {
 		s.Phase = "not begun"
 		return s, nil

@@ -37,7 +37,7 @@ The steps: plan, prepare, copy, follow, verify, rehearse, cutover, (rollback,) f
 	cmd.AddCommand(
 		a.migratePlan(open), a.migratePrepare(open), a.migrateCopy(open), a.migrateFollow(open),
 		a.migrateVerify(open), a.migrateRun(open), a.migrateStatus(open), a.migratePause(open, true), a.migratePause(open, false),
-		a.migrateAbort(open), a.migrateFinish(open),
+		a.migrateAbort(open), a.migrateFinish(open), a.migrateEmergency(&file),
 		a.migrateMove(open, "rehearse", "Do all that cutover does but going over, and say how long writers were held", (*migrations.Migration).Rehearse),
 		a.migrateMove(open, "cutover", "Have the target take writes in place of the source, within the pause budget", (*migrations.Migration).Cutover),
 		a.migrateMove(open, "rollback", "Have the source take writes again", (*migrations.Migration).Rollback),

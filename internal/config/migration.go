@@ -22,6 +22,7 @@ type Migration struct {
 	Copy        MigrationCopy    `key:"copy" doc:"How the rows that are there are copied."`
 	Follow      MigrationFollow  `key:"follow" doc:"How changes follow them."`
 	PauseBudget Duration         `key:"pause_budget" unit:"duration" default:"2s" doc:"How long writers may be held at most when they go over. 50ms to 1m."`
+	Emergency   MigrationAccess  `key:"emergency" doc:"How clients of the source that nobody knew of get to the target behind a cutover, by millrace migrate emergency."`
 	Log         Log              `key:"log" doc:"Settings of the log, which goes to standard error."`
 
 	// File is where the file was read from.
@@ -39,6 +40,11 @@ type MigrationSource struct {
 // MigrationTarget is where they move to.
 type MigrationTarget struct {
 	URL Secret `key:"url" unit:"connection string" doc:"How the target is reached: the server itself, not a standby and not through a pooler. The variable MILLRACE_MIGRATE_TARGET_URL takes its place."`
+}
+
+// MigrationAccess says how the source's server reaches the target.
+type MigrationAccess struct {
+	URL Secret `key:"url" unit:"connection string" default:"<target.url>" doc:"How the source's server reaches the target, as postgres://role:password@host:port/database; files that it names are on that server. It stands in pg_user_mapping there. The variable MILLRACE_MIGRATE_EMERGENCY_URL takes its place."`
 }
 
 // MigrationTable is one table that moves.
@@ -101,6 +107,8 @@ func ParseMigration(file string, text []byte, environ []string) (*Migration, err
 			m.Source.URL = Secret(value)
 		case "MILLRACE_MIGRATE_TARGET_URL":
 			m.Target.URL = Secret(value)
+		case "MILLRACE_MIGRATE_EMERGENCY_URL":
+			m.Emergency.URL = Secret(value)
 		}
 	}
 	if len(r.problems) > 0 {
