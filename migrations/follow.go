@@ -101,6 +101,9 @@ func (m *Migration) inUse(ctx context.Context) (*Migration, error) {
 	if now, err = w.decided(ctx); err != nil {
 		return nil, err
 	}
+	if err := w.bouncersLeft(ctx, now.Active); err != nil {
+		return nil, err
+	}
 	return w.from(now.Active), w.settle(ctx, now)
 }
 

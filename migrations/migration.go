@@ -58,6 +58,8 @@ type Config struct {
 	BatchBytes    int64
 	// PauseBudget is how long writers may be held when they go over. Default 2 s.
 	PauseBudget time.Duration
+	// Bouncers are what clients reach the side through that takes writes.
+	Bouncers []Bouncer
 	// Heartbeat is the time between heartbeats at the source. Default 1 s.
 	Heartbeat time.Duration
 	// Logger hears of transitions. Default: none.

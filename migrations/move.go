@@ -319,6 +319,9 @@ func (m *Migration) move(ctx context.Context, from side, rehearse bool) (*Pause,
 	}
 	now, err := w.decided(ctx)
 	if err == nil {
+		err = w.bouncersLeft(ctx, now.Active)
+	}
+	if err == nil {
 		err = w.settle(ctx, now)
 	}
 	if err != nil {
@@ -336,6 +339,9 @@ func (m *Migration) move(ctx context.Context, from side, rehearse bool) (*Pause,
 	if err := w.m.refuseEmergency(); err != nil {
 		return nil, err
 	}
+	if err := w.m.bouncersReady(ctx, from); err != nil {
+		return nil, err
+	}
 	for _, where := range []side{source, target} {
 		if err := w.gates[where].install(ctx, m.tables(where)); err != nil {
 			return nil, err
@@ -349,7 +355,7 @@ func (m *Migration) move(ctx context.Context, from side, rehearse bool) (*Pause,
 	closing := &closer{w: w, from: from, to: from.other(), term: now.Term + 1, way: w.from(from)}
 	p, err := closing.run(ctx, rehearse)
 	if err != nil {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !closing.crossing { // the way back may be in use
 			err = errors.Join(err, w.from(from.other()).disarm(ctx))
 		}
 		return nil, err
@@ -369,6 +375,8 @@ type closer struct {
 	term     int64
 	way      *Migration // from the closing side to the opening one
 	mark     string
+	// crossing tells that writers may have gone over already.
+	crossing bool
 }
 
 func (c *closer) decision() *manager { return &manager{Active: c.to, Term: c.term, Fence: c.mark} }
@@ -441,7 +449,7 @@ func (c *closer) refusePrepared(ctx context.Context, src *pgx.Conn) error {
 }
 
 // hold is the pause.
-func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, rehearse bool) (_ *Pause, err error) {
+func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, rehearse bool) (done *Pause, err error) {
 	budget := c.w.m.cfg.PauseBudget
 	began := time.Now()
 	limited, cancel := context.WithTimeout(ctx, budget)
@@ -457,12 +465,25 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 	if err != nil {
 		return nil, err
 	}
+	writable := c.from
+	defer func() { // when the lock is gone
+		err = errors.Join(err, c.w.releaseBouncers(ctx, writable))
+		if err != nil {
+			done = nil
+		} else if len(c.w.m.cfg.Bouncers) > 0 {
+			done.Total = time.Since(began)
+		}
+	}()
 	defer capture.Close(lock) // and with it the lock, where it was not committed
 	var names []string
 	for _, t := range c.w.m.tables(c.from) { // and with them their partitions
 		names = append(names, t.Quoted())
 	}
 	began = time.Now()
+	if err := c.w.pauseBouncers(limited); err != nil {
+		return nil, over("PgBouncer did not pause", err)
+	}
+	c.way.pass("paused")
 	if _, err := lock.Exec(limited, fmt.Sprintf("BEGIN; SET LOCAL lock_timeout = %d; SET LOCAL synchronous_commit = on; SELECT FROM millrace.migration_manager WHERE name = %s FOR UPDATE; LOCK TABLE %s IN EXCLUSIVE MODE; SET LOCAL lock_timeout = 0",
 		max(1, budget.Milliseconds()*9/10), literal(c.w.m.cfg.Name), strings.Join(names, ", ")), pgx.QueryExecModeSimpleProtocol); err != nil {
 		return nil, over("writers were still at work", err)
@@ -503,6 +524,11 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 		return nil, over("the fence of the way back was not written", err)
 	}
 	c.way.pass("marked")
+	if err := c.w.sendBouncers(limited, c.to); err != nil {
+		return nil, over("PgBouncer was not sent to the "+string(c.to), err)
+	}
+	c.way.pass("sent")
+	c.crossing = true
 	if err := c.flip(limited, lock, closing); err != nil {
 		// The commit may have come through all the same: the row tells.
 		capture.Close(lock)
@@ -510,6 +536,7 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 			return nil, err
 		}
 	}
+	writable = c.to
 	c.way.pass("closed")
 	if err := c.w.opens(ctx, c.decision()); err != nil {
 		return nil, err
@@ -545,6 +572,7 @@ func (c *closer) undo(ctx context.Context, cause error) error {
 	if now.Active == c.to {
 		return nil // it came through, and decided has opened the other side
 	}
+	c.crossing = false
 	return cause
 }
 

@@ -70,6 +70,9 @@ func (a *app) migration(file string) (*migrations.Migration, error) {
 			PartitionBy: t.Partition.By, PartitionCount: t.Partition.Count,
 		})
 	}
+	for _, b := range c.Bouncers {
+		cfg.Bouncers = append(cfg.Bouncers, migrations.Bouncer{Admin: b.Admin.Reveal(), Database: b.Database, Source: b.Source, Target: b.Target, File: b.File, Command: b.Command})
+	}
 	return migrations.New(cfg)
 }
 

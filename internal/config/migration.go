@@ -21,6 +21,7 @@ type Migration struct {
 	Tables      []MigrationTable `key:"tables" doc:"The tables to move."`
 	Copy        MigrationCopy    `key:"copy" doc:"How the rows that are there are copied."`
 	Follow      MigrationFollow  `key:"follow" doc:"How changes follow them."`
+	Bouncers    []MigrationPool  `key:"pgbouncer" doc:"PgBouncers that clients reach the tables through. cutover and rollback pause them, send them to the other side and resume them, all within pause_budget; rehearse pauses and resumes them."`
 	PauseBudget Duration         `key:"pause_budget" unit:"duration" default:"2s" doc:"How long writers may be held at most when they go over. 50ms to 1m."`
 	Emergency   MigrationAccess  `key:"emergency" doc:"How clients of the source that nobody knew of get to the target behind a cutover, by millrace migrate emergency."`
 	Log         Log              `key:"log" doc:"Settings of the log, which goes to standard error."`
@@ -40,6 +41,32 @@ type MigrationSource struct {
 // MigrationTarget is where they move to.
 type MigrationTarget struct {
 	URL Secret `key:"url" unit:"connection string" doc:"How the target is reached: the server itself, not a standby and not through a pooler. The variable MILLRACE_MIGRATE_TARGET_URL takes its place."`
+}
+
+// MigrationPool is a PgBouncer that clients go through.
+type MigrationPool struct {
+	Admin    Secret   `key:"admin" unit:"connection string" doc:"How its console is reached, as postgres://role@host:6432/pgbouncer. The role is one of its admin_users."`
+	Database string   `key:"database" unit:"name" doc:"The name that clients ask it for. It needs a line of its own in [databases]."`
+	Source   string   `key:"source" unit:"PgBouncer's connection string" doc:"What stands behind the name there while the source takes writes, such as host=old.internal port=5432 dbname=dns."`
+	Target   string   `key:"target" unit:"PgBouncer's connection string" doc:"What is to stand there when the target does."`
+	File     string   `key:"file" unit:"path" doc:"The file with the line. It is replaced by one in which only this line is another: the tool has to be on PgBouncer's machine, and may write in the file's directory."`
+	Command  []string `key:"command" unit:"words" doc:"A command to run in place of writing file, with no shell. MILLRACE_SIDE, MILLRACE_DATABASE, MILLRACE_CONNECTION and MILLRACE_MIGRATION tell it what to put where; when it ends with 0, PgBouncer is told to RELOAD. It may be run again for the same side."`
+}
+
+func (p *MigrationPool) validate(k *checker, path string) {
+	for _, x := range []struct{ key, value string }{{"admin", p.Admin.Reveal()}, {"database", p.Database}, {"source", p.Source}, {"target", p.Target}} {
+		if x.value == "" {
+			k.bad(join(path, x.key), "not set")
+		}
+	}
+	for _, x := range []struct{ key, value string }{{"source", p.Source}, {"target", p.Target}} {
+		if strings.ContainsAny(x.value, "\r\n") {
+			k.bad(join(path, x.key), "%q: want one line", x.value)
+		}
+	}
+	if (p.File == "") == (len(p.Command) == 0) {
+		k.bad(join(path, "file"), "want file or command, and not both")
+	}
 }
 
 // MigrationAccess says how the source's server reaches the target.
@@ -140,6 +167,9 @@ func (m *Migration) validate(k *checker) {
 	from, to := map[string]bool{}, map[string]bool{}
 	for i := range m.Tables {
 		m.Tables[i].validate(k, join("tables", fmt.Sprint(i+1)), from, to)
+	}
+	for i := range m.Bouncers {
+		m.Bouncers[i].validate(k, join("pgbouncer", fmt.Sprint(i+1)))
 	}
 	k.within("copy.workers", m.Copy.Workers, 1, 64)
 	k.sized("copy.chunk", m.Copy.Chunk, 64<<10, 1<<30)

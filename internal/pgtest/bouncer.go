@@ -37,6 +37,11 @@ type BouncerOptions struct {
 	// Prepared is how many named prepared statements it keeps apart for each
 	// client. Versions before 1.21 know none, as 0 says.
 	Prepared int
+	// Databases are lines that stand in [databases], in a file of their own that tests
+	// may change; File is then called with its name. Such a PgBouncer lets postgres use
+	// its console.
+	Databases string
+	File      func(path string)
 }
 
 // BouncerPrepared returns the numbers of prepared statements that the machine's
@@ -94,8 +99,14 @@ func BouncerWith(t testing.TB, server *pgserver.Server, database string, options
 	if options.Prepared > 0 {
 		prepared = fmt.Sprintf("max_prepared_statements = %d\n", options.Prepared)
 	}
+	databases, admins := fmt.Sprintf("* = host=127.0.0.1 port=%d", server.Port()), ""
+	if options.Databases != "" {
+		file := write("databases.ini", options.Databases)
+		databases, admins = "%include "+file, "admin_users = postgres\n"
+		options.File(file)
+	}
 	config := write("pgbouncer.ini", fmt.Sprintf(`[databases]
-* = host=127.0.0.1 port=%d
+%s
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = %d
@@ -104,7 +115,7 @@ auth_type = trust
 auth_file = %s
 pool_mode = transaction
 ignore_startup_parameters = %s
-%s`, server.Port(), ports[0], users, options.Ignored, prepared))
+%s%s`, databases, ports[0], users, options.Ignored, prepared, admins))
 	args := []string{config}
 	if os.Geteuid() == 0 { // it refuses to run as root
 		args = []string{"-u", "nobody", config}
