@@ -167,3 +167,31 @@ func TestBouncer(t *testing.T) {
 		t.Errorf("the source has %s rows, accepted were %d", got, accepted)
 	}
 }
+
+// TestOpeningFails has the sessions at the target end right behind the commit that
+// closes the source: the way back is kept, and the next command opens the target.
+func TestOpeningFails(t *testing.T) {
+	r := newRig(t, 15, "CREATE TABLE hits (id bigint PRIMARY KEY)", tablesOf("hits")...)
+	r.cfg.PauseBudget = 20 * time.Second // the machine may be busy
+	r.renew()
+	r.follow()
+	r.m.passed = func(step string) {
+		if step == "closed" {
+			r.dst.Exec("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'millrace migrate%' AND backend_type = 'client backend'")
+		}
+	}
+	if p, err := r.m.Cutover(r.ctx()); err == nil {
+		t.Fatalf("cutover whose sessions at the target were ended: got %+v, want an error", *p)
+	}
+	r.m.passed = nil
+	p, err := r.m.Cutover(r.ctx())
+	r.must("cutover again", err)
+	if p.Active != "target" || p.Term != 1 {
+		t.Errorf("cutover again: got %+v, want the target to take writes in term 1", *p)
+	}
+	r.dst.Exec("INSERT INTO hits VALUES (1)")
+	r.must("follow back", r.m.Follow(r.ctx(), r.reachedBack()))
+	r.same()
+	_, err = r.m.Rollback(r.ctx())
+	r.must("rollback", err)
+}
