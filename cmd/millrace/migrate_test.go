@@ -72,7 +72,11 @@ func TestMigrateCommands(t *testing.T) {
 	program(t, dir, "migrate", "resume", "-f", file)
 	follow.stop(syscall.SIGTERM)
 
+	write("pgbouncer: [{admin: postgres://a@h/pgbouncer, database: shop, source: host=a, target: host=b}]\n")
+	refusal(t, dir, nil, exitUsage, []string{"pgbouncer", "want file or command"}, "migrate", "plan", "-f", file)
 	write("pause_budget: 20s\n")
+	refusal(t, dir, nil, exitUsage, []string{"--write", "--remove"}, "migrate", "emergency", "--write", "--remove", "-f", file)
+	refusal(t, dir, nil, exitOperator, []string{"writers have not gone over", "cutover"}, "migrate", "emergency", "-f", file)
 	if got := program(t, dir, "migrate", "rehearse", "-f", file); !strings.Contains(got, "writers were held for") || !strings.Contains(got, "the source takes writes (term 0)") {
 		t.Errorf("rehearse: %s", got)
 	}
@@ -84,7 +88,19 @@ func TestMigrateCommands(t *testing.T) {
 	}
 	dst.Exec("INSERT INTO goods VALUES (1000, 'at the target')")
 	refusal(t, dir, nil, exitOperator, []string{"the target takes writes", "rollback"}, "migrate", "abort", "-f", file)
+	if got := program(t, dir, "migrate", "emergency", "--write", "-f", file); !strings.Contains(got, "public.items leads to the target; the table itself is public.items_millrace_aside") || !strings.Contains(got, "do not commit as one") {
+		t.Errorf("emergency: %s", got)
+	}
+	src.Exec("UPDATE items SET note = 'by a straggler' WHERE id = 1")
+	if got := program(t, dir, "migrate", "status", "-f", file); !strings.Contains(got, `"kind": "UPDATE"`) {
+		t.Errorf("status does not say who uses emergency access: %s", got)
+	}
+	refusal(t, dir, nil, exitOperator, []string{"emergency access stands", "--remove"}, "migrate", "rollback", "-f", file)
+	program(t, dir, "migrate", "emergency", "--remove", "-f", file)
 	program(t, dir, "migrate", "rollback", "-f", file)
+	if got := src.String("SELECT note FROM items WHERE id = 1"); got != "by a straggler" {
+		t.Errorf("the row that was written through the source is %q there", got)
+	}
 	if got := src.String("SELECT note FROM items WHERE id = 1000"); got != "at the target" {
 		t.Errorf("the row that was written at the target is %q at the source", got)
 	}

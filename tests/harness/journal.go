@@ -43,6 +43,9 @@ func NewJournal(t testing.TB, s *System, n int) *Journal {
 	return &Journal{clients: n, dir: s.Dir, url: s.DB.URL, seq: make([]int64, n)}
 }
 
+// At has later runs go to another server, which has the table.
+func (j *Journal) At(url string) { j.url = url }
+
 // Run commits one row after another on every client until ctx ends, each in a
 // transaction of its own.
 func (j *Journal) Run(ctx context.Context) error {

@@ -35,6 +35,9 @@ type Pgbench struct {
 	Bulks atomic.Int64
 }
 
+// At has later runs go to another server, which has the tables.
+func (b *Pgbench) At(db *pgtest.DB) { b.db = db }
+
 const pgbenchInitLimit = 3 * time.Minute
 
 // NewPgbench makes pgbench's tables, with a key for pgbench_history.
