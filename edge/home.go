@@ -129,8 +129,8 @@ func (h *Home) storeOptions(name string, r prometheus.Registerer) Options {
 	return o
 }
 
-// leftBehind returns the directories of stores other than the current one that
-// are not of a higher epoch.
+// leftBehind returns the directories of stores other than the current one, but for those
+// of a higher epoch that are being filled.
 func (h *Home) leftBehind() []string {
 	current := h.dirName(h.Store())
 	var left []string
@@ -139,7 +139,7 @@ func (h *Home) leftBehind() []string {
 	}
 	epoch := h.Store().Place().Epoch
 	for _, d := range h.storeDirs() {
-		if d.name != current && d.epoch <= epoch {
+		if d.name != current && (d.epoch <= epoch || d.copy > 0) {
 			left = append(left, d.name)
 		}
 	}
@@ -252,7 +252,7 @@ func (h *Home) Next(epoch millrace.Epoch) (*Store, error) {
 	}
 	// Those that an earlier process was filling.
 	for _, d := range h.storeDirs() {
-		if d.epoch > h.Place().Epoch && d.epoch != epoch && d.name != h.dirName(h.Store()) {
+		if d.epoch > h.Place().Epoch && d.name != epochDir(epoch) && d.name != h.dirName(h.Store()) {
 			if err := os.RemoveAll(filepath.Join(h.opts.Dir, d.name)); err != nil {
 				return nil, fmt.Errorf("give up epoch %v: %w", d.epoch, err)
 			}

@@ -72,12 +72,14 @@ func (h *Home) restore(ctx context.Context, c *Contents, fill func(add func(set 
 		return nil, err
 	}
 	old := h.Store()
-	name := epochDir(to.Epoch)
+	name := copyDir(to.Epoch, 1)
 	if old.Place().Epoch == to.Epoch {
 		name = copyDir(to.Epoch, storeDirOf(h.dirName(old)).copy+1)
+	} else if err := removeDir(filepath.Join(h.opts.Dir, epochDir(to.Epoch))); err != nil {
+		return nil, err // an earlier process was filling it
 	}
-	// What is there is a store that an earlier process was filling, or a copy that
-	// readers have not come to.
+	// A copy has a number, so that Next does not go on with what nobody has confirmed.
+	// What is there is one that readers have not come to.
 	if err := removeDir(filepath.Join(h.opts.Dir, name)); err != nil {
 		return nil, err
 	}

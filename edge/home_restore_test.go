@@ -140,7 +140,7 @@ func TestRestore(t *testing.T) {
 	if ids, err := inIndex(h.Store(), 0, nil, "note"); err != nil || len(ids) != 3 {
 		t.Errorf("index gives %v, %v", ids, err)
 	}
-	wantFiles(t, home, currentName, epochDir(3))
+	wantFiles(t, home, currentName, copyDir(3, 1))
 	follower.sees(3)
 
 	// What readers use is not given up with what it came from.
@@ -156,7 +156,7 @@ func TestRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.leaving.Wait()
-	wantFiles(t, home, currentName, copyDir(3, 1))
+	wantFiles(t, home, currentName, copyDir(3, 2))
 	follower.stop()
 	closeHome(t, h)
 	h = openHome(t, home, change)
@@ -236,4 +236,40 @@ func TestRestoreRefuses(t *testing.T) {
 	if err := r.Drop(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A store of a newer epoch that a process had restored when it was killed is no copy to go
+// on with: readers come to it only where its image was confirmed, which Next knows nothing
+// of.
+func TestRestoredIsNoCopyToGoOnWith(t *testing.T) {
+	dir := t.TempDir()
+	change := func(o *Options) { o.MapSize, o.MaxDBs = 1<<30, 64 }
+	source := openHome(t, filepath.Join(dir, "source"), change)
+	f, _ := sourceOfRestore(t, source.Store())
+	f.w.Close()
+	m := take(t, source.Store())
+	home := filepath.Join(dir, "home")
+	h := openHome(t, home, change)
+	fill(t, h.Store(), 1)
+	r, err := h.Restore(t.Context(), m.contents, m.fill, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Neither Switch nor Drop: the process is killed here.
+	if err := r.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	closeHome(t, h)
+	h = openHome(t, home, change)
+	next, err := h.Next(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next.Index() != 0 || next.Unproven().Image != 0 {
+		t.Errorf("the copy begins at index %v, with rows of image %v", next.Index(), next.Unproven().Image)
+	}
+	if err := h.DropNext(); err != nil {
+		t.Fatal(err)
+	}
+	wantFiles(t, home, "data.mdb")
 }
