@@ -77,14 +77,17 @@ func (c *Client) askOne(ctx context.Context, p *peer, method, path string, body 
 		return nil, Place{}, fmt.Errorf("read the answer of %s: %w", p.name, err)
 	}
 	place := p.place(resp.Header)
-	if resp.StatusCode != http.StatusOK {
-		return nil, place, p.complaint(resp, text)
-	}
-	if c.fresh.epoch != 0 && place.Epoch < c.fresh.epoch {
+	complaint := resp.StatusCode != http.StatusOK
+	// That there is no row, or table, is as good as the epoch that it is said of.
+	absent := resp.StatusCode == http.StatusNotFound && place.Epoch != 0
+	if (!complaint || absent) && c.fresh.epoch != 0 && place.Epoch < c.fresh.epoch {
 		return nil, place, &Error{
 			Status: http.StatusServiceUnavailable, Code: "behind", Edge: p.name, Place: place,
 			Message: fmt.Sprintf("it is at epoch %v, asked for is %v", place.Epoch, c.fresh.epoch),
 		}
+	}
+	if complaint {
+		return nil, place, p.complaint(resp, text)
 	}
 	return text, place, nil
 }

@@ -105,6 +105,11 @@ func TestFresh(t *testing.T) {
 	if _, _, err := newClient(t, client.Config{Unix: e.unix, Patience: -1}).Min(event.ID{Epoch: 2, Index: 1}, 0).Get(ctx, "public.a", "1"); err == nil {
 		t.Error("an answer of an older epoch was taken")
 	}
+	// That there is no row is an answer, too.
+	_, _, err := newClient(t, client.Config{Unix: e.unix, Patience: -1}).Min(event.ID{Epoch: 2, Index: 1}, 0).Get(ctx, "public.a", "2")
+	if err == nil || errors.Is(err, client.ErrNoRow) {
+		t.Errorf("no row in an older epoch: %v", err)
+	}
 }
 
 // While an edge restarts, requests are tried again, over the socket first and over peers.
