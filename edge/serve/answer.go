@@ -87,8 +87,10 @@ type request struct {
 	answered    int
 	contentType string
 	tagged      bool
-	// covered is the epoch in which a token was found covered, 0 if none was given.
+	// covered is the epoch in which a token was found covered, 0 if none was given; least
+	// is the index that the stream was found to have come to, 0 if none was.
 	covered millrace.Epoch
+	least   millrace.Index
 	// bigInt tells that bigint is given as strings.
 	bigInt bool
 
@@ -148,7 +150,7 @@ func (q *request) release() {
 	}
 	q.w, q.r, q.stream, q.who = nil, nil, nil, nil
 	q.hasPlace, q.tagged, q.bigInt = false, false, false
-	q.answered, q.contentType, q.covered = 0, "", 0
+	q.answered, q.contentType, q.covered, q.least = 0, "", 0, 0
 	q.rows.release()
 	q.s.pool.Put(q)
 }

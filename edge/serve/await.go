@@ -58,16 +58,20 @@ func (q *request) await(params url.Values) error {
 	}
 	index := millrace.Index(n)
 	if q.stream.store.Place().Index >= index {
+		q.least = index
 		return nil
 	}
 	if limit > 0 {
-		err = q.wait(index, limit)
+		if err = q.wait(index, limit); err == nil {
+			q.least = index
+		}
 		if err == nil || !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		}
 	}
 	q.place, q.hasPlace = q.stream.store.Place(), true
 	if q.place.Index >= index {
+		q.least = index
 		return nil
 	}
 	return &fault{

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/serve"
 )
 
@@ -59,6 +60,37 @@ func TestMinIndex(t *testing.T) {
 	for a := range results {
 		if a.status != 200 || !strings.Contains(a.body, `"balance":77`) {
 			t.Errorf("waited: got %d %s", a.status, a.body)
+		}
+	}
+}
+
+// movedReader says that it is further than the store that it reads: readers have gone over to
+// another one between the look at its place and the read.
+type movedReader struct{ *edge.Store }
+
+func (m movedReader) Place() edge.Place {
+	p := m.Store.Place()
+	p.Index += 100
+	return p
+}
+
+// An answer, also that there is no row, is of the index that was asked for.
+func TestMinIndexOfAnotherStore(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store, func(c *serve.Config) { c.Streams["bank"] = movedReader{store} })
+	for _, path := range []string{
+		streamURL + "/tables/public.accounts/rows/5", streamURL + "/tables/public.accounts/rows/999", streamURL + "/tables/public.accounts/rows",
+	} {
+		if a := get(t, s, fmt.Sprintf("%s?min_index=%d", path, src.index+1)); a.status != 503 || a.code(t) != "moved" {
+			t.Errorf("%s: got %d %s", path, a.status, a.body)
+		}
+		if a := get(t, s, fmt.Sprintf("%s?min_index=%d", path, src.index)); a.status == 503 {
+			t.Errorf("%s: got %d %s of what is there", path, a.status, a.body)
+		}
+	}
+	for _, path := range []string{restURL + "/accounts", restURL + "/accounts?id=eq.999"} {
+		if a := askWith(t, s, http.MethodGet, path, "X-Millrace-Min-Index", (src.index + 1).String()); a.status != 503 || !strings.Contains(a.body, "millrace.moved") {
+			t.Errorf("%s: got %d %s", path, a.status, a.body)
 		}
 	}
 }

@@ -48,8 +48,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	status := http.StatusOK
 	err := q.dispatch(path)
-	if err == nil {
-		err = q.moved()
+	if moved := q.moved(); moved != nil {
+		err = moved // that something is not there is an answer, too
 	}
 	if err != nil {
 		status = q.fail(err)

@@ -97,10 +97,10 @@ func (q *request) awaitToken(t millrace.Token, limit time.Duration) error {
 	}
 }
 
-// moved says that readers have gone over to another epoch since a token was found covered:
-// the store that is read now may not have come as far.
+// moved says that readers have gone over to another epoch since a token was found covered,
+// or an index reached: the store that is read now may not have come as far.
 func (q *request) moved() error {
-	if q.covered == 0 || !q.hasPlace || q.place.Epoch == q.covered {
+	if !q.hasPlace || (q.covered == 0 || q.place.Epoch == q.covered) && q.place.Index >= q.least {
 		return nil
 	}
 	return unavailable("moved", "ask again", "readers have gone over to epoch %v in the meantime", q.place.Epoch)
