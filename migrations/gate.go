@@ -64,8 +64,8 @@ func newToken() (string, error) {
 	return hex.EncodeToString(b[:]), nil
 }
 
-// The triggers are made under a lock that writers queue behind, for no longer than
-// guardWait at a time.
+// The triggers are made and dropped under a lock that writers queue behind, for no
+// longer than guardWait at a time.
 const (
 	guardWait     = "100ms"
 	guardAttempts = 50
@@ -125,28 +125,35 @@ WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname 
 		return fmt.Errorf("%w: a subscription writes to %s, whose apply worker no trigger of this kind denies; mend: drop the subscription there", ErrBlocked, subscribed)
 	}
 	for _, name := range names {
-		for attempt := 0; ; attempt++ {
-			_, err := g.conn.Exec(ctx, fmt.Sprintf(`BEGIN; SET LOCAL lock_timeout = '%s';
-CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION millrace.migration_deny(%s);
-ALTER TABLE %[3]s ENABLE ALWAYS TRIGGER %[2]s; COMMIT`, guardWait, denyTrigger, name, literal(g.name)), pgx.QueryExecModeSimpleProtocol)
-			if err == nil {
-				break
-			}
-			if _, again := g.conn.Exec(ctx, "ROLLBACK"); again != nil {
-				return errors.Join(err, again)
-			}
-			if code(err) != "55P03" {
-				return err
-			}
-			if attempt == guardAttempts {
-				return fmt.Errorf("%w: long transactions keep it locked: %w; mend: end them (pg_stat_activity, pg_locks), and try again", ErrBlocked, err)
-			}
-			if err := wait.For(ctx, lockPause); err != nil {
-				return err
-			}
+		if err := g.locked(ctx, fmt.Sprintf("CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION millrace.migration_deny(%s); ALTER TABLE %[2]s ENABLE ALWAYS TRIGGER %[1]s",
+			denyTrigger, name, literal(g.name))); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// locked runs statements on a table in a transaction of theirs that nobody queues
+// behind for long: all who read or write the table would.
+func (g *gate) locked(ctx context.Context, sql string) error {
+	for attempt := 0; ; attempt++ {
+		_, err := g.conn.Exec(ctx, "BEGIN; SET LOCAL lock_timeout = '"+guardWait+"'; "+sql+"; COMMIT", pgx.QueryExecModeSimpleProtocol)
+		if err == nil {
+			return nil
+		}
+		if _, again := g.conn.Exec(ctx, "ROLLBACK"); again != nil {
+			return errors.Join(err, again)
+		}
+		if code(err) != "55P03" {
+			return err
+		}
+		if attempt == guardAttempts {
+			return fmt.Errorf("%w: long transactions keep it locked: %w; mend: end them (pg_stat_activity, pg_locks), and try again", ErrBlocked, err)
+		}
+		if err := wait.For(ctx, lockPause); err != nil {
+			return err
+		}
+	}
 }
 
 // remove takes triggers and gate away, so that everybody may write. With keep, the row
@@ -168,7 +175,7 @@ SELECT c.oid::regclass::text FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN 
 			return fmt.Errorf("look for triggers at the %s: %w", g.where, err)
 		}
 		for _, name := range names {
-			if _, err := g.conn.Exec(ctx, fmt.Sprintf("DROP TRIGGER IF EXISTS %s ON %s", denyTrigger, name)); err != nil {
+			if err := g.locked(ctx, fmt.Sprintf("DROP TRIGGER IF EXISTS %s ON %s", denyTrigger, name)); err != nil {
 				return fmt.Errorf("take the trigger of %s at the %s away: %w", name, g.where, err)
 			}
 		}

@@ -283,6 +283,7 @@ func (m *Migration) abort(ctx context.Context) error {
 		if _, err := x.conn.Exec(ctx, "DELETE FROM millrace.migration WHERE name = $1", m.cfg.Name); err != nil {
 			return fmt.Errorf("take migration %s away from the %s: %w", m.cfg.Name, x.where, err)
 		}
+		m.pass("taken away: state at the " + string(x.where))
 	}
 	m.log.Info("what the migration had made is taken away")
 	return nil
