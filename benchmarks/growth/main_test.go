@@ -22,19 +22,20 @@ import (
 
 //nolint:gochecknoglobals // flags of the test binary
 var (
-	rowsFlag   = flag.String("rows", "100000,300000,1000000", "sizes of the table at which is measured, ascending")
-	keysFlag   = flag.String("keys", "sequential,random", "orders in which keys come")
-	sortedFlag = flag.Bool("sorted", false, "the rows between two sizes come in the order of their keys, which at random takes many times as long")
-	putsFlag   = flag.Int("puts", 50_000, "puts of a round, in batches of 1,000")
-	readsFlag  = flag.Int("reads", 100_000, "reads of a round")
-	roundsFlag = flag.Int("rounds", 3, "rounds at each size, what is compared by turns")
-	largeFlag  = flag.Int("large", 1_000_000, "rows of the large unit and of the load")
-	baseFlag   = flag.Int("base", 1_000_000, "rows that the store has before the large unit")
-	rateFlag   = flag.Int("rate", 1_000, "live changes a second before the load, and while the rows of before it are removed")
-	besideFlag = flag.Int("beside", 100, "live changes after every 10,000 rows of the load")
-	idleFlag   = flag.Float64("idle", 5, "seconds of reading an idle store before and after the large unit and the load")
-	firstFlag  = flag.Bool("first", false, "what reads beside the large unit and the load runs before all other processes")
-	dirFlag    = flag.String("dir", "", "directory of the stores, not of a file system in memory; default: one of the test's, which is removed")
+	rowsFlag      = flag.String("rows", "100000,300000,1000000", "sizes of the table at which is measured, ascending")
+	keysFlag      = flag.String("keys", "sequential,random", "orders in which keys come")
+	sortedFlag    = flag.Bool("sorted", false, "the rows between two sizes come in the order of their keys, which at random takes many times as long")
+	putsFlag      = flag.Int("puts", 50_000, "puts of a round, in batches of 1,000")
+	readsFlag     = flag.Int("reads", 100_000, "reads of a round")
+	roundsFlag    = flag.Int("rounds", 3, "rounds at each size, what is compared by turns")
+	largeFlag     = flag.Int("large", 1_000_000, "rows of the large unit and of the load")
+	baseFlag      = flag.Int("base", 1_000_000, "rows that the store has before the large unit")
+	rateFlag      = flag.Int("rate", 1_000, "live changes a second before the load, and while the rows of before it are removed")
+	besideFlag    = flag.Int("beside", 100, "live changes after every 10,000 rows of the load")
+	idleFlag      = flag.Float64("idle", 5, "seconds of reading an idle store before and after the large unit and the load")
+	referenceFlag = flag.Int("reference", 100_000, "rows of the environment of LMDB alone beside which is measured, in the order of their keys; with that of -rows, what LMDB itself makes of the size")
+	firstFlag     = flag.Bool("first", false, "what reads beside the large unit and the load runs before all other processes")
+	dirFlag       = flag.String("dir", "", "directory of the stores, not of a file system in memory; default: one of the test's, which is removed")
 )
 
 // sizes returns the sizes of -rows.

@@ -77,10 +77,7 @@ type reference struct {
 	n           int
 }
 
-const (
-	referenceRows  = 100_000
-	referenceBatch = 1_000
-)
+const referenceBatch = 1_000
 
 func newReference(b *testing.B, dir string) *reference {
 	b.Helper()
@@ -90,14 +87,14 @@ func newReference(b *testing.B, dir string) *reference {
 	var err error
 	r.env, err = lmdb.NewEnv()
 	r.must(err)
-	r.must(r.env.SetMapSize(1 << 30))
+	r.must(r.env.SetMapSize(16 << 30))
 	r.must(r.env.SetMaxDBs(16))
 	r.must(r.env.Open(dir, lmdb.NoSubdir|lmdb.NoTLS, 0o600))
 	r.must(r.env.UpdateLocked(func(txn *lmdb.Txn) (err error) {
 		if r.dbi, err = txn.CreateDBI("t"); err != nil {
 			return err
 		}
-		for n := range referenceRows {
+		for n := range *referenceFlag {
 			key, row := r.m.make(sequential(n), 0)
 			if err := txn.Put(r.dbi, key, row, 0); err != nil {
 				return err
@@ -132,7 +129,7 @@ func (r *reference) write(n int) cost {
 			r.n++
 			r.must(r.env.UpdateLocked(func(txn *lmdb.Txn) error {
 				for range referenceBatch {
-					key, row := r.writing.make(uint32(r.random.IntN(referenceRows)), r.n)
+					key, row := r.writing.make(uint32(r.random.IntN(*referenceFlag)), r.n)
 					if err := txn.Put(r.dbi, key, row, 0); err != nil {
 						return err
 					}
@@ -145,7 +142,7 @@ func (r *reference) write(n int) cost {
 
 // read reads one row in a renewed transaction and returns how long that took.
 func (r *reference) read() (time.Duration, error) {
-	r.key = r.m.appendKey(r.key[:0], uint32(r.rnd.IntN(referenceRows)))
+	r.key = r.m.appendKey(r.key[:0], uint32(r.rnd.IntN(*referenceFlag)))
 	began := time.Now()
 	err := r.txn.Renew()
 	if err == nil {
