@@ -3,6 +3,7 @@ package migrations
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"slices"
 	"strings"
@@ -227,49 +228,79 @@ func (r *rig) accounted(all []accepted) {
 	}
 }
 
-// TestCutoverKilled kills the process at each step of going over. Whoever comes next
-// finds one side that takes writes, or none and opens it; nothing is lost.
+var killsFlag = flag.Int("migrate.kills", 1, "how often TestCutoverKilled kills at each step of cutover; with more than one, at each of rollback too")
+
+// TestCutoverKilled kills the process at each step of going over and of coming back.
+// Whoever comes next finds one side that takes writes, or none and opens it; nothing is
+// lost, and the same command goes on.
 func TestCutoverKilled(t *testing.T) {
 	r := newRig(t, 17, hits, tablesOf("hits", "other")...)
 	r.cfg.PauseBudget = 20 * time.Second
 	r.renew()
 	r.follow()
-	for i, step := range []string{"guarded", "armed", "drained", "held", "fenced", "ahead", "marked", "closing", "closed", "opening", "at the fence"} {
-		r.src.Exec(fmt.Sprintf("INSERT INTO hits (id, note) VALUES (%d, 'before %s')", 1_000_000+i, step))
-		cmd, out := r.start("cutover:" + step)
-		err := cmd.Wait()
-		if cmd.ProcessState.ExitCode() != -1 {
-			t.Fatalf("%s: the process was not killed: %v\n%s", step, err, out)
-		}
-		open := r.open()
-		if open[source] && open[target] {
-			t.Fatalf("%s: both sides take writes", step)
-		}
-		waitFor(t, "what the killed process held to be free", func() bool {
-			free := "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'millrace migrate%' AND datname = current_database()"
-			return r.src.String(free) == "0" && r.dst.String(free) == "0"
-		})
-		before := i < 8
-		way, err := r.m.inUse(r.ctx())
-		r.must("look who takes writes after "+step, err)
-		if before != (way.base == "") {
-			t.Errorf("%s: writers are at the wrong side", step)
-		}
-		if open = r.open(); open[source] == open[target] || open[source] != before {
-			t.Fatalf("%s: open at %v, want one side", step, open)
-		}
+	steps := []string{"guarded", "armed", "drained", "held", "fenced", "ahead", "marked", "closing", "closed", "opening", "at the fence"}
+	var longest time.Duration
+	for n := range *killsFlag * len(steps) {
+		i := n % len(steps)
+		step := steps[i]
+		r.src.Exec(fmt.Sprintf("INSERT INTO hits (id, note) VALUES (%d, 'before %s')", 1_000_000+n, step))
+		longest = max(longest, r.killedAt("cutover", step, source, i < 8))
 		if _, err := r.m.Cutover(r.ctx()); err != nil {
 			t.Fatalf("cutover after %s: %v", step, err)
 		}
-		if got := r.dst.String("SELECT count(*) FROM hits WHERE id = $1", 1_000_000+i); got != "1" {
+		if got := r.dst.String("SELECT count(*) FROM hits WHERE id = $1", 1_000_000+n); got != "1" {
 			t.Errorf("%s: the row is %s times at the target", step, got)
 		}
-		r.dst.Exec(fmt.Sprintf("INSERT INTO hits (id, note) VALUES (%d, 'after %s')", 2_000_000+i, step))
+		r.dst.Exec(fmt.Sprintf("INSERT INTO hits (id, note) VALUES (%d, 'after %s')", 2_000_000+n, step))
+		if *killsFlag > 1 || step == "closing" || step == "closed" || step == "opening" {
+			longest = max(longest, r.killedAt("rollback", step, target, i < 8))
+		}
 		if _, err := r.m.Rollback(r.ctx()); err != nil {
 			t.Fatalf("rollback after %s: %v", step, err)
 		}
+		if got := r.src.String("SELECT count(*) FROM hits WHERE id IN ($1, $2)", 1_000_000+n, 2_000_000+n); got != "2" {
+			t.Errorf("%s: %s of the two rows are back at the source", step, got)
+		}
 		r.same()
 	}
+	t.Logf("behind a kill, one side took writes after %v at most", longest)
+}
+
+// killedAt has a command that takes writers away from a side be killed at a step, and
+// wants exactly one side to take writes as soon as somebody looks: before the step at
+// which the side closes, that one. It returns how long that took.
+func (r *rig) killedAt(command, step string, from side, before bool) time.Duration {
+	r.t.Helper()
+	cmd, out := r.start(command + ":" + step)
+	err := cmd.Wait()
+	if cmd.ProcessState.ExitCode() != -1 {
+		r.t.Fatalf("%s at %s: the process was not killed: %v\n%s", command, step, err, out)
+	}
+	if open := r.open(); open[source] && open[target] {
+		r.t.Fatalf("%s at %s: both sides take writes", command, step)
+	}
+	waitFor(r.t, "what the killed process held to be free", func() bool {
+		free := "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'millrace migrate%' AND datname = current_database()"
+		return r.src.String(free) == "0" && r.dst.String(free) == "0"
+	})
+	began := time.Now()
+	way, err := r.m.inUse(r.ctx())
+	took := time.Since(began)
+	r.must(fmt.Sprintf("look who takes writes after %s at %s", command, step), err)
+	active := from
+	if !before {
+		active = from.other()
+	}
+	if (active == source) != (way.base == "") {
+		r.t.Errorf("%s at %s: writers are at the wrong side", command, step)
+	}
+	if open := r.open(); open[source] == open[target] || !open[active] {
+		r.t.Fatalf("%s at %s: open at %v, want the %s alone", command, step, open, active)
+	}
+	if took > r.cfg.PauseBudget {
+		r.t.Errorf("%s at %s: one side took writes after %v, the budget is %v", command, step, took, r.cfg.PauseBudget)
+	}
+	return took
 }
 
 // open tells which sides take writes, by their gates.

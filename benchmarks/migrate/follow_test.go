@@ -139,6 +139,10 @@ func follows(b *testing.B, l load, version int) {
 			if w.name == "native" {
 				native.Exec("ALTER SUBSCRIPTION " + name + " DISABLE")
 			}
+			if w.name == "millrace" { // how long it took to begin, and what came then
+				began := began.UTC().Format(time.RFC3339Nano)
+				figure(b, map[string]any{"what": "batches", "batches": ours.String(`SELECT string_agg(extract(epoch FROM written_at - $1::text::timestamptz)::numeric(10, 2) || 's ' || units, ', ' ORDER BY last_index) FROM millrace.migration_batch WHERE written_at > $1::text::timestamptz`, began)})
+			}
 			figure(b, map[string]any{"what": w.name, "round": round, "changes": n * l.changes, "changes_per_second": now[w.name], "written_in_seconds": written.Seconds()})
 		}
 		same(b, src, ours, tables...)
