@@ -106,6 +106,12 @@ reads: ## measure reads beside Redis, LMDB alone and a server that does nothing 
 growth: ## measure how a store bears growth, at 1, 3 and 10 million rows, and a unit and a load of 10 million (ARGS='-rows 10000000,30000000 -dir /disk')
 	@go test ./benchmarks/growth -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 4h -rows 1000000,3000000,10000000 -large 10000000 $(ARGS)
 
+.PHONY: migrations
+migrations: ## measure migrations: 10 million rows beside pgcopydb, changes beside logical replication, pauses of 20 moves there and back; then many killed ones (ARGS='-to 15')
+	@scripts/setup migrations
+	@go test ./benchmarks/migrate -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 6h -rows $(or $(ROWS),10000000) -changes 1000000 -moves 20 $(ARGS)
+	@go test ./migrations -run 'TestJournals|TestCutoverKilled' -count=1 -v -timeout 6h -migrate.journals 20 -migrate.kills 20 | grep -v level=
+
 .PHONY: reporters
 reporters: ## measure what reports of 10,000 edges cost publisher and broker, flat and up a tree of relays (ARGS='-edges 20000 -for 1m')
 	@scripts/setup test

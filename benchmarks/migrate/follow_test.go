@@ -82,7 +82,7 @@ func follows(b *testing.B, l load, version int) {
 	tables := append(slices.Clone(l.tables), "marker")
 	const marker = "; CREATE TABLE marker (id int PRIMARY KEY, round int); INSERT INTO marker VALUES (1, -1)"
 	simple(b, src.Pool, l.setup+marker)
-	m := migration(b, "follow", src, ours, tables...)
+	m := migration(b, "follow", src, ours, false, tables...)
 	must(b, "prepare", m.Prepare(b.Context(), nil))
 	must(b, "copy", m.Copy(b.Context()))
 	must(b, "converge", m.Follow(b.Context(), migrations.Converged))

@@ -94,9 +94,9 @@ func targets(b *testing.B) []int {
 }
 
 // migration makes one of tables of schema public, with the defaults of a migration file.
-func migration(b *testing.B, name string, src, dst *pgtest.DB, tables ...string) *migrations.Migration {
+func migration(b *testing.B, name string, src, dst *pgtest.DB, noChecksums bool, tables ...string) *migrations.Migration {
 	b.Helper()
-	cfg := migrations.Config{Name: name, SourceURL: src.URL, TargetURL: dst.URL, SpoolDir: b.TempDir(), PauseBudget: *budgetFlag}
+	cfg := migrations.Config{Name: name, SourceURL: src.URL, TargetURL: dst.URL, SpoolDir: b.TempDir(), PauseBudget: *budgetFlag, NoChecksums: noChecksums}
 	for _, t := range tables {
 		at := table.Name{Schema: "public", Name: t}
 		cfg.Tables = append(cfg.Tables, migrations.Table{From: at, To: at})
