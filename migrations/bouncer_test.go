@@ -82,7 +82,10 @@ func TestBouncer(t *testing.T) {
 	more := func(count *atomic.Int64) {
 		t.Helper()
 		from := count.Load()
-		waitFor(t, "writes through PgBouncer", func() bool { return count.Load() > from+20 })
+		waitFor(t, "writes through PgBouncer", func() bool { return count.Load() > from+20 || t.Failed() })
+		if t.Failed() { // nobody writes any more
+			t.FailNow()
+		}
 	}
 	count, stop := r.through(app)
 	more(count)

@@ -203,12 +203,14 @@ func (t *Table) omits(name string) bool {
 }
 
 // checkGuards looks for triggers, foreign keys and exclusion constraints at the
-// target, on the table and all that is under it.
+// target, on the table and all that is under it. Triggers of our own note keys for a
+// stream of the table: they are to fire for what is carried over, too.
 func (m *mapping) checkGuards(ctx context.Context, dst queryer, id millrace.TableID) ([]capture.Problem, error) {
 	var always, exclusions []string
 	err := dst.QueryRow(ctx, tree+`
 SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D' AND g.tgname <> $2),
-       ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') AND g.tgname <> $2 ORDER BY 1),
+       ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') AND g.tgname <> $2
+             AND NOT EXISTS (SELECT FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace WHERE f.oid = g.tgfoid AND n.nspname = 'millrace') ORDER BY 1),
        ARRAY(SELECT c.conname::text FROM pg_constraint c WHERE c.conrelid IN (SELECT oid FROM tree) AND c.contype = 'x' ORDER BY 1)`, int64(id), denyTrigger).
 		Scan(&m.guarded, &always, &exclusions)
 	if err != nil {

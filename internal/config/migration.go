@@ -159,7 +159,11 @@ func (m *Migration) validate(k *checker) {
 	if m.Target.URL == "" {
 		k.bad("target.url", "not set; give the target's connection string, here or in MILLRACE_MIGRATE_TARGET_URL")
 	}
-	k.oneOf("source.capture", m.Source.Capture, CaptureWAL)
+	if m.Source.Capture == CaptureTrigger {
+		k.bad("source.capture", "trigger is for streams: a migration reads the source's WAL, so it needs wal_level = logical and a role with REPLICATION there; want wal")
+	} else {
+		k.oneOf("source.capture", m.Source.Capture, CaptureWAL)
+	}
 	k.atLeast("source.memory", m.Source.Memory, 1<<20)
 	if len(m.Tables) == 0 {
 		k.bad("tables", "no table is to move; name at least one as {from: schema.table}")
