@@ -45,6 +45,10 @@ func (f *fetcher) choose(ctx context.Context) (at *url.URL, name string, err err
 	if name == "" {
 		return nil, "", final(ErrNone)
 	}
+	if f.chosen[name] = true; len(f.chosen) > maxChosen {
+		err := fmt.Errorf("%d images were listed there one after the other, and none of them came to be of use", maxChosen)
+		return nil, "", final(errors.Join(err, refused))
+	}
 	return f.at.JoinPath(name), name, f.giveUp(name)
 }
 

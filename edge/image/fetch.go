@@ -30,6 +30,9 @@ const (
 	silence = 2 * time.Minute
 	// tries is how often a download is begun anew without having come further.
 	tries = 6
+	// maxChosen is how many images of one list are looked at, which may be another one each
+	// time it is asked for.
+	maxChosen = 64
 	// reserve is what a download leaves free on the disk.
 	reserve = 64 << 20
 )
@@ -91,7 +94,7 @@ func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch image: %w", err)
 	}
-	f := &fetcher{Source: &from, at: at, dir: dir, refused: make(map[string]error)}
+	f := &fetcher{Source: &from, at: at, dir: dir, refused: make(map[string]error), chosen: make(map[string]bool)}
 	c, err := f.retry(ctx)
 	if err == nil {
 		c.Removed, err = prune(dir, from.Keep, c.Path)
@@ -134,8 +137,9 @@ type fetcher struct {
 	// listed tells that the image was chosen from a list: where it is gone, the
 	// list has another one by now.
 	listed bool
-	// refused are the images that were not accepted.
+	// refused are the images that were not accepted, chosen all that were looked at.
 	refused map[string]error
+	chosen  map[string]bool
 }
 
 // errRefused ends an attempt at an image that was not accepted.

@@ -2,12 +2,14 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -261,6 +263,51 @@ func TestFetchRefuses(t *testing.T) {
 		}
 		if err := os.RemoveAll(there); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A source that has another image each time it is asked, of which none is of use, is left
+// after so many of them.
+func TestFetchEndsAtEverNewImages(t *testing.T) {
+	dir := t.TempDir()
+	_, c := many(t, dir)
+	for _, cut := range []bool{false, true} {
+		m := *c.Manifest
+		checkpoint := *m.Checkpoint
+		m.Checkpoint = &checkpoint
+		frame, err := os.ReadFile(filepath.Join(c.Path, rowsName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		listed := 0
+		at := serve(t, filepath.Join(dir, "images"), func(w *http.ResponseWriter, r *http.Request) bool {
+			switch path.Base(r.URL.Path) {
+			case manifestName:
+				text, err := AppendManifest(nil, &m)
+				if err != nil {
+					t.Error(err)
+				}
+				_, _ = (*w).Write(text)
+			case rowsName:
+				_, _ = (*w).Write(frame[:m.Frames[0].Stored])
+			default:
+				listed++
+				m.Checkpoint.Index++
+				_ = json.NewEncoder(*w).Encode(Listing{Images: []Listed{{Name: m.Name()}}})
+			}
+			return false
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		_, err = Fetch(ctx, filepath.Join(dir, "there"), Source{URL: at, Pause: time.Microsecond, Accept: func(*Manifest) error {
+			if cut {
+				return nil
+			}
+			return errors.New("of no use")
+		}})
+		cancel()
+		if err == nil || !strings.Contains(err.Error(), "one after the other") {
+			t.Errorf("after %d lists: %v", listed, err)
 		}
 	}
 }
