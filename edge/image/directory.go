@@ -136,17 +136,41 @@ func prune(dir string, keep int, path string) (removed int, err error) {
 	}
 	all = slices.DeleteFunc(all, func(e Entry) bool { return e.Path == path })
 	for _, e := range all[keep-1:] {
-		// What has lost its name is no image, whatever is left of it.
-		gone := e.Path + goneSuffix
-		if err = os.Rename(e.Path, gone); err == nil {
-			err = os.RemoveAll(gone)
-		}
-		if err != nil {
+		if err := remove(e.Path); err != nil {
 			return removed, fmt.Errorf("remove an old image: %w", err)
 		}
 		removed++
 	}
 	return removed, nil
+}
+
+// remove removes an image, if it is there.
+func remove(path string) error {
+	// What has lost its name is no image, whatever is left of it.
+	gone := path + goneSuffix
+	if err := os.Rename(path, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(gone)
+}
+
+// Remove removes an image by its path, so that nobody takes it from here: one that has
+// turned out to be untrue. While another writes there, the list of images is left to that
+// one.
+func Remove(path string) error {
+	err := remove(path)
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", path, err)
+	}
+	dir := filepath.Dir(path)
+	lock, err := lockDir(dir)
+	if errors.Is(err, ErrInUse) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(writeListing(dir), lock.Close())
 }
 
 // syncDir makes the names in a directory durable.

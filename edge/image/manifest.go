@@ -87,6 +87,13 @@ func (m *Manifest) Proven(keys *millrace.Keyring) error {
 	return nil
 }
 
+// Sum is a hash of all that the manifest says, and so of all that the image holds: two
+// edges may give images of one name, and one of them an untrue one.
+func (m *Manifest) Sum() ([sha256.Size]byte, error) {
+	b, err := AppendManifest(nil, m)
+	return sha256.Sum256(b), err
+}
+
 // Name returns the name of the image's directory.
 func (m *Manifest) Name() string { return imageName(m.Checkpoint.Epoch, m.Checkpoint.Index) }
 

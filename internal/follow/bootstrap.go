@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/applier"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/image"
 	"github.com/millrace-db/millrace/edge/serve"
 )
 
@@ -62,12 +62,12 @@ type boots struct {
 	told map[string]string
 	// tried tells that peers were asked because the edge is new.
 	tried bool
-	// refused are images that were fetched in vain, by name.
-	refused map[string]error
+	// refused are images that were fetched in vain.
+	refused refusedImages
 }
 
 func newBoots(f *Stream) *boots {
-	b := &boots{told: make(map[string]string), refused: make(map[string]error)}
+	b := &boots{told: make(map[string]string), refused: make(refusedImages)}
 	b.outcomes = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_edge_bootstraps_total", Help: "Attempts to take an image from a peer, by outcome: done, refused (what came is untrue), failed.",
 	}, []string{"outcome"})
@@ -143,8 +143,9 @@ type bootTask struct {
 	taken    chan struct{}
 	restored *edge.Restored
 	err      error
-	// image is the index at which it was taken; agreed tells that the source has the
-	// record that it was taken at.
+	// from is the image, image the index at which it was taken; agreed tells that the
+	// source has the record that it was taken at.
+	from   *image.Created
 	image  millrace.Index
 	agreed bool
 	// follow is the restored store's applier. confirmed is closed when readers may go
@@ -241,7 +242,7 @@ func (r *epochReign) takeImage(why string, epoch millrace.Epoch) {
 		}
 		taker := &taker{Stream: r.Stream, why: why, epoch: epoch, refused: r.boots.refused}
 		if t.restored, t.err = taker.take(ctx); t.err == nil {
-			t.image, t.agreed = t.restored.Store().Place().Index, taker.agreed
+			t.from, t.image, t.agreed = taker.taken, t.restored.Store().Place().Index, taker.agreed
 		}
 	})
 }
@@ -319,13 +320,13 @@ func (r *epochReign) imageFollowed() error {
 	if err == nil {
 		err = errors.New("its applier has ended")
 	}
-	name := filepath.Base(t.restored.Store().Dir())
 	if shown := r.Bootstrap(); shown != nil {
-		name = shown.Image
 		r.tellRefused(shown.From, err)
 	}
-	r.boots.refused[name] = err
-	return r.noImage(fmt.Errorf("follow the source from image %s: %w", name, err))
+	if err := r.boots.refused.add(t.from, err); err != nil {
+		r.log.Warn("what is left of an image", "error", err)
+	}
+	return r.noImage(fmt.Errorf("follow the source from image %s: %w", t.from.Manifest.Name(), err))
 }
 
 // dropImage ends the taking of an image.

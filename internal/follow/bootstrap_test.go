@@ -265,11 +265,21 @@ func TestBootstrapDiverged(t *testing.T) {
 		t.Errorf("it has unit %d", away.value())
 	}
 	away.end()
-	// What has come is not taken for the peer's again.
-	if err := os.RemoveAll(filepath.Join(dir, "images")); err != nil {
+	// What was untrue does not stay for others to take, nor in the way of the true one of
+	// its name, which another peer has.
+	if all, err := image.List(filepath.Join(dir, "images", "bank")); err != nil || len(all) != 0 {
+		t.Errorf("there are images %v, %v", all, err)
+	}
+	away = b.edge(dir, "file://"+forged)
+	away.until("it is refused once more", func() bool {
+		return away.stream.Bootstrap() != nil && away.stream.Bootstrap().State == serve.BootstrapFailed
+	})
+	if err := os.RemoveAll(filepath.Join(forged, "bank")); err != nil {
 		t.Fatal(err)
 	}
-	away = b.edge(dir, "file://"+good)
+	if err := os.CopyFS(filepath.Join(forged, "bank"), os.DirFS(filepath.Join(good, "bank"))); err != nil {
+		t.Fatal(err)
+	}
 	away.at(3)
 }
 

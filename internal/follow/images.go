@@ -3,6 +3,7 @@ package follow
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -143,8 +144,10 @@ type taker struct {
 	why string
 	// epoch is the one that is wanted; 0 for any.
 	epoch millrace.Epoch
-	// refused are images that have come and turned out to be of no use, by name.
-	refused map[string]error
+	// refused are images that have come and turned out to be of no use, taken is the one
+	// that a store was made of.
+	refused refusedImages
+	taken   *image.Created
 	client  *http.Client
 	// unfit is the newest image of a peer that was of no use.
 	unfit millrace.Place
@@ -275,8 +278,8 @@ func (t *taker) fits(ctx context.Context, m *image.Manifest, young bool) error {
 	c := m.Checkpoint
 	here := t.home.Place()
 	switch {
-	case t.refused[m.Name()] != nil:
-		return fmt.Errorf("%w: %w", errUnfit, t.refused[m.Name()])
+	case t.refused.why(m) != nil:
+		return fmt.Errorf("%w: %w", errUnfit, t.refused.why(m))
 	case t.epoch != 0 && c.Epoch != t.epoch:
 		return unfit("it is of epoch %v, wanted is %v", c.Epoch, t.epoch)
 	case c.Epoch < here.Epoch || c.Epoch == here.Epoch && c.Index <= here.Index:
@@ -435,11 +438,39 @@ func (t *taker) restore(ctx context.Context, c *image.Created) (restored *edge.R
 	})
 	if err != nil {
 		if ctx.Err() == nil && untrue(err) {
-			t.refused[i.Manifest().Name()] = err
+			err = errors.Join(err, t.refused.add(c, err))
 		}
 		return nil, err
 	}
+	t.taken = c
 	return restored, nil
+}
+
+// refusedImages are images that were of no use, by their sums: another peer may have one of
+// the same name that is.
+type refusedImages map[[sha256.Size]byte]error
+
+// why is why an image was of no use; nil where nothing is known against it.
+func (r refusedImages) why(m *image.Manifest) error {
+	sum, err := m.Sum()
+	if err != nil {
+		return err
+	}
+	return r[sum]
+}
+
+// add notes that an image is of no use. What is untrue does not stay here: others would
+// take it from this edge, and it would stand in the way of a true one of its name.
+func (r refusedImages) add(c *image.Created, why error) error {
+	sum, err := c.Manifest.Sum()
+	if err != nil {
+		return err
+	}
+	r[sum] = why
+	if !untrue(why) {
+		return nil
+	}
+	return image.Remove(c.Path)
 }
 
 // passed tells that the source goes on, and no longer has what comes next here: an image
