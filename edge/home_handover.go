@@ -75,7 +75,6 @@ func (h *Home) TakeOver(ctx context.Context) error {
 		}
 		h.lock = lock
 	}
-	h.foreign.Store(false)
 	err := h.exchange(nil, func() (*Store, error) {
 		name, err := readCurrent(h.opts.Dir)
 		if err != nil {
@@ -86,6 +85,8 @@ func (h *Home) TakeOver(ctx context.Context) error {
 		return Open(o)
 	})
 	if err == nil {
+		// Not before: a view of a store that the other process has left last is led on.
+		h.foreign.Store(false)
 		h.clear()
 	}
 	return err
