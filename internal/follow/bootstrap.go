@@ -35,8 +35,9 @@ type bootRules struct {
 	// lag from which lag on, and few how many entries it follows in any case.
 	behindEvery, lag time.Duration
 	few              uint64
-	// stale is how old an image may be before a peer is asked to make a new one.
-	stale time.Duration
+	// stale is how old an image may be before a peer is asked to make a new one, still how
+	// long that may stand still.
+	stale, still time.Duration
 	// pause is image.Source's, tell how often it is logged how far an image is.
 	pause, tell time.Duration
 }
@@ -44,7 +45,7 @@ type bootRules struct {
 func defaultBootRules() bootRules {
 	return bootRules{
 		confirm: 10 * time.Second, retryMin: 5 * time.Second, retryMax: 2 * time.Minute,
-		behindEvery: time.Minute, lag: 5 * time.Minute, few: 100_000, stale: time.Hour, tell: 10 * time.Second,
+		behindEvery: time.Minute, lag: 5 * time.Minute, few: 100_000, stale: time.Hour, still: 5 * time.Minute, tell: 10 * time.Second,
 	}
 }
 

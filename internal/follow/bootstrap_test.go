@@ -375,3 +375,19 @@ func TestBootstrapBehind(t *testing.T) {
 	b.unit()
 	away.at(6)
 }
+
+// A peer that makes an image and does not come on with it is left for the next one.
+func TestBootstrapBesideHungMaker(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	b.unit()
+	hung := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"images":[],"making":{"rows":1,"of":2,"started_at":"2026-01-01T00:00:00Z"}}`))
+	}))
+	defer hung.Close()
+	fresh := b.edgeWith(filepath.Join(t.TempDir(), "new"), options{rules: func(r *bootRules) { r.still = 100 * time.Millisecond }}, hung.URL)
+	fresh.at(1)
+	if s := fresh.stream.Bootstrap(); s == nil || !strings.Contains(s.Problem, "nothing has come of it") {
+		t.Errorf("shown is %+v", s)
+	}
+}

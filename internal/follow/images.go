@@ -374,8 +374,13 @@ func (t *taker) haveMade(ctx context.Context, from string) error {
 	}
 	tick := time.NewTicker(makingPoll)
 	defer tick.Stop()
-	fails := 0
+	fails, rows, since := 0, uint64(0), time.Now()
 	for l.Making != nil {
+		if l.Making.Rows != rows {
+			rows, since = l.Making.Rows, time.Now()
+		} else if time.Since(since) > t.bootRules.still {
+			return fmt.Errorf("wait for an image: nothing has come of it for %v", t.bootRules.still)
+		}
 		t.showBoot(func(b *serve.Bootstrap) {
 			b.State, b.Rows, b.OfRows = serve.BootstrapWaiting, l.Making.Rows, l.Making.Of
 		})
