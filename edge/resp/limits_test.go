@@ -348,6 +348,9 @@ func TestOtherHosts(t *testing.T) {
 	p.wants("-NOPERM billing may not read table dns.records of stream bank", "GET", "dns.records:7,a")
 	p.wants("-NOPERM billing may not read table public.nope", "GET", "public.nope:1")
 	p.wants("-NOPERM billing may not see stream dns", "SELECT", "dns")
+	if got := p.ask("SELECT", "nope"); !strings.Contains(got, "(bank)") || strings.Contains(got, "dns") {
+		t.Errorf("SELECT of no stream says %s", got)
+	}
 	p.wants("25", "DBSIZE")
 	p.wants("-NOPERM", "GET", "public.accounts2:1")
 	if got := p.ask("SCAN", "0", "COUNT", "1000"); strings.Contains(got, "dns.records") || strings.Count(got, "public.accounts") != 25 {

@@ -49,9 +49,11 @@ func (c *conn) selectStream() {
 		c.out.ok()
 		return
 	}
-	names := make([]string, len(c.s.streams))
-	for i, st := range c.s.streams {
-		names[i] = fmt.Sprintf("%d (%s)", st.number, st.name)
+	var names []string
+	for _, st := range c.s.streams {
+		if c.who.Stream(st.name) {
+			names = append(names, fmt.Sprintf("%d (%s)", st.number, st.name))
+		}
 	}
 	c.fail("ERR there is no stream " + short(c.args[1]) + "; there are: " + strings.Join(names, ", "))
 }

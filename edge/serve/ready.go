@@ -17,6 +17,15 @@ type lagLimits struct {
 	entries int64         // negative for no limit
 }
 
+// old reports whether the newest unit of a stream is too old, many whether too much is to come.
+func (l *lagLimits) old(st *readyStream) bool {
+	return l.age >= 0 && (st.LagSeconds == nil || *st.LagSeconds > l.age.Seconds())
+}
+
+func (l *lagLimits) many(st *readyStream) bool {
+	return st.LagEntries != nil && *st.LagEntries > uint64(l.entries)
+}
+
 // lagLimits reads max_lag and max_lag_entries.
 func (q *request) lagLimits() (lagLimits, error) {
 	limits := lagLimits{-1, -1}
@@ -61,17 +70,23 @@ func (q *request) near(limits lagLimits) error {
 	var far []string
 	for _, name := range q.s.names {
 		st, err := q.lagOf(q.r.Context(), name, limits)
+		if !q.who.Stream(name) { // it counts, and is not named
+			if err != nil || limits.old(&st) || limits.many(&st) {
+				far = append(far, "a stream is behind that is not shown here")
+			}
+			continue
+		}
 		if err != nil {
 			far = append(far, fmt.Sprintf("how many entries stream %s is behind cannot be told: %v", name, err))
 		}
-		if limits.age >= 0 && (st.LagSeconds == nil || *st.LagSeconds > limits.age.Seconds()) {
+		if limits.old(&st) {
 			behind := "unknown"
 			if st.LagSeconds != nil {
 				behind = strconv.FormatFloat(*st.LagSeconds, 'f', 3, 64)
 			}
 			far = append(far, fmt.Sprintf("stream %s is %s seconds behind at index %v, the limit is %v", name, behind, st.Index, limits.age.Seconds()))
 		}
-		if st.LagEntries != nil && *st.LagEntries > uint64(limits.entries) {
+		if limits.many(&st) {
 			far = append(far, fmt.Sprintf("stream %s is %d entries behind at index %v, the limit is %d", name, *st.LagEntries, st.Index, limits.entries))
 		}
 		all = append(all, st)

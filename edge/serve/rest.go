@@ -32,7 +32,7 @@ func (q *request) rest(rest string) error {
 		return err
 	}
 	if q.stream = q.s.streams[name]; q.stream == nil {
-		return postgrest.NoPath("This edge has the streams: " + list(q.s.names))
+		return postgrest.NoPath("This edge has the streams: " + list(q.seen()))
 	}
 	if table, err = unescapeTable(table); err != nil {
 		return err

@@ -115,7 +115,7 @@ func (q *request) dispatch(path string) error {
 		return err
 	}
 	if q.stream = q.s.streams[name]; q.stream == nil {
-		return notFound("no_stream", "ask for one of: "+list(q.s.names), "this edge has no stream %s", name)
+		return notFound("no_stream", "ask for one of: "+list(q.seen()), "this edge has no stream %s", name)
 	}
 	switch rest {
 	case "status":

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/millrace-db/millrace/edge/access"
@@ -113,12 +114,52 @@ func (q *request) mayTable(name string) error {
 	return forbidden(q.who, "table "+name+" of stream "+q.stream.name)
 }
 
+// veiled says that there is something, and not what.
+func veiled(text string) string {
+	if text == "" {
+		return ""
+	}
+	return "there is one; who may read all of the stream is told more"
+}
+
+// seen are the streams of which the client may see anything.
+func (q *request) seen() []string {
+	return slices.DeleteFunc(slices.Clone(q.s.names), func(name string) bool { return !q.who.Stream(name) })
+}
+
+// named is a stream in a message.
+func (q *request) named(stream string) string {
+	if q.who.Stream(stream) {
+		return "stream " + stream
+	}
+	return "a stream that is not shown here"
+}
+
 // visible takes out of a status what may not be seen.
 func (q *request) visible(st *Status) *Status {
 	if q.who.AllTables(st.Stream) {
 		return st
 	}
 	st.Upstream, st.Children = nil, nil // where other edges are
+	if b := st.Bootstrap; b != nil {
+		st.Bootstrap = new(*b)
+		st.Bootstrap.From, st.Bootstrap.Problem = "", veiled(b.Problem)
+	}
+	if l := st.Log; l != nil {
+		st.Log = new(*l)
+		st.Log.Fault = veiled(l.Fault)
+	}
+	st.Fault = veiled(st.Fault) // it may name any row
+	holds := st.Holds
+	st.Holds = nil
+	for i := range holds {
+		if q.who.Table(st.Stream, holds[i].Table) {
+			st.Holds = append(st.Holds, holds[i])
+		}
+	}
+	if st.Unproven != nil {
+		st.Unproven.Tables = slices.DeleteFunc(st.Unproven.Tables, func(name string) bool { return !q.who.Table(st.Stream, name) })
+	}
 	tables := st.Tables
 	st.Tables = []TableStatus{}
 	for i := range tables {

@@ -1,6 +1,7 @@
 package serve_test
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -121,6 +122,11 @@ operator cert:operator  read:* admin
 		{"billing", billing, "GET", "/v1/streams/bank/status", "", 200, "public.accounts", "dns.records"},
 		{"billing", billing, "GET", "/v1/streams/bank/tables", "", 200, "public.accounts", "dns.records"},
 		{"billing", billing, "GET", "/v1/streams/nope/status", "", 403, "", ""},
+		{"billing", billing, "GET", "/v1/streams//status", "", 404, "bank", "dns"},
+		{"billing", billing, "GET", "/rest//accounts", "", 404, "bank", "dns"},
+		{"billing", billing, "GET", "/readyz?max_lag=10m", "", 200, "bank", "dns"},
+		{"billing", billing, "GET", "/readyz?max_lag=1ms", "", 503, "bank", "dns"},
+		{"operator", operator, "GET", "/readyz?max_lag=1ms", "", 503, "dns", ""},
 		{"billing", billing, "GET", "/v1/streams/bank/images", "", 403, "", ""},
 		{"billing", billing, "GET", "/v1/streams/bank/relay", "", 403, "", ""},
 		{"billing", billing, "GET", "/v1/streams/bank/anything/else", "", 403, "", ""},
@@ -139,6 +145,26 @@ operator cert:operator  read:* admin
 		got := c.as(c.method, c.path, c.body)
 		if got.status != c.want || !strings.Contains(got.body, c.has) || c.hasNot != "" && strings.Contains(got.body, c.hasNot) {
 			t.Errorf("%s %s %s: %d %s; want %d, with %q and without %q", c.what, c.method, c.path, got.status, got.body, c.want, c.has, c.hasNot)
+		}
+	}
+}
+
+// A status shows who may read some tables nothing of others, nor where other edges are.
+func TestStatusOfSomeTables(t *testing.T) {
+	token, shown := access.NewToken()
+	boot := &serve.Bootstrap{State: serve.BootstrapFailed, From: "https://edge-3", Problem: "https://edge-3 is away"}
+	s := newSecured(t, "billing "+shown+" read:bank/public.accounts\noperator cert:operator read:*\n", func(c *serve.Config) {
+		c.Fault = func(string) error { return errors.New("row 7 of dns.records is not right") }
+		c.Bootstrap = func(string) *serve.Bootstrap { return boot }
+		c.Log = func(string) *serve.LogStatus { return &serve.LogStatus{Fault: "no room in /srv"} }
+	})
+	for _, path := range []string{"/v1/streams", streamURL + "/status"} {
+		if a := s.as(token, "")("GET", path, ""); a.status != 200 || !strings.Contains(a.body, `"fault":`) || !strings.Contains(a.body, serve.BootstrapFailed) ||
+			strings.Contains(a.body, "dns") || strings.Contains(a.body, "edge-3") || strings.Contains(a.body, "/srv") {
+			t.Errorf("%s: got %d %s", path, a.status, a.body)
+		}
+		if a := s.as("", "operator")("GET", path, ""); a.status != 200 || !strings.Contains(a.body, "row 7 of dns.records") || !strings.Contains(a.body, "edge-3 is away") {
+			t.Errorf("%s of the operator: got %d %s", path, a.status, a.body)
 		}
 	}
 }

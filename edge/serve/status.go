@@ -338,14 +338,14 @@ func (q *request) ready() error {
 		st := q.s.streams[name]
 		err := st.store.View(q.r.Context(), func(v *edge.View) error {
 			if v.Index() == 0 {
-				return unavailable("not_ready", mend, "stream %s has not been copied yet", name)
+				return unavailable("not_ready", mend, "%s has not been copied yet", q.named(name))
 			}
 			tables, err := v.Tables()
 			if err != nil {
 				return err
 			}
 			if len(tables) == 0 {
-				return unavailable("not_ready", mend, "stream %s has no tables yet", name)
+				return unavailable("not_ready", mend, "%s has no tables yet", q.named(name))
 			}
 			return nil
 		})
