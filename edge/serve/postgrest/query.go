@@ -3,6 +3,7 @@ package postgrest
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -117,6 +118,7 @@ func Parse(method, rawQuery string, h http.Header) (*Query, error) {
 	}
 	p := paramReader{rest: rawQuery}
 	nodes := 0
+	given := make([]string, 0, 4)
 	for {
 		name, value, ok, err := p.next()
 		if err != nil {
@@ -124,6 +126,14 @@ func Parse(method, rawQuery string, h http.Header) (*Query, error) {
 		}
 		if !ok {
 			break
+		}
+		switch name {
+		case "select", "order", "limit", "offset":
+			// PostgREST takes the first of some and the last of others.
+			if slices.Contains(given, name) {
+				return nil, refused("Give it once.", "parameter %s given twice is not served", name)
+			}
+			given = append(given, name)
 		}
 		if err := q.param(name, value, &nodes); err != nil {
 			return nil, err
