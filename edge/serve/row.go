@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -186,6 +187,8 @@ func (q *request) appendRow(t *edge.Table, row *edge.Row, full error) error {
 const (
 	maxRequestBody = 1 << 20
 	maxKeys        = 1000
+	// keysWeight is how many bytes of memory one of a request may come to take.
+	keysWeight = 16
 )
 
 // rowsGetBody is what rows:get is asked with.
@@ -222,9 +225,15 @@ func (e *keyElement) UnmarshalJSON(b []byte) error {
 func (q *request) rowsGet() error {
 	const mend = `send {"keys":[{"table":"schema.table","key":["value of each key column",…]},…]}`
 	var body rowsGetBody
-	d := json.NewDecoder(http.MaxBytesReader(q.w, q.r.Body, maxRequestBody))
+	text, err := io.ReadAll(http.MaxBytesReader(q.w, q.r.Body, maxRequestBody))
+	if err == nil && !q.reserve(keysWeight*len(text)) {
+		return errBusy
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
-	err := d.Decode(&body)
+	if err == nil {
+		err = d.Decode(&body)
+	}
 	if err == nil {
 		if _, more := d.Token(); !errors.Is(more, io.EOF) {
 			err = errors.New("something follows the object")
