@@ -68,7 +68,11 @@ func (c *conn) failRead(err error) {
 		c.complain(err)
 		c.fail("CORRUPT " + err.Error())
 	case errors.Is(err, edge.ErrNotHeld):
-		c.fail("NOTHELD " + err.Error())
+		text := err.Error()
+		if !c.who.AllTables(c.stream.name) { // what it holds instead may be of tables that are not to be seen
+			text = "this edge does not hold all that is asked for; ask an edge that holds it"
+		}
+		c.fail("NOTHELD " + text)
 	case errors.Is(err, edge.ErrClosed), errors.Is(err, context.Canceled):
 		c.fail("CLOSED the edge is shutting down; ask again, or another edge")
 	case errors.Is(err, edge.ErrExpired), errors.Is(err, context.DeadlineExceeded):

@@ -224,6 +224,11 @@ func lagSeconds(newest, now time.Time) *float64 {
 // fail writes an error.
 func (q *request) fail(err error) int {
 	f := asFault(err)
+	if f.Code == "not_held" && q.stream != nil && !q.who.AllTables(q.stream.name) {
+		// What it holds instead may be of tables that are not to be seen.
+		f = &fault{f.status, f.Code, "this edge does not hold all that is asked for", "ask an edge that holds it"}
+		err = f
+	}
 	status, shape := f.status, any(struct {
 		Error *fault `json:"error"`
 	}{f})

@@ -1,7 +1,9 @@
 package serve_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/access"
 	"github.com/millrace-db/millrace/edge/serve"
 	"github.com/millrace-db/millrace/internal/certtest"
@@ -164,6 +167,30 @@ func TestStatusOfSomeTables(t *testing.T) {
 			t.Errorf("%s: got %d %s", path, a.status, a.body)
 		}
 		if a := s.as("", "operator")("GET", path, ""); a.status != 200 || !strings.Contains(a.body, "row 7 of dns.records") || !strings.Contains(a.body, "edge-3 is away") {
+			t.Errorf("%s of the operator: got %d %s", path, a.status, a.body)
+		}
+	}
+}
+
+// partReader reads a part, and says what else the edge holds.
+type partReader struct{ *edge.Store }
+
+func (partReader) View(context.Context, func(*edge.View) error) error {
+	return fmt.Errorf("read public.accounts: %w; it holds dns.records (keys under 7)", edge.ErrNotHeld)
+}
+
+// What an edge holds of tables that somebody may not read is not told either.
+func TestNotHeldNamesNoOthers(t *testing.T) {
+	token, shown := access.NewToken()
+	s := newSecured(t, "billing "+shown+" read:bank/public.accounts\noperator cert:operator read:*\n", func(c *serve.Config) {
+		store, _ := newStore(t)
+		c.Streams["bank"] = partReader{store}
+	})
+	for _, path := range []string{streamURL + "/tables/public.accounts/rows/5", restURL + "/accounts", streamURL + "/watch?table=public.accounts"} {
+		if a := s.as(token, "")("GET", path, ""); a.status != 421 || !strings.Contains(a.body, "not_held") || strings.Contains(a.body, "dns") {
+			t.Errorf("%s: got %d %s", path, a.status, a.body)
+		}
+		if a := s.as("", "operator")("GET", path, ""); a.status != 421 || !strings.Contains(a.body, "dns.records (keys under 7)") {
 			t.Errorf("%s of the operator: got %d %s", path, a.status, a.body)
 		}
 	}

@@ -341,6 +341,8 @@ func (s *eventSender) last(err error) {
 	switch {
 	case errors.Is(err, watch.ErrClosed), errors.Is(err, edgelog.ErrDamaged):
 		return // asking again does
+	case errors.Is(err, watch.ErrNotHeld) && !s.q.who.AllTables(s.q.stream.name):
+		e.Reason = watch.ErrNotHeld.Error() // what it holds instead may be of tables that are not to be seen
 	case errors.As(err, &pruned):
 		e.Op, e.Index = event.Gone, pruned.Oldest
 	}
