@@ -208,10 +208,10 @@ func (t *Table) omits(name string) bool {
 func (m *mapping) checkGuards(ctx context.Context, dst queryer, id millrace.TableID) ([]capture.Problem, error) {
 	var always, exclusions []string
 	err := dst.QueryRow(ctx, tree+`
-SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D' AND g.tgname <> $2),
-       ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') AND g.tgname <> $2
+SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D' AND g.tgname NOT LIKE $2),
+       ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') AND g.tgname NOT LIKE $2
              AND NOT EXISTS (SELECT FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace WHERE f.oid = g.tgfoid AND n.nspname = 'millrace') ORDER BY 1),
-       ARRAY(SELECT c.conname::text FROM pg_constraint c WHERE c.conrelid IN (SELECT oid FROM tree) AND c.contype = 'x' ORDER BY 1)`, int64(id), denyTrigger).
+       ARRAY(SELECT c.conname::text FROM pg_constraint c WHERE c.conrelid IN (SELECT oid FROM tree) AND c.contype = 'x' ORDER BY 1)`, int64(id), denyTrigger+"%").
 		Scan(&m.guarded, &always, &exclusions)
 	if err != nil {
 		return nil, fmt.Errorf("look up triggers at the target: %w", err)

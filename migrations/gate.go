@@ -14,8 +14,12 @@ import (
 	"github.com/millrace-db/millrace/internal/wait"
 )
 
-// denyTrigger is the name of the triggers that deny writes.
-const denyTrigger = "millrace_deny"
+// denyTrigger is the name of the triggers that deny writes, and denyRows of those that
+// deny rows: statements on a table above fire no trigger of the table itself but these.
+const (
+	denyTrigger = "millrace_deny"
+	denyRows    = denyTrigger + "_rows"
+)
 
 // gate is what keeps writers from one side. It stands on the migration's tables there,
 // and on the partitions under them, for every role and every session_replication_role.
@@ -99,23 +103,57 @@ func (g *gate) install(ctx context.Context, tables []table.Name) error {
 	return nil
 }
 
+// guarded lists tables $1 and what is under them, and which triggers stand or are not
+// needed: $2 for statements, and $3 for rows of heaps that have a table above them
+// which does not move.
+const guarded = `
+WITH RECURSIVE tree (oid, above) AS (
+    SELECT to_regclass(t)::oid, EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = to_regclass(t)::oid) FROM unnest($1::text[]) t
+  UNION
+    SELECT i.inhrelid, above FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid
+), guarded (oid, statements, rows) AS (
+    SELECT c.oid, EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = $2 AND g.tgenabled = 'A'),
+           NOT bool_or(above) OR c.relkind <> 'r' OR EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = $3 AND g.tgenabled = 'A')
+    FROM tree JOIN pg_class c ON c.oid = tree.oid GROUP BY c.oid, c.relkind
+)`
+
+// stands wants every table to be guarded: partitions may have been made since, and
+// triggers disabled. q holds the tables, so that none is from now on.
+func (g *gate) stands(ctx context.Context, q queryer, tables []table.Name) error {
+	var names []string
+	for _, t := range tables {
+		names = append(names, t.Quoted())
+	}
+	var open string
+	if err := q.QueryRow(ctx, guarded+"SELECT coalesce(string_agg(oid::regclass::text, ', '), '') FROM guarded WHERE NOT statements OR NOT rows", names, denyTrigger, denyRows).Scan(&open); err != nil {
+		return fmt.Errorf("look for triggers at the %s: %w", g.where, err)
+	}
+	if open != "" {
+		return fmt.Errorf("%w: nothing denies writes to %s at the %s: the table was made, or its trigger %s disabled, meanwhile; mend: try again", ErrBlocked, open, g.where, denyTrigger)
+	}
+	return nil
+}
+
 // guard puts triggers on a table and what is under it.
 func (g *gate) guard(ctx context.Context, t table.Name) error {
-	rows, err := g.conn.Query(ctx, `
-WITH RECURSIVE tree (oid) AS (SELECT to_regclass($1)::oid UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid)
-SELECT c.oid::regclass::text, EXISTS (SELECT FROM pg_subscription_rel r WHERE r.srrelid = c.oid)
-FROM tree JOIN pg_class c ON c.oid = tree.oid
-WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = $2 AND g.tgenabled = 'A') ORDER BY 1`, t.Quoted(), denyTrigger)
+	rows, err := g.conn.Query(ctx, guarded+`
+SELECT oid::regclass::text, EXISTS (SELECT FROM pg_subscription_rel r WHERE r.srrelid = oid), CASE WHEN NOT statements THEN $2 ELSE '' END, CASE WHEN NOT rows THEN $3 ELSE '' END
+FROM guarded WHERE NOT statements OR NOT rows ORDER BY 1`, []string{t.Quoted()}, denyTrigger, denyRows)
 	if err != nil {
 		return err
 	}
-	var names []string
+	var names, triggers []string
 	var subscribed string
 	if _, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (name string, err error) {
 		var bySubscription bool
-		err = row.Scan(&name, &bySubscription)
-		if names = append(names, name); bySubscription {
+		var statements, byRow string
+		if err = row.Scan(&name, &bySubscription, &statements, &byRow); bySubscription {
 			subscribed = name
+		}
+		for _, trigger := range []string{statements, byRow} {
+			if trigger != "" {
+				names, triggers = append(names, name), append(triggers, trigger)
+			}
 		}
 		return name, err
 	}); err != nil {
@@ -124,9 +162,13 @@ WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname 
 	if subscribed != "" {
 		return fmt.Errorf("%w: a subscription writes to %s, whose apply worker no trigger of this kind denies; mend: drop the subscription there", ErrBlocked, subscribed)
 	}
-	for _, name := range names {
-		if err := g.locked(ctx, fmt.Sprintf("CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION millrace.migration_deny(%s); ALTER TABLE %[2]s ENABLE ALWAYS TRIGGER %[1]s",
-			denyTrigger, name, literal(g.name))); err != nil {
+	for i, name := range names {
+		when, each := "BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE", "STATEMENT"
+		if triggers[i] == denyRows {
+			when, each = "AFTER INSERT OR UPDATE OR DELETE", "ROW"
+		}
+		if err := g.locked(ctx, fmt.Sprintf("CREATE OR REPLACE TRIGGER %s %s ON %s FOR EACH %s EXECUTE FUNCTION millrace.migration_deny(%s); ALTER TABLE %[3]s ENABLE ALWAYS TRIGGER %[1]s",
+			triggers[i], when, name, each, literal(g.name))); err != nil {
 			return err
 		}
 	}
@@ -166,7 +208,7 @@ func (g *gate) remove(ctx context.Context, tables []table.Name, keep bool) error
 	for _, t := range tables {
 		rows, err := g.conn.Query(ctx, `
 WITH RECURSIVE tree (oid) AS (SELECT to_regclass($1)::oid UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid)
-SELECT c.oid::regclass::text FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_trigger g ON g.tgrelid = c.oid AND g.tgname = $2`, t.Quoted(), denyTrigger)
+SELECT g.tgname || ' ON ' || c.oid::regclass FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_trigger g ON g.tgrelid = c.oid AND g.tgname IN ($2, $3)`, t.Quoted(), denyTrigger, denyRows)
 		if err != nil {
 			return fmt.Errorf("look for triggers at the %s: %w", g.where, err)
 		}
@@ -175,8 +217,8 @@ SELECT c.oid::regclass::text FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN 
 			return fmt.Errorf("look for triggers at the %s: %w", g.where, err)
 		}
 		for _, name := range names {
-			if err := g.locked(ctx, fmt.Sprintf("DROP TRIGGER IF EXISTS %s ON %s", denyTrigger, name)); err != nil {
-				return fmt.Errorf("take the trigger of %s at the %s away: %w", name, g.where, err)
+			if err := g.locked(ctx, "DROP TRIGGER IF EXISTS "+name); err != nil {
+				return fmt.Errorf("take trigger %s at the %s away: %w", name, g.where, err)
 			}
 		}
 	}

@@ -461,7 +461,7 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 		return err
 	}
 	closing := c.w.gates[c.from]
-	lock, err := c.way.connect(ctx, source) // the way's source is the side that closes
+	lock, err := c.holder(ctx, budget)
 	if err != nil {
 		return nil, err
 	}
@@ -489,6 +489,9 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 		return nil, over("writers were still at work", err)
 	}
 	p := &Pause{Locked: time.Since(began)}
+	if err := closing.stands(limited, lock, c.w.m.tables(c.from)); err != nil {
+		return nil, over("the gate was not looked at", err)
+	}
 	c.way.pass("held")
 	if f.fence, err = newToken(); err != nil {
 		return nil, err
@@ -544,6 +547,21 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 	p.Total = time.Since(began)
 	p.Active, p.Term = string(c.to), c.term
 	return p, nil
+}
+
+// holder opens the session that holds writers. The server ends it where nothing is
+// heard of it for as long as they may be held: the process may be stopped, and its host
+// or the network gone.
+func (c *closer) holder(ctx context.Context, budget time.Duration) (*pgx.Conn, error) {
+	conn, err := c.way.connect(ctx, source) // the way's source is the side that closes
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Exec(ctx, fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", max(1, budget.Milliseconds()))); err != nil {
+		capture.Close(conn)
+		return nil, fmt.Errorf("set the session at the %s: %w", c.from, err)
+	}
+	return conn, nil
 }
 
 // flip closes the side that writers leave, in the transaction that holds them.

@@ -123,14 +123,14 @@ func (m *Migration) checkRelations(ctx context.Context, src *pgx.Conn, t *Table,
 	var triggers, references, referenced, views, sequences []string
 	err := src.QueryRow(ctx, `
 SELECT pg_has_role(c.relowner, 'USAGE'),
-       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname <> $2 ORDER BY 1),
+       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname NOT LIKE $2 ORDER BY 1),
        ARRAY(SELECT conname || ' (' || confrelid::regclass || ')' FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
        ARRAY(SELECT conname || ' (' || conrelid::regclass || ')' FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
        ARRAY(SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend p JOIN pg_rewrite r ON r.oid = p.objid
              WHERE p.classid = 'pg_rewrite'::regclass AND p.refclassid = 'pg_class'::regclass AND p.refobjid = c.oid AND r.ev_class <> c.oid ORDER BY 1),
        ARRAY(SELECT DISTINCT s.oid::regclass::text FROM pg_class s JOIN pg_depend p ON p.classid = 'pg_class'::regclass AND p.objid = s.oid AND p.refobjid = c.oid
              WHERE s.relkind = 'S' AND p.deptype IN ('a', 'i') ORDER BY 1)
-FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger).Scan(&owner, &triggers, &references, &referenced, &views, &sequences)
+FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%").Scan(&owner, &triggers, &references, &referenced, &views, &sequences)
 	if err != nil {
 		return nil, fmt.Errorf("look at what hangs together with table %v: %w", t.From, err)
 	}
@@ -198,7 +198,8 @@ FROM pg_class c WHERE c.oid = to_regclass($1)`, to.to.Quoted()).Scan(&writes, &o
 	return problems, nil
 }
 
-// silence keeps triggers and foreign keys silent in a session at the target.
+// silence keeps triggers and foreign keys silent in a session at the target: those that
+// are there, and where the role may, those that are made while it is open.
 func silence(ctx context.Context, dst *pgx.Conn, all []*mapping) error {
 	for _, m := range all {
 		if m.guarded {
@@ -207,6 +208,9 @@ func silence(ctx context.Context, dst *pgx.Conn, all []*mapping) error {
 			}
 			return nil
 		}
+	}
+	if _, err := dst.Exec(ctx, "SET session_replication_role = replica"); err != nil && code(err) != "42501" { // insufficient_privilege
+		return fmt.Errorf("keep triggers silent at the target: %w", err)
 	}
 	return nil
 }
