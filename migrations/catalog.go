@@ -26,13 +26,14 @@ FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisd
 
 // readTarget looks up the columns of a table at the target.
 func readTarget(ctx context.Context, q queryer, id millrace.TableID) ([]targetColumn, error) {
-	rows, err := q.Query(ctx, `SELECT attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1), attnotnull, attgenerated <> '', attidentity <> '', atthasdef, attidentity = 'a'
+	rows, err := q.Query(ctx, `SELECT attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1), attnotnull, attgenerated <> '', attidentity <> '', atthasdef, attidentity = 'a',
+       CASE WHEN attgenerated <> '' THEN (SELECT coalesce(pg_get_expr(f.adbin, f.adrelid), '') FROM pg_attrdef f WHERE f.adrelid = attrelid AND f.adnum = attnum) ELSE '' END
 FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, int64(id))
 	if err != nil {
 		return nil, fmt.Errorf("look up columns at the target: %w", err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c targetColumn, err error) {
-		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.notNull, &c.generated, &c.identity, &c.hasPreset, &c.always)
+		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.notNull, &c.generated, &c.identity, &c.hasPreset, &c.always, &c.sql)
 	})
 }
 
@@ -148,7 +149,37 @@ func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millra
 	if len(problems) == 0 && len(m.derived) > 0 {
 		more = m.checkExpressions(ctx, src, dst)
 	}
+	if len(problems)+len(more) == 0 {
+		more = m.checkComputed(ctx, dst)
+	}
 	return m, append(problems, more...), nil
+}
+
+// checkComputed has the target plan what its unique indexes compare, over the columns
+// that come: what rows of a batch have of them has to be known before they are there.
+func (m *mapping) checkComputed(ctx context.Context, dst queryer) []capture.Problem {
+	if len(m.unique) == 0 {
+		return nil
+	}
+	var columns, names []string
+	for _, c := range m.carried {
+		columns = append(columns, "NULL::"+c.targetCast+" AS "+table.Quote(c.target))
+	}
+	for _, d := range m.derived {
+		columns = append(columns, "NULL::"+d.targetCast+" AS "+table.Quote(d.target))
+	}
+	for n := range m.unique {
+		names = append(names, m.unique[n].name)
+	}
+	rows, err := dst.Query(ctx, "SELECT FROM ("+m.withUnique("SELECT "+strings.Join(columns, ", "))+") x LIMIT 0")
+	if err == nil {
+		rows.Close()
+		err = rows.Err()
+	}
+	if err == nil {
+		return nil
+	}
+	return []capture.Problem{capture.Refuse(ErrBlocked, "table "+m.to.String()+" at the target", fmt.Sprintf("what its unique indexes (%s) have of a row cannot be computed from the columns that come: %v", strings.Join(names, ", "), err), "DROP INDEX at the target until writers have gone over, or carry over the columns that they are of")}
 }
 
 // checkExpressions has both sides plan the expressions of computed columns: the copy

@@ -23,6 +23,8 @@ type mapping struct {
 	// key are the places of the key's columns in carried, in key order.
 	key   []int
 	codec *millrace.KeyCodec
+	// generated are columns that the target computes from others.
+	generated []derived
 	// unique are what the target enforces beside the key.
 	unique []uniqueIndex
 	// loose tells that the target does not enforce the key over all of its
@@ -59,7 +61,8 @@ type targetColumn struct {
 	name, typ, cast     string
 	notNull, generated  bool
 	identity, hasPreset bool
-	always              bool // identity ALWAYS
+	always              bool   // identity ALWAYS
+	sql                 string // of a generated one
 }
 
 // uniqueIndex is a unique index of the target's.
@@ -143,6 +146,9 @@ func mapColumns(t *Table, schema *millrace.Schema, src []sourceColumn, dst []tar
 	}
 	for i := range dst {
 		d := &dst[i]
+		if d.generated {
+			m.generated = append(m.generated, derived{target: d.name, targetCast: d.cast, sql: d.sql})
+		}
 		if comes := slices.ContainsFunc(m.carried, func(c carried) bool { return c.target == d.name }); !comes && !d.generated {
 			m.others = append(m.others, d.name)
 		}

@@ -2,7 +2,10 @@ package migrations
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+
+	"github.com/millrace-db/millrace/capture/table"
 )
 
 // What is unique at the target beside the key is compared by the indexes' own
@@ -28,8 +31,25 @@ func (m *mapping) withUnique(rows string) string {
 		}
 		fmt.Fprintf(&b, ", %s AS millrace_w%d", where, n)
 	}
-	fmt.Fprintf(&b, " FROM (%s) millrace_rows", rows)
+	fmt.Fprintf(&b, " FROM (%s) millrace_rows", m.withGenerated(rows))
 	return b.String()
+}
+
+// withGenerated adds to rows the generated columns that unique indexes are of, as the
+// target will compute them.
+func (m *mapping) withGenerated(rows string) string {
+	var columns []string
+	for _, g := range m.generated {
+		if slices.ContainsFunc(m.unique, func(x uniqueIndex) bool {
+			return strings.Contains(x.where, g.target) || slices.ContainsFunc(x.exprs, func(e string) bool { return strings.Contains(e, g.target) })
+		}) {
+			columns = append(columns, "("+g.sql+")::"+g.targetCast+" AS "+table.Quote(g.target))
+		}
+	}
+	if len(columns) == 0 {
+		return rows
+	}
+	return "SELECT *, " + strings.Join(columns, ", ") + " FROM (" + rows + ") millrace_columns"
 }
 
 // holders selects from the target what unique index n has, with the key's columns.
