@@ -730,6 +730,9 @@ func (m *Migration) finishing(ctx context.Context) (begun bool, err error) {
 	}
 	defer capture.Close(src)
 	defer capture.Close(dst)
+	if m, err = m.aside(ctx, src); err != nil {
+		return false, err
+	}
 	s, d, err := m.states(ctx, src, dst)
 	if err != nil {
 		return false, err
