@@ -44,7 +44,7 @@ func TestUniqueOfNothing(t *testing.T) {
 // fit into any buffer between the two sides: the chunk is copied with care.
 func TestCopyAgainLarge(t *testing.T) {
 	r := newRig(t, 15, `CREATE TABLE t (id int PRIMARY KEY, a text); ALTER TABLE t ALTER COLUMN a SET STORAGE EXTERNAL;
-		INSERT INTO t SELECT n, repeat('x', 7000) FROM generate_series(1, 500) n`, tablesOf("t")...)
+		INSERT INTO t SELECT n, repeat('x', 7000) FROM generate_series(1, 3000) n`, tablesOf("t")...)
 	r.cfg.Chunk = 64 << 20
 	r.renew()
 	r.must("prepare", r.m.Prepare(r.ctx(), nil))
