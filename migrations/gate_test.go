@@ -124,6 +124,6 @@ func TestKeysMadeLate(t *testing.T) {
 		})
 	}
 	stop()
-	<-done
+	_ = <-done // it was told to end
 	r.same()
 }

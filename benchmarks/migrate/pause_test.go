@@ -194,8 +194,10 @@ func pauses(b *testing.B, version int) {
 		time.Sleep(calm)
 		f := notice(before, c.since(began.Add(-step)))
 		all[name], held[name] = append(all[name], f), append(held[name], milliseconds(p.Total))
-		figure(b, map[string]any{"what": name, "move": i, "gap_ms": milliseconds(f.gap), "longest_write_ms": milliseconds(f.longest), "tables_held_ms": milliseconds(p.Total), "locked_ms": milliseconds(p.Locked), "drained_ms": milliseconds(p.Drained),
-			"p99_before_ms": milliseconds(f.before), "longest_gap_before_ms": milliseconds(f.idle), "p99_normal_after_ms": milliseconds(f.settled), "writes_before": len(before)})
+		figure(b, map[string]any{
+			"what": name, "move": i, "gap_ms": milliseconds(f.gap), "longest_write_ms": milliseconds(f.longest), "tables_held_ms": milliseconds(p.Total), "locked_ms": milliseconds(p.Locked), "drained_ms": milliseconds(p.Drained),
+			"p99_before_ms": milliseconds(f.before), "longest_gap_before_ms": milliseconds(f.idle), "p99_normal_after_ms": milliseconds(f.settled), "writes_before": len(before),
+		})
 	}
 	c.stop()
 	follow()
@@ -215,8 +217,10 @@ func pauses(b *testing.B, version int) {
 		settled, worstSettled := pick(func(f felt) time.Duration { return f.settled })
 		before, worstBefore := pick(func(f felt) time.Duration { return f.before })
 		idle, worstIdle := pick(func(f felt) time.Duration { return f.idle })
-		figure(b, map[string]any{"what": name + "s", "moves": len(all[name]), "gap_ms": gap, "worst_gap_ms": worstGap, "longest_write_ms": longest, "worst_longest_write_ms": worstLongest, "p99_normal_after_ms": settled, "worst_p99_normal_after_ms": worstSettled,
-			"p99_before_ms": before, "worst_p99_before_ms": worstBefore, "longest_gap_before_ms": idle, "worst_longest_gap_before_ms": worstIdle, "tables_held_ms": median(held[name]), "worst_tables_held_ms": slices.Max(held[name]), "rate": *rateFlag})
+		figure(b, map[string]any{
+			"what": name + "s", "moves": len(all[name]), "gap_ms": gap, "worst_gap_ms": worstGap, "longest_write_ms": longest, "worst_longest_write_ms": worstLongest, "p99_normal_after_ms": settled, "worst_p99_normal_after_ms": worstSettled,
+			"p99_before_ms": before, "worst_p99_before_ms": worstBefore, "longest_gap_before_ms": idle, "worst_longest_gap_before_ms": worstIdle, "tables_held_ms": median(held[name]), "worst_tables_held_ms": slices.Max(held[name]), "rate": *rateFlag,
+		})
 		b.ReportMetric(gap, name+"-ms")
 	}
 }
