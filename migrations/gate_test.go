@@ -124,6 +124,8 @@ func TestKeysMadeLate(t *testing.T) {
 		})
 	}
 	stop()
-	_ = <-done // it was told to end
+	if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("follow: %v", err)
+	}
 	r.same()
 }
