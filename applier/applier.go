@@ -251,7 +251,7 @@ func (a *Applier) runOnce(ctx context.Context, p *policy) error {
 		return err
 	}
 	err := a.read(ctx, f, p)
-	if f.refill != nil && ctx.Err() == nil && unfit(err) {
+	if f.refill != nil && ctx.Err() == nil && (unfit(err) || millrace.NeedsOperator(err)) {
 		// The log alone wants these records.
 		a.config.Log.Renew(f.refill)
 		return fmt.Errorf("the log cannot be filled up and begins anew: %s", err.Error()) // not what it wraps: it stops nothing

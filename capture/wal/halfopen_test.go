@@ -65,8 +65,14 @@ func TestHalfOpenWithoutSenderTimeout(t *testing.T) {
 	cfg.URL = db.URL // another way there
 	r.c = mustNew(t, cfg)
 	r.open()
-	if units := r.sync(); len(units) < 1 || len(units[len(units)-1].entries) != 6000 {
-		t.Errorf("got %d units", len(units))
+	// Heartbeats may come before and behind it.
+	most := 0
+	units := r.sync()
+	for _, u := range units {
+		most = max(most, len(u.entries))
+	}
+	if most != 6000 {
+		t.Errorf("got %d units, of at most %d entries, want one of 6000", len(units), most)
 	}
 	r.equal()
 }

@@ -48,6 +48,9 @@ func (q *request) lagLimits() (lagLimits, error) {
 			if limits.entries, err = strconv.ParseInt(text, 10, 64); err != nil || limits.entries < 0 {
 				return limits, badRequest("bad_lag", "give a number of entries", "max_lag_entries is %q", text)
 			}
+		default:
+			// A limit that is misspelt would let everything through.
+			return limits, badRequest("bad_query", "leave it out; there are max_lag and max_lag_entries", "readiness has no parameter %q", name)
 		}
 	}
 	return limits, nil

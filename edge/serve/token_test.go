@@ -75,6 +75,7 @@ func TestReadyByLag(t *testing.T) {
 		{"?max_lag_entries=5", 0, errors.New("the topic is away"), 503, "the topic is away"},
 		{"?max_lag=-1", 0, nil, 400, "bad_lag"},
 		{"?max_lag_entries=x", 0, nil, 400, "bad_lag"},
+		{"?max-lag=5", 0, nil, 400, "bad_query"},
 	} {
 		behind, fault = tt.behind, tt.fault
 		if a := get(t, s, "/readyz"+tt.query); a.status != tt.status || !strings.Contains(a.body, tt.says) {

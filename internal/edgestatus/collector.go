@@ -111,6 +111,11 @@ func (c *Collector) known(epoch millrace.Epoch, index millrace.Index) (chain, wh
 	return chain, "its relay", ok
 }
 
+// longestInterval is the longest in seconds that an edge can be configured to have
+// between two reports: one that claims a longer one would never be silent, and its place
+// never free.
+const longestInterval = 3600
+
 // edgeOf judges how old a report is.
 func edgeOf(s seen, now time.Time) Edge {
 	at := s.at
@@ -118,6 +123,6 @@ func edgeOf(s seen, now time.Time) Edge {
 		at = s.report.ReportedAt
 	}
 	e := Edge{Report: *s.report, AgeSeconds: max(0, now.Sub(at).Seconds())}
-	e.Silent = e.State != StateStopped && e.AgeSeconds > silentAfter*max(e.Interval, 1)
+	e.Silent = e.State != StateStopped && e.AgeSeconds > silentAfter*min(max(e.Interval, 1), longestInterval)
 	return e
 }

@@ -218,6 +218,9 @@ func TestCollector(t *testing.T) {
 		}
 		c.take(name, b, now)
 	}
+	if e := edgeOf(seen{report: &Report{Interval: 1e12}, at: now}, now.Add(4*time.Hour)); !e.Silent {
+		t.Error("an edge that claims to report once in a lifetime is not silent")
+	}
 	if s := c.below(nil, now); s != nil {
 		t.Errorf("a relay without children sums up %+v", s)
 	}

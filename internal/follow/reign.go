@@ -89,7 +89,7 @@ func (r *epochReign) run() error {
 			}
 		case epoch := <-r.found:
 			r.begin(epoch)
-			if r.ending != nil && r.next == nil {
+			if r.ending != nil && r.next == nil && !r.takesNewer() {
 				if err := r.hold(r.ending); err != nil {
 					return err
 				}
@@ -180,6 +180,11 @@ func (r *epochReign) hold(err error) error {
 	r.log.Error("stream stopped; its last rows are still answered", "error", mend.Error(r.config.Name, err))
 	r.held = err
 	return nil
+}
+
+// takesNewer reports whether an image of a newer epoch is being taken.
+func (r *epochReign) takesNewer() bool {
+	return r.boot.task != nil && r.boot.epoch > millrace.Epoch(r.epoch.Load())
 }
 
 // begin starts to copy an epoch that was found, if it is not being copied.

@@ -2,6 +2,7 @@ package pgtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -9,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -120,30 +123,20 @@ ignore_startup_parameters = %s
 	if os.Geteuid() == 0 { // it refuses to run as root
 		args = []string{"-u", "nobody", config}
 	}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
+	b := &bouncer{program: program, args: args, log: filepath.Join(dir, "log"), ended: make(chan struct{})}
+	if err := b.start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = log.Close() }()    // the process has its own descriptor
-	cmd := exec.Command(program, args...) //nolint:noctx // the test's end ends it
-	cmd.Stdout, cmd.Stderr = log, log
-	process, err := child.Start(cmd, syscall.SIGKILL)
-	if err != nil {
-		t.Fatal(err)
-	}
+	process := b.process
+	go b.watch()
 	t.Cleanup(func() {
-		select {
-		case <-process.Done():
-			t.Errorf("PgBouncer ended by itself: %v; it says: %s", process.Err(), child.Tail(log.Name(), 0, 4096))
-		default:
-		}
-		if err := process.Kill(); err != nil {
-			t.Error(err)
+		if err := b.stop(); err != nil {
+			t.Errorf("%v; it says: %s", err, child.Tail(b.log, 0, 4096))
 		}
 	})
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(ports[0]))
 	if err := awaitListener(address, process); err != nil {
-		t.Fatalf("start PgBouncer: %v; it says: %s", err, child.Tail(log.Name(), 0, 4096))
+		t.Fatalf("start PgBouncer: %v; it says: %s", err, child.Tail(b.log, 0, 4096))
 	}
 	u, err := url.Parse(server.URL(database))
 	if err != nil {
@@ -151,6 +144,69 @@ ignore_startup_parameters = %s
 	}
 	u.Host = address
 	return u.String()
+}
+
+// bouncer is a PgBouncer that is started again where it ends by a fault of its own.
+type bouncer struct {
+	program string
+	args    []string
+	log     string
+	ended   chan struct{} // closed when watch has ended
+
+	mu       sync.Mutex
+	process  *child.Process
+	stopping bool
+	fault    error
+}
+
+// ownFault is what PgBouncer 1.18 ends with now and then where a client cancels a query
+// and leaves at once.
+const ownFault = "disconnect_client(): bad client state"
+
+func (b *bouncer) start() error {
+	log, err := os.OpenFile(b.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644) //nolint:gosec // another user may read it
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()        // the process has its own descriptor
+	cmd := exec.Command(b.program, b.args...) //nolint:noctx // the test's end ends it
+	cmd.Stdout, cmd.Stderr = log, log
+	b.process, err = child.Start(cmd, syscall.SIGKILL)
+	return err
+}
+
+// watch starts it again, as its service would, until it is stopped or ends otherwise.
+func (b *bouncer) watch() {
+	defer close(b.ended)
+	for {
+		b.mu.Lock()
+		process := b.process
+		b.mu.Unlock()
+		<-process.Done()
+		b.mu.Lock()
+		switch {
+		case b.stopping:
+		case !strings.Contains(child.Tail(b.log, 0, 4096), ownFault):
+			b.fault = fmt.Errorf("PgBouncer ended by itself: %w", process.Err())
+		default:
+			b.fault = b.start()
+		}
+		over := b.stopping || b.fault != nil
+		b.mu.Unlock()
+		if over {
+			return
+		}
+	}
+}
+
+// stop ends it, and says whether it had ended by itself.
+func (b *bouncer) stop() error {
+	b.mu.Lock()
+	b.stopping = true
+	err := errors.Join(b.fault, b.process.Kill())
+	b.mu.Unlock()
+	<-b.ended
+	return err
 }
 
 // awaitListener waits until something listens at address.
