@@ -330,7 +330,7 @@ func (t *Table) holdsRange(r *Range) error {
 	if t.t.scope.All() {
 		return nil
 	}
-	low, high := r.low(), successor(r.Prefix)
+	low, high := r.low(), PrefixEnd(r.Prefix)
 	if len(r.To) > 0 && (high == nil || bytes.Compare(r.To, high) < 0) {
 		high = r.To
 	}

@@ -182,10 +182,10 @@ func (r *Range) low() []byte {
 // end returns a store key that no entry of the range stands at or behind; nil
 // where there is none. The keys of a head that bounds cut through are within.
 func (r *Range) end() []byte {
-	end := successor(r.Prefix[:min(len(r.Prefix), storedHead)])
+	end := PrefixEnd(r.Prefix[:min(len(r.Prefix), storedHead)])
 	to := r.To
 	if len(to) > storedHead {
-		to = successor(to[:storedHead])
+		to = PrefixEnd(to[:storedHead])
 	}
 	if len(to) > 0 && (end == nil || bytes.Compare(to, end) < 0) {
 		end = to
@@ -196,8 +196,8 @@ func (r *Range) end() []byte {
 	return end
 }
 
-// successor returns the first key behind all that begin with prefix, or nil.
-func successor(prefix []byte) []byte {
+// PrefixEnd returns the first key behind all that begin with prefix, nil if there is none.
+func PrefixEnd(prefix []byte) []byte {
 	for n := len(prefix); n > 0; n-- {
 		if prefix[n-1] < 0xFF {
 			next := bytes.Clone(prefix[:n])

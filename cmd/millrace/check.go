@@ -45,10 +45,7 @@ the tables of streams that are registered. Of the rest each line names the comma
 			if err != nil {
 				return err
 			}
-			var all []string
-			for i := range c.Streams {
-				all = append(all, c.Streams[i].Name)
-			}
+			all := streamNames(c)
 			names, err := selected(c, stream, all)
 			if err != nil {
 				return err

@@ -48,6 +48,17 @@ The steps: plan, prepare, copy, follow, verify, rehearse, cutover, (rollback,) f
 // opening makes the migration of the migration file.
 type opening func() (*migrations.Migration, error)
 
+// run is what a command does that has the migration do one thing.
+func (open opening) run(do func(context.Context, *migrations.Migration) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		m, err := open()
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), m)
+	}
+}
+
 func (a *app) migration(file string) (*migrations.Migration, error) {
 	c, err := config.LoadMigration(file, a.environ)
 	if err != nil {
@@ -328,13 +339,7 @@ func (a *app) migratePause(open opening, pause bool) *cobra.Command {
 		cmd = &cobra.Command{Use: "pause", Short: "Have copy and follow wait, in whichever process they are"}
 	}
 	cmd.Args = noArgs
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		m, err := open()
-		if err != nil {
-			return err
-		}
-		return m.Pause(cmd.Context(), pause)
-	}
+	cmd.RunE = open.run(func(ctx context.Context, m *migrations.Migration) error { return m.Pause(ctx, pause) })
 	return cmd
 }
 
@@ -343,13 +348,7 @@ func (a *app) migrateAbort(open opening) *cobra.Command {
 		Use:   "abort",
 		Short: "Take away slot, publication and state; the target's tables stay, with what they have",
 		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := open()
-			if err != nil {
-				return err
-			}
-			return m.Abort(cmd.Context())
-		},
+		RunE:  open.run(func(ctx context.Context, m *migrations.Migration) error { return m.Abort(ctx) }),
 	}
 }
 
@@ -387,12 +386,6 @@ func (a *app) migrateFinish(open opening) *cobra.Command {
 		Use:   "finish",
 		Short: "Take gates, ways and state away where writers are to stay at the target; no way leads back then",
 		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := open()
-			if err != nil {
-				return err
-			}
-			return m.Finish(cmd.Context())
-		},
+		RunE:  open.run(func(ctx context.Context, m *migrations.Migration) error { return m.Finish(ctx) }),
 	}
 }

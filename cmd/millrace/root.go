@@ -156,6 +156,15 @@ func (a *app) published(stream string) (*config.Config, []string, error) {
 	return c, names, c.NeedSource(names)
 }
 
+// streamNames are the names of all streams of a configuration.
+func streamNames(c *config.Config) []string {
+	var all []string
+	for i := range c.Streams {
+		all = append(all, c.Streams[i].Name)
+	}
+	return all
+}
+
 // selected returns the streams that the command is about: the one that --stream
 // names, or all of candidates.
 func selected(c *config.Config, name string, candidates []string) ([]string, error) {
@@ -163,10 +172,7 @@ func selected(c *config.Config, name string, candidates []string) ([]string, err
 		return candidates, nil
 	}
 	if c.Stream(name) == nil {
-		var all []string
-		for i := range c.Streams {
-			all = append(all, c.Streams[i].Name)
-		}
+		all := streamNames(c)
 		return nil, usage("--stream %s: %s has no such stream; it has: %s", name, c.File, strings.Join(all, ", "))
 	}
 	return []string{name}, nil

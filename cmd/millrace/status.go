@@ -84,10 +84,7 @@ topic.`,
 			if err != nil {
 				return err
 			}
-			var all []string
-			for i := range c.Streams {
-				all = append(all, c.Streams[i].Name)
-			}
+			all := streamNames(c)
 			names, err := selected(c, stream, all)
 			if err != nil {
 				return err

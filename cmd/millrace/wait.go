@@ -65,10 +65,7 @@ come to the index, 1 when the time is over; then those that lack it are named.`,
 			if err != nil {
 				return err
 			}
-			var all []string
-			for i := range c.Streams {
-				all = append(all, c.Streams[i].Name)
-			}
+			all := streamNames(c)
 			s, err := one(c, stream, all)
 			if err != nil {
 				return err

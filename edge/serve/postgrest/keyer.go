@@ -64,7 +64,7 @@ func (k *keyer) narrow(r *edge.Range, at int, b *bound) bool {
 	case !b.lowOpen:
 		r.From = one(b.lowKey)
 	default:
-		if r.From = after(one(b.lowKey)); r.From == nil {
+		if r.From = edge.PrefixEnd(one(b.lowKey)); r.From == nil {
 			return false
 		}
 	}
@@ -72,7 +72,7 @@ func (k *keyer) narrow(r *edge.Range, at int, b *bound) bool {
 	case b.highKey != nil && b.highOpen:
 		r.To = one(b.highKey)
 	case b.highKey != nil:
-		r.To = after(one(b.highKey))
+		r.To = edge.PrefixEnd(one(b.highKey))
 	case indexed:
 		r.To = append(bytes.Clone(prefix), markNull)
 	}
@@ -84,16 +84,4 @@ func (k *keyer) narrow(r *edge.Range, at int, b *bound) bool {
 		r.Prefix = append(r.Prefix, b.prefix...)
 	}
 	return len(r.To) == 0 || bytes.Compare(r.From, r.To) < 0
-}
-
-// after returns the first key behind all that begin with prefix, nil if there is none.
-func after(prefix []byte) []byte {
-	for n := len(prefix); n > 0; n-- {
-		if prefix[n-1] < 0xFF {
-			next := bytes.Clone(prefix[:n])
-			next[n-1]++
-			return next
-		}
-	}
-	return nil
 }
