@@ -14,26 +14,27 @@ import (
 
 // readSource looks up the columns of a table at the source.
 func readSource(ctx context.Context, q queryer, id millrace.TableID) ([]sourceColumn, error) {
-	rows, err := q.Query(ctx, `SELECT attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1), attgenerated <> '', attidentity = 'a'
+	rows, err := q.Query(ctx, `SELECT attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1), attgenerated <> '', attidentity = 'a', atttypid, (SELECT typtype::text FROM pg_type y WHERE y.oid = atttypid)
 FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, int64(id))
 	if err != nil {
 		return nil, fmt.Errorf("look up columns at the source: %w", err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c sourceColumn, err error) {
-		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.generated, &c.always)
+		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.generated, &c.always, &c.oid, &c.kind)
 	})
 }
 
 // readTarget looks up the columns of a table at the target.
 func readTarget(ctx context.Context, q queryer, id millrace.TableID) ([]targetColumn, error) {
 	rows, err := q.Query(ctx, `SELECT attname::text, format_type(atttypid, atttypmod), format_type(atttypid, -1), attnotnull, attgenerated <> '', attidentity <> '', atthasdef, attidentity = 'a',
-       CASE WHEN attgenerated <> '' THEN (SELECT coalesce(pg_get_expr(f.adbin, f.adrelid), '') FROM pg_attrdef f WHERE f.adrelid = attrelid AND f.adnum = attnum) ELSE '' END
+       CASE WHEN attgenerated <> '' THEN (SELECT coalesce(pg_get_expr(f.adbin, f.adrelid), '') FROM pg_attrdef f WHERE f.adrelid = attrelid AND f.adnum = attnum) ELSE '' END,
+       atttypid, (SELECT typtype::text FROM pg_type y WHERE y.oid = atttypid)
 FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, int64(id))
 	if err != nil {
 		return nil, fmt.Errorf("look up columns at the target: %w", err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c targetColumn, err error) {
-		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.notNull, &c.generated, &c.identity, &c.hasPreset, &c.always, &c.sql)
+		return c, row.Scan(&c.name, &c.typ, &c.cast, &c.notNull, &c.generated, &c.identity, &c.hasPreset, &c.always, &c.sql, &c.oid, &c.kind)
 	})
 }
 

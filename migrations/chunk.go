@@ -1,8 +1,6 @@
 package migrations
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/zeebo/xxh3"
 
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/wait"
@@ -115,7 +112,7 @@ func (w *copier) once(ctx context.Context, c *chunkToCopy, careful bool) (same b
 	if _, err := w.dst.Exec(ctx, "BEGIN"); err != nil {
 		return false, err
 	}
-	sent, there := newSum(len(t.carried)), newSum(len(t.carried))
+	sent, there := t.newSum(), t.newSum()
 	into := t.to.Quoted()
 	if careful {
 		into = fmt.Sprintf("pg_temp.millrace_chunk_%d", c.table)
@@ -126,7 +123,7 @@ func (w *copier) once(ctx context.Context, c *chunkToCopy, careful bool) (same b
 			return false, err
 		}
 	}
-	rows, err := w.stream(ctx, t.copyOut(c), "COPY "+into+" ("+quoteAll("", t.targets())+") FROM STDIN", sent)
+	rows, err := w.stream(ctx, t.copyOut(c), "COPY "+into+" ("+quoteAll("", t.targets())+") FROM STDIN"+t.format(), sent)
 	if err != nil {
 		return false, err
 	}
@@ -147,7 +144,7 @@ func (w *copier) once(ctx context.Context, c *chunkToCopy, careful bool) (same b
 	if err != nil {
 		return false, err
 	}
-	if there != nil && !careful && there.text() != sent.text() {
+	if there != nil && !careful && !there.same(sent) {
 		return false, fmt.Errorf("%w: the source sent %d rows with sum %x, the target has stored %d with sum %x; mend: look for a rule, a trigger or a type at the target that alters rows", ErrChecksum, sent.rows, sent.bytes(), there.rows, there.bytes())
 	}
 	if err := w.note(ctx, c, sent, there, snapshot, time.Since(began)); err != nil {
@@ -173,27 +170,23 @@ func (t *mapping) copyOut(c *chunkToCopy) string {
 	for _, d := range t.derived {
 		columns = append(columns, "("+d.sql+")::"+d.targetCast)
 	}
-	return fmt.Sprintf("COPY (SELECT %s FROM ONLY %s WHERE %s) TO STDOUT", strings.Join(columns, ", "), c.name, where)
+	return fmt.Sprintf("COPY (SELECT %s FROM ONLY %s WHERE %s) TO STDOUT%s", strings.Join(columns, ", "), c.name, where, t.format())
 }
 
 // stream sends what a COPY of the source gives to one of the target, and returns how
 // many rows that took.
 func (w *copier) stream(ctx context.Context, out, in string, s *sum) (int64, error) {
-	r, pipe := io.Pipe()
+	p := newPump()
 	sent := make(chan error, 1)
 	go func() {
-		buffer := bufio.NewWriterSize(pipe, 256<<10)
-		_, err := w.src.PgConn().CopyTo(ctx, io.MultiWriter(s, buffer), out)
-		if err == nil {
-			err = buffer.Flush()
-		}
-		_ = pipe.CloseWithError(err) // nil, always
+		_, err := w.src.PgConn().CopyTo(ctx, io.MultiWriter(s, p), out)
+		p.end(err)
 		sent <- err
 	}()
-	tag, err := w.dst.PgConn().CopyFrom(ctx, r, in)
+	tag, err := w.dst.PgConn().CopyFrom(ctx, p, in)
 	// Where the target takes no more, the source's connection is of use only if it can
 	// send the rest.
-	_, drained := io.Copy(io.Discard, r)
+	_, drained := io.Copy(io.Discard, p)
 	if out := <-sent; out != nil && (err == nil || code(err) == "57014") { // the target's is that the source's has failed
 		err = errors.Join(out, err)
 	}
@@ -242,7 +235,7 @@ func (w *copier) readBack(ctx context.Context, t *mapping, before map[string]int
 			if !everywhere {
 				where += fmt.Sprintf(" AND ctid >= '(%d,0)'", max(0, blocks-1))
 			}
-			if _, err := w.dst.PgConn().CopyTo(ctx, there, fmt.Sprintf("COPY (SELECT %s FROM ONLY %s WHERE %s) TO STDOUT", strings.Join(columns, ", "), heap, where)); err != nil {
+			if _, err := w.dst.PgConn().CopyTo(ctx, there, fmt.Sprintf("COPY (SELECT %s FROM ONLY %s WHERE %s) TO STDOUT%s", strings.Join(columns, ", "), heap, where, t.format())); err != nil {
 				return fmt.Errorf("read rows back: %w", err)
 			}
 		}
@@ -271,7 +264,7 @@ func (w *copier) merge(ctx context.Context, t *mapping, i int, there *sum) error
 	for _, k := range t.carried {
 		columns = append(columns, k.target)
 	}
-	if _, err := w.dst.PgConn().CopyTo(ctx, there, fmt.Sprintf("COPY (SELECT %s FROM %s t WHERE EXISTS (SELECT FROM %s s WHERE %s)) TO STDOUT", quoteAll("t.", columns), t.to.Quoted(), staged, equal("t.", "s.", t.keyNames()))); err != nil {
+	if _, err := w.dst.PgConn().CopyTo(ctx, there, fmt.Sprintf("COPY (SELECT %s FROM %s t WHERE EXISTS (SELECT FROM %s s WHERE %s)) TO STDOUT%s", quoteAll("t.", columns), t.to.Quoted(), staged, equal("t.", "s.", t.keyNames()), t.format())); err != nil {
 		return fmt.Errorf("read rows back: %w", err)
 	}
 	return nil
@@ -310,65 +303,4 @@ func equal(a, b string, names []string) string {
 		terms = append(terms, a+table.Quote(n)+" = "+b+table.Quote(n))
 	}
 	return strings.Join(terms, " AND ")
-}
-
-// sum adds up rows of COPY's text form, by their first columns. It is an io.Writer.
-type sum struct {
-	columns int
-	rows    int64
-	hi, lo  uint64
-	part    []byte // of a row whose end has not come
-}
-
-func newSum(columns int) *sum { return &sum{columns: columns} }
-
-func (s *sum) reset() { s.rows, s.hi, s.lo, s.part = 0, 0, 0, s.part[:0] }
-
-// Write implements io.Writer.
-func (s *sum) Write(b []byte) (int, error) {
-	n := len(b)
-	for {
-		i := bytes.IndexByte(b, '\n')
-		if i < 0 {
-			s.part = append(s.part, b...)
-			return n, nil
-		}
-		if len(s.part) == 0 {
-			s.add(b[:i])
-		} else {
-			s.part = append(s.part, b[:i]...)
-			s.add(s.part)
-			s.part = s.part[:0]
-		}
-		b = b[i+1:]
-	}
-}
-
-func (s *sum) add(row []byte) {
-	end := 0
-	for range s.columns {
-		i := bytes.IndexByte(row[end:], '\t')
-		if i < 0 {
-			end = len(row) + 1
-			break
-		}
-		end += i + 1
-	}
-	h := xxh3.Hash128(row[:end-1])
-	carry := s.lo + h.Lo
-	if carry < s.lo {
-		s.hi++
-	}
-	s.lo, s.hi = carry, s.hi+h.Hi
-	s.rows++
-}
-
-func (s *sum) text() string { return fmt.Sprintf("%d:%016x%016x", s.rows, s.hi, s.lo) }
-
-func (s *sum) bytes() []byte {
-	b := make([]byte, 16)
-	for i := range 8 {
-		b[i], b[8+i] = byte(s.hi>>(56-8*i)), byte(s.lo>>(56-8*i))
-	}
-	return b
 }

@@ -268,21 +268,10 @@ WHERE c.name = $1 AND c.rows_read IS NULL ORDER BY 1, 2, 6`, m.cfg.Name, names)
 
 // copyLeft copies chunks, and returns one for each heap that has another file.
 func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkToCopy) (rewritten []*chunkToCopy, err error) {
-	work := make(chan *chunkToCopy)
+	work := newQueue(left)
 	found := make(chan *chunkToCopy, len(left))
 	throttle := newThrottle(m, len(left))
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		defer close(work)
-		for _, c := range left {
-			select {
-			case work <- c:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
 	for range min(m.cfg.Workers, len(left)) {
 		group.Go(func() error {
 			src, dst, err := m.both(ctx)
@@ -300,7 +289,7 @@ func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkT
 					return err
 				}
 			}
-			for c := range work {
+			for h, c := work.next(nil); c != nil; h, c = work.next(h) {
 				if err := throttle.wait(ctx, src, dst); err != nil {
 					return err
 				}

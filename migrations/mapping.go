@@ -32,6 +32,8 @@ type mapping struct {
 	loose bool
 	// triggers and references the target has: they are off while changes go in.
 	guarded bool
+	// binary tells that rows go over in COPY's binary form.
+	binary bool
 	// part is the constraint of the partition that from is, over the source's columns,
 	// where several go into one table; empty otherwise.
 	part string
@@ -53,12 +55,16 @@ type derived struct{ target, targetCast, sql string }
 // sourceColumn is a column as the source's catalog has it.
 type sourceColumn struct {
 	name, typ, cast   string
-	generated, always bool // identity ALWAYS
+	oid               uint32 // of the type
+	kind              string // of the type: pg_type.typtype
+	generated, always bool   // identity ALWAYS
 }
 
 // targetColumn is a column as the target's catalog has it.
 type targetColumn struct {
 	name, typ, cast     string
+	oid                 uint32 // of the type
+	kind                string // of the type: pg_type.typtype
 	notNull, generated  bool
 	identity, hasPreset bool
 	always              bool   // identity ALWAYS
@@ -75,7 +81,7 @@ type uniqueIndex struct {
 
 // mapColumns says where each column goes, and what is wrong with that.
 func mapColumns(t *Table, schema *millrace.Schema, src []sourceColumn, dst []targetColumn) (*mapping, []capture.Problem) {
-	m := &mapping{from: t.From, to: t.To, id: schema.Table, part: t.part}
+	m := &mapping{from: t.From, to: t.To, id: schema.Table, part: t.part, binary: true}
 	var problems []capture.Problem
 	bad := func(text, mend string) {
 		problems = append(problems, capture.Refuse(ErrBlocked, "table "+t.From.String(), text, mend))
@@ -123,6 +129,7 @@ func mapColumns(t *Table, schema *millrace.Schema, src []sourceColumn, dst []tar
 			problems = append(problems, capture.Warn("table "+t.From.String(), fmt.Sprintf("its column %s may be NULL, the target's %s may not: the first such row stops the migration", c.Name, name), fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL at the target", t.To.Quoted(), table.Quote(name))))
 		}
 		used[name] = true
+		m.binary = m.binary && src[j].cast == d.cast && sameBytes(src[j].oid, src[j].kind) && sameBytes(d.oid, d.kind)
 		m.carried = append(m.carried, carried{source: c.Name, target: name, sourceCast: src[j].cast, targetCast: d.cast, fixed: d.always})
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
@@ -142,6 +149,7 @@ func mapColumns(t *Table, schema *millrace.Schema, src []sourceColumn, dst []tar
 			continue
 		}
 		used[target] = true
+		m.binary = m.binary && sameBytes(d.oid, "")
 		m.derived = append(m.derived, derived{target: target, targetCast: d.cast, sql: t.Expressions[target]})
 	}
 	for i := range dst {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-db/millrace/internal/pgserver"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -45,8 +46,8 @@ func copies(b *testing.B, program string, version int) {
 		{"millrace", func(dst *pgtest.DB, n int) { migrated(b, n, false, src, dst, tables) }},
 		{"millrace without checksums", func(dst *pgtest.DB, n int) { migrated(b, n, true, src, dst, tables) }},
 	}
-	took := map[string][]float64{}
-	var ratios []float64
+	took, worked := map[string][]float64{}, map[string][]float64{}
+	var ratios, work []float64 // pgcopydb's time and processor time, by ours
 	for round := range *roundsFlag {
 		now := map[string]float64{}
 		for i := range ways {
@@ -54,20 +55,24 @@ func copies(b *testing.B, program string, version int) {
 			dst := pgtest.On(b, server(b, "target", version))
 			simple(b, src.Pool, "CHECKPOINT")
 			simple(b, dst.Pool, "CHECKPOINT")
-			began := time.Now()
+			both := []*pgserver.Server{server(b, "source", 15), server(b, "target", version)}
+			began, before := time.Now(), processor(b, both...)
 			w.run(dst, round)
 			now[w.name] = time.Since(began).Seconds()
+			spent := (processor(b, both...) - before).Seconds()
+			worked[w.name] = append(worked[w.name], spent)
 			took[w.name] = append(took[w.name], now[w.name])
 			same(b, src, dst, tables...)
 			if w.name != "pgcopydb" {
 				must(b, "abort", migration(b, fmt.Sprint("copy", round), src, dst, false, tables...).Abort(b.Context()))
 				simple(b, src.Pool, "DROP SCHEMA millrace CASCADE") // pgcopydb would take it along
 			}
-			figure(b, map[string]any{"what": w.name, "round": round, "rows": *rowsFlag, "seconds": now[w.name], "rows_per_second": float64(*rowsFlag) / now[w.name]})
+			figure(b, map[string]any{"what": w.name, "round": round, "rows": *rowsFlag, "seconds": now[w.name], "processor_seconds": spent, "rows_per_second": float64(*rowsFlag) / now[w.name]})
 		}
 		ratios = append(ratios, now["pgcopydb"]/now["millrace"])
+		work = append(work, worked["pgcopydb"][round]/worked["millrace"][round])
 	}
-	figure(b, map[string]any{"what": "ratio", "ratios": ratios, "median": median(ratios), "pgcopydb": median(took["pgcopydb"]), "millrace": median(took["millrace"]), "without_checksums": median(took["millrace without checksums"])})
+	figure(b, map[string]any{"what": "ratio", "ratios": ratios, "median": median(ratios), "processor_ratios": work, "processor_median": median(work), "pgcopydb": median(took["pgcopydb"]), "millrace": median(took["millrace"]), "without_checksums": median(took["millrace without checksums"])})
 	b.ReportMetric(median(ratios), "of-pgcopydb")
 }
 
