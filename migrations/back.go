@@ -269,6 +269,12 @@ func (m *Migration) skip(ctx context.Context, src *pgx.Conn, at *millrace.Checkp
 	return nil
 }
 
+// fenceSQL writes a fence at the way's source, within the transaction that runs it: the
+// changes of transactions that end behind that one come behind the fence.
+func (m *Migration) fenceSQL(fence string) string {
+	return fmt.Sprintf("SELECT pg_logical_emit_message(true, %s, %s::text)", literal(fencePrefix), literal(fence))
+}
+
 // isFence reports whether an entry is the message of a fence.
 func isFence(h *millrace.Head, fence string) (bool, error) {
 	if h.Kind != millrace.KindMessage {

@@ -24,6 +24,9 @@ var (
 	ErrConflict = capture.Stop("target is not as it was left")
 	// ErrChecksum occurs when the target has stored other rows than it was sent.
 	ErrChecksum = capture.Stop("chunk differs")
+	// ErrCounts occurs when writers are to go over and what the two sides have counted
+	// differs.
+	ErrCounts = capture.Stop("counts of the two sides differ")
 	// ErrDiffers occurs when verification finds rows that differ.
 	ErrDiffers = capture.Stop("source and target differ")
 )

@@ -130,8 +130,12 @@ type follower struct {
 	fence          string
 	passed, fenced bool
 	verify         []*millrace.Entry // ranges to compare behind its commit
-	tended         time.Time
-	pausing        bool
+	// hot has each batch be what has come while the one before was applied, and what is
+	// entered at the source of them be owed.
+	hot     bool
+	owed    []*record
+	tended  time.Time
+	pausing bool
 }
 
 func (m *Migration) follow(ctx context.Context, until Until) (err error) {
@@ -273,7 +277,11 @@ func (f *follower) gather(ctx context.Context) error {
 	if more, err := f.next(ctx, idle); err != nil || !more {
 		return err
 	}
-	rest, cancel := context.WithTimeout(ctx, f.m.cfg.BatchInterval)
+	interval := f.m.cfg.BatchInterval
+	if f.hot {
+		interval = 0
+	}
+	rest, cancel := context.WithTimeout(ctx, interval)
 	defer cancel()
 	for f.batch.size < f.m.cfg.BatchBytes && len(f.verify) == 0 && !f.passed {
 		if more, err := f.next(ctx, rest); err != nil || !more {
@@ -402,13 +410,33 @@ func (f *follower) commit(ctx context.Context) error {
 	}
 	f.before, f.units = f.at.Index, 0
 	f.batch.reset()
-	if !captured.empty() {
+	if f.hot && !captured.empty() {
+		f.owed = append(f.owed, &captured)
+	} else if !captured.empty() {
 		if err := f.sink.record(ctx, f.src, &captured); err != nil {
 			return err
 		}
 	}
 	f.from.Confirm(f.at.Position)
 	f.fenced = f.passed
+	return nil
+}
+
+// awaitFence has f wait for a fence that is still to be written.
+func (f *follower) awaitFence() (err error) {
+	f.fence, err = newToken()
+	f.passed, f.fenced = false, false
+	return err
+}
+
+// enterOwed enters at the source what is owed there.
+func (f *follower) enterOwed(ctx context.Context) error {
+	for _, r := range f.owed {
+		if err := f.sink.record(ctx, f.src, r); err != nil {
+			return err
+		}
+	}
+	f.owed = nil
 	return nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/wait"
@@ -234,8 +233,9 @@ SELECT g.tgname || ' ON ' || c.oid::regclass FROM tree JOIN pg_class c ON c.oid 
 	return nil
 }
 
-// set opens or closes the gate for a term. It takes effect at once, whatever becomes
-// of the transaction, so the closing side decides by its row what it means.
+// set closes the gate for a term, or opens it where nobody else can be at work. It takes
+// effect at once, whatever becomes of the transaction, so the closing side decides by
+// its row what it means.
 func (g *gate) set(ctx context.Context, q queryer, term int64, open bool) error {
 	value := 2 * term
 	if open {
@@ -248,6 +248,40 @@ func (g *gate) set(ctx context.Context, q queryer, term int64, open bool) error 
 	return nil
 }
 
+// open opens the gate of a side whose row says that it takes writes in a term, and tells
+// clients. The row is locked meanwhile: a process that was stopped for a while may come
+// here when others have gone over again. Errors: ErrRunning.
+func (g *gate) open(ctx context.Context, term int64) error {
+	sql := fmt.Sprintf(`BEGIN; SET LOCAL synchronous_commit = off;
+SELECT setval(%[1]s::regclass, %[2]d) FROM (SELECT FROM millrace.migration_manager WHERE name = %[3]s AND active = %[4]s AND term = %[5]d FOR UPDATE) x;
+SELECT pg_notify('millrace_migration', %[3]s); COMMIT`, literal(g.sequence()), 2*term+1, literal(g.name), literal(string(g.where)), term)
+	results, err := g.conn.PgConn().Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return fmt.Errorf("open the gate at the %s: %w", g.where, err)
+	}
+	if len(results) != 5 || len(results[2].Rows) != 1 {
+		return fmt.Errorf("open the gate at the %s: %w: it has gone beyond term %d", g.where, ErrRunning, term)
+	}
+	return nil
+}
+
+// tryRow is row, and takes it back.
+func (g *gate) tryRow(ctx context.Context, m *manager, then string) error {
+	if _, err := g.isOpen(ctx); err != nil {
+		return err
+	}
+	if _, err := g.conn.Exec(ctx, "BEGIN", pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("try to write who takes writes, at the %s: %w", g.where, err)
+	}
+	if err := g.row(ctx, m, then); err != nil {
+		return err
+	}
+	if _, err := g.conn.Exec(ctx, "ROLLBACK", pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("try to write who takes writes, at the %s: %w", g.where, err)
+	}
+	return nil
+}
+
 // isOpen reports whether the side takes writes.
 func (g *gate) isOpen(ctx context.Context) (open bool, err error) {
 	if err = g.conn.QueryRow(ctx, "SELECT last_value % 2 = 1 FROM "+g.sequence()).Scan(&open); err != nil {
@@ -256,22 +290,18 @@ func (g *gate) isOpen(ctx context.Context) (open bool, err error) {
 	return open, err
 }
 
-// execer is what a connection and a transaction have in common.
-type execer interface {
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}
-
-// row writes the side's row, in a transaction with the gate's token for the term.
-func (g *gate) row(ctx context.Context, tx execer, m *manager) error {
+// row writes the side's row and another token, which is for the term, within the
+// transaction that its connection is in; then runs more statements. It is one message,
+// because writers wait.
+func (g *gate) row(ctx context.Context, m *manager, then string) error {
 	token, err := newToken()
 	if err != nil {
 		return err
 	}
-	// One message, because writers wait: each would have to be prepared first.
 	sql := fmt.Sprintf(`UPDATE millrace.migration_manager SET active = %[2]s, locked = false, term = %[3]d, fence = %[4]s, changed_at = clock_timestamp() WHERE name = %[1]s;
-UPDATE millrace.migration_applier SET token = %[5]s WHERE name = %[1]s; SELECT pg_notify('millrace_migration', %[1]s)`,
-		literal(g.name), literal(string(m.Active)), m.Term, literal(m.Fence), literal(token))
-	if _, err := tx.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
+UPDATE millrace.migration_applier SET token = %[5]s WHERE name = %[1]s; SELECT pg_notify('millrace_migration', %[1]s); %[6]s`,
+		literal(g.name), literal(string(m.Active)), m.Term, literal(m.Fence), literal(token), then)
+	if _, err := g.conn.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("write who takes writes, at the %s: %w", g.where, err)
 	}
 	return nil

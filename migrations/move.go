@@ -16,10 +16,11 @@ import (
 //	drain   changes are applied until nearly none is left
 //	hold    the tables are locked at the closing side: writers wait
 //	fence   a message is written there, and changes are applied up to it
-//	ahead   sequences of the opening side are set to where the closing side's are
-//	mark    a message is written at the opening side: the way back begins behind it
+//	ahead   meanwhile sequences of the opening side are set to where the closing side's are
+//	count   what either side has counted is compared
 //	close   the closing side's gate is closed, its row says who takes writes; commit
-//	open    the opening side's row says so too, its gate is opened
+//	open    the opening side's row says so too, with a message that the way back begins
+//	        behind; then its gate is opened
 //	settle  the way back comes to its fence, the way there is given up
 //
 // The row of the closing side decides. Killed before its commit, nothing has happened;
@@ -34,9 +35,18 @@ type Pause struct {
 	Locked  time.Duration `json:"locked"`
 	Drained time.Duration `json:"drained"`
 	Total   time.Duration `json:"total"`
+	// Steps are what was done meanwhile, each with how long after the first writer
+	// waited. Some are done at once.
+	Steps []PauseStep `json:"steps"`
 	// Active is the side that takes writes now.
 	Active string `json:"active"`
 	Term   int64  `json:"term"`
+}
+
+// PauseStep is a step of a pause, and when it was done.
+type PauseStep struct {
+	Step string        `json:"step"`
+	At   time.Duration `json:"at"`
 }
 
 // ErrBudget occurs when going over would have held writers for longer than the pause
@@ -121,6 +131,6 @@ func (m *Migration) move(ctx context.Context, from side, rehearse bool) (*Pause,
 		p.Active, p.Term = string(from), now.Term
 		return p, w.from(from.other()).disarm(ctx)
 	}
-	m.log.Info("writers have gone over", "to", string(closing.to), "term", closing.term, "pause", p.Total)
+	m.log.Info("writers have gone over", "to", string(closing.to), "term", closing.term, "pause", p.Total, "steps", p.Steps)
 	return p, w.settle(ctx, closing.decision())
 }

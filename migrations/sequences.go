@@ -58,19 +58,19 @@ SELECT coalesce(pg_get_serial_sequence($1, $2), (
 	return name, nil
 }
 
-// ahead sets sequences to where their counterparts are: in two messages, because
-// writers wait.
-func ahead(ctx context.Context, src, dst *pgx.Conn, pairs []sequencePair) error {
+// ahead writes the statement that sets sequences of the opening side to where their
+// counterparts are. All are read in one message, because writers wait.
+func ahead(ctx context.Context, closing *pgx.Conn, pairs []sequencePair) (set string, err error) {
 	if len(pairs) == 0 {
-		return nil
+		return "", nil
 	}
-	var read, set []string
+	var read, sets []string
 	for i, p := range pairs {
 		read = append(read, fmt.Sprintf("SELECT %d, last_value, is_called FROM %s", i, p.from))
 	}
-	rows, err := src.Query(ctx, strings.Join(read, " UNION ALL "), pgx.QueryExecModeSimpleProtocol)
+	rows, err := closing.Query(ctx, strings.Join(read, " UNION ALL "), pgx.QueryExecModeSimpleProtocol)
 	if err != nil {
-		return fmt.Errorf("read sequences: %w", err)
+		return "", fmt.Errorf("read sequences: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
@@ -78,18 +78,15 @@ func ahead(ctx context.Context, src, dst *pgx.Conn, pairs []sequencePair) error 
 		var last int64
 		var called bool
 		if err := rows.Scan(&i, &last, &called); err != nil {
-			return fmt.Errorf("read sequences: %w", err)
+			return "", fmt.Errorf("read sequences: %w", err)
 		}
-		set = append(set, fmt.Sprintf("setval(%s::regclass, %d, %t)", literal(pairs[i].to), last, called))
+		sets = append(sets, fmt.Sprintf("setval(%s::regclass, %d, %t)", literal(pairs[i].to), last, called))
 	}
 	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read sequences: %w", err)
+		return "", fmt.Errorf("read sequences: %w", err)
 	}
-	if len(set) != len(pairs) {
-		return fmt.Errorf("read sequences: %d of %d answered", len(set), len(pairs))
+	if len(sets) != len(pairs) {
+		return "", fmt.Errorf("read sequences: %d of %d answered", len(sets), len(pairs))
 	}
-	if _, err := dst.Exec(ctx, "SELECT "+strings.Join(set, ", "), pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("set sequences: %w", err)
-	}
-	return nil
+	return "SELECT " + strings.Join(sets, ", "), nil
 }

@@ -188,38 +188,55 @@ func (w *ways) decided(ctx context.Context) (now *manager, err error) {
 		if late != now.Active {
 			return nil, fmt.Errorf("%w: the rows of the two sides contradict each other: %+v at the source, %+v at the target; mend: see which side takes writes, and correct millrace.migration_manager at both", ErrOther, *a, *b)
 		}
-		if err := w.gates[late].row(ctx, w.gates[late].conn, now); err != nil {
+		if err := w.gates[late].row(ctx, now, w.from(late).fenceSQL(now.Fence)); err != nil {
 			return nil, err
 		}
 	}
+	// The other side's is closed before this one's is opened.
 	for _, where := range []side{now.Active.other(), now.Active} {
 		g := w.gates[where]
 		open, err := g.isOpen(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if want := where == now.Active; open != want {
+		want := where == now.Active
+		if open != want {
 			w.m.log.Warn("going over was cut off", "side", string(where), "open", want)
-			if err := g.set(ctx, g.conn, now.Term, want); err != nil {
+		}
+		if open && !want {
+			if err := g.set(ctx, g.conn, now.Term, false); err != nil {
 				return nil, err
 			}
 		}
-		// The other side's is closed before this one's is opened.
 		if _, err := g.conn.Exec(ctx, "COMMIT"); err != nil {
 			return nil, fmt.Errorf("write who takes writes, at the %s: %w", where, err)
+		}
+		if want && !open {
+			if err := g.open(ctx, now.Term); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return now, nil
 }
 
-// opens has the opening side take writes.
+// opens has the opening side take writes. The fence of the way back is in the
+// transaction with its row: behind all that has come from the other side, and before
+// what anybody writes here.
+//
+// Neither commit is waited for: a write that this side accepts is behind both in its
+// WAL, so where they are lost no such write is left, and the other side's row tells
+// what to do.
 func (w *ways) opens(ctx context.Context, to *manager) error {
 	g := w.gates[to.Active]
-	if err := pgx.BeginFunc(ctx, g.conn, func(tx pgx.Tx) error { return g.row(ctx, tx, to) }); err != nil {
+	if _, err := g.conn.Exec(ctx, "BEGIN; SET LOCAL synchronous_commit = off", pgx.QueryExecModeSimpleProtocol); err != nil {
+		return fmt.Errorf("write who takes writes, at the %s: %w", g.where, err)
+	}
+	if err := g.row(ctx, to, w.from(to.Active).fenceSQL(to.Fence)+"; COMMIT"); err != nil {
 		return err
 	}
 	w.m.pass("opening")
-	return g.set(ctx, g.conn, to.Term, true)
+	return g.open(ctx, to.Term)
 }
 
 // settle takes the way that leads away from the side that takes writes to its fence,
