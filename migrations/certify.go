@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,8 +23,8 @@ type certifier struct {
 	m      *Migration
 	conn   *pgx.Conn
 	tables map[millrace.TableID]*certified
-	// wanted are tables whose ranges are awaited, done tells that all have come.
-	wanted   map[millrace.TableID]bool
+	// wanted is when the pass was asked for that has begun; done tells that one has ended.
+	wanted   time.Time
 	begun    bool
 	done     bool
 	suspects []*suspect
@@ -36,6 +37,7 @@ type certified struct {
 	plan    *millrace.VerifyPlan
 	collate []bool // of the key's columns, where ordered says that ranges are sorted
 	ordered bool
+	ranges
 }
 
 func (m *Migration) openCertifier(ctx context.Context, all []*mapping, schemas []*millrace.Schema) (*certifier, error) {
@@ -47,8 +49,17 @@ func (m *Migration) openCertifier(ctx context.Context, all []*mapping, schemas [
 		c.tables[t.id] = x
 	}
 	var err error
-	c.conn, err = m.connect(ctx, target)
-	return c, err
+	if c.conn, err = m.connect(ctx, target); err != nil {
+		return nil, err
+	}
+	if err = install(ctx, c.conn); err == nil { // it may be of an older version
+		err = c.load(ctx)
+	}
+	if err != nil {
+		capture.Close(c.conn)
+		return nil, err
+	}
+	return c, nil
 }
 
 func (c *certifier) close() { capture.Close(c.conn) }
@@ -64,43 +75,53 @@ func cloneVerify(e *millrace.Entry) *millrace.Entry {
 	return &millrace.Entry{Kind: e.Kind, Table: e.Table, Verify: &v}
 }
 
-// tend begins a pass if somebody wants one, and notes how it ends.
+// tend begins a pass if somebody wants one, or goes on with it, and notes how it ends.
 func (c *certifier) tend(ctx context.Context, f *follower) error {
-	if !f.sink.exact {
+	if !f.sink.exact || f.before != f.at.Index {
 		return nil
 	}
 	if c.begun {
 		return c.finish(ctx, f)
 	}
-	tag, err := c.conn.Exec(ctx, "UPDATE millrace.migration_wanted SET taken_at = clock_timestamp() WHERE name = $1 AND done_at IS NULL", c.m.cfg.Name)
+	err := c.conn.QueryRow(ctx, "UPDATE millrace.migration_wanted SET taken_at = clock_timestamp() WHERE name = $1 AND done_at IS NULL RETURNING wanted_at", c.m.cfg.Name).Scan(&c.wanted)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("look whether verification is wanted: %w", err)
 	}
-	if tag.RowsAffected() == 0 {
-		return nil
-	}
-	if err := f.from.Verify(nil); err != nil {
-		return err
-	}
-	c.begun, c.done, c.wanted = true, false, make(map[millrace.TableID]bool)
-	for id := range c.tables {
-		c.wanted[id] = true
+	c.begun, c.done = true, false
+	for _, t := range c.tables {
+		if err := c.begin(ctx, t); err != nil {
+			return err
+		}
+		if len(t.left) == 0 {
+			continue
+		}
+		if err := f.from.VerifyRanges(t.from.String(), t.left); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 // finish notes that a pass has ended, or failed.
 func (c *certifier) finish(ctx context.Context, f *follower) error {
-	problem := ""
+	problem, left := "", len(c.suspects)
 	for _, p := range f.from.Passes() {
 		if p.Phase == capture.PassFailed {
 			problem = p.Table + ": " + p.Problem
 		}
 	}
-	if problem == "" && (len(c.wanted) > 0 || len(c.suspects) > 0) {
+	for _, t := range c.tables {
+		left += len(t.left)
+	}
+	if problem == "" && left > 0 {
 		return nil
 	}
-	if _, err := c.conn.Exec(ctx, "UPDATE millrace.migration_wanted SET done_at = clock_timestamp(), problem = nullif($2, '') WHERE name = $1", c.m.cfg.Name, problem); err != nil {
+	if _, err := c.conn.Exec(ctx, `
+UPDATE millrace.migration_wanted SET done_at = clock_timestamp(), problem = nullif($2, ''), index = $3::text::numeric, position = $4, chain = $5
+WHERE name = $1 AND wanted_at = $6`, c.m.cfg.Name, problem, f.at.Index.String(), f.at.Position.String(), f.at.Chain[:], c.wanted); err != nil {
 		return fmt.Errorf("note that verification has ended: %w", err)
 	}
 	c.begun, c.done = false, true
@@ -216,7 +237,7 @@ func (c *certifier) compare(ctx context.Context, f *follower, e *millrace.Entry)
 	if t == nil {
 		return fmt.Errorf("%w: a range of table %v, which does not move", ErrChanged, e.Table)
 	}
-	if !f.sink.exact {
+	if !f.sink.exact || !c.begun {
 		return nil // asked for by nobody
 	}
 	var there millrace.VerifySum
@@ -239,17 +260,21 @@ func (c *certifier) compare(ctx context.Context, f *follower, e *millrace.Entry)
 		text, _ := json.Marshal(fmt.Sprintf("%d rows have other values in computed columns than their expressions give", wrong)) // a text has JSON
 		found = new(string(text))
 	}
-	if _, err := c.conn.Exec(ctx, `
-INSERT INTO millrace.migration_range (name, table_name, pass, index, low, high, left_out, rows, sum, rows_there, sum_there, equal, found)
-VALUES ($1, $2, $3, $4::text::numeric, $5, $6, $7, $8, $9, $10, $11, $12, $13::text::jsonb)
-ON CONFLICT (name, table_name, pass, low) DO UPDATE SET index = excluded.index, high = excluded.high, left_out = excluded.left_out, rows = excluded.rows, sum = excluded.sum,
-    rows_there = excluded.rows_there, sum_there = excluded.sum_there, equal = excluded.equal, found = excluded.found, checked_at = excluded.checked_at`,
-		c.m.cfg.Name, t.from.String(), int64(r.ID), f.at.Index.String(), notNil(r.Low), notNil(r.High), len(r.LeftOut), int64(r.Rows), r.Hash[:], int64(there.Rows), hash[:], equal, found); err != nil {
+	of := capture.KeyRange{Low: r.Low, High: r.High}
+	if err := pgx.BeginFunc(ctx, c.conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "DELETE FROM millrace.migration_range WHERE name = $1 AND table_name = $2 AND (high = '' OR high > $3) AND ($4::bytea = '' OR low < $4::bytea)",
+			c.m.cfg.Name, t.from.String(), notNil(r.Low), notNil(r.High)); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+INSERT INTO millrace.migration_range (name, table_name, index, low, high, left_out, rows, sum, rows_there, sum_there, equal, found, since, shape, counted)
+SELECT $1, $2, $3::text::numeric, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::jsonb, p.converged_at, $13, $14 FROM millrace.migration_place p WHERE p.name = $1`,
+			c.m.cfg.Name, t.from.String(), f.at.Index.String(), notNil(r.Low), notNil(r.High), len(r.LeftOut), int64(r.Rows), r.Hash[:], int64(there.Rows), hash[:], equal, found, t.shape, c.wanted)
+		return err
+	}); err != nil {
 		return fmt.Errorf("note a range of %v: %w", t.from, err)
 	}
-	if len(r.High) == 0 {
-		delete(c.wanted, e.Table)
-	}
+	t.compared(of, equal && len(r.LeftOut) == 0)
 	if equal {
 		return nil
 	}
@@ -257,7 +282,7 @@ ON CONFLICT (name, table_name, pass, low) DO UPDATE SET index = excluded.index, 
 	if wrong > 0 {
 		return nil
 	}
-	s := &suspect{t: t, pass: int64(r.ID), low: r.Low, high: r.High}
+	s := &suspect{t: t, low: r.Low, high: r.High}
 	if err := s.look(ctx, f, c.conn); err != nil {
 		return err
 	}
@@ -295,173 +320,4 @@ func (c *certifier) miscomputed(ctx context.Context, t *certified, low, high []b
 		return 0, fmt.Errorf("compute columns of %v: %w", t.to, err)
 	}
 	return n, nil
-}
-
-// suspect is a range that differs, of which the rows are looked for.
-type suspect struct {
-	t         *certified
-	pass      int64
-	low, high []byte
-	// rows are what the source has, or nil, by key, where the target has something
-	// else; until is the place behind which the target must have it too.
-	rows  map[string][]millrace.Datum
-	until uint64
-}
-
-const (
-	maxSuspects = 10_000 // rows that are held
-	maxShown    = 100    // rows that are kept for people
-)
-
-// look reads the range at both sides and keeps what differs: the source may be ahead.
-func (s *suspect) look(ctx context.Context, f *follower, dst *pgx.Conn) (err error) {
-	there := make(map[string][]millrace.Datum)
-	if err := s.t.rows(ctx, dst, target, s.low, s.high, func(key []byte, columns []millrace.Datum) error {
-		there[string(key)] = copyColumns(columns)
-		return nil
-	}); err != nil {
-		return err
-	}
-	s.rows = make(map[string][]millrace.Datum)
-	if err := s.t.rows(ctx, f.src, source, s.low, s.high, func(key []byte, columns []millrace.Datum) error {
-		other, ok := there[string(key)]
-		if (!ok || !sameColumns(columns, other)) && len(s.rows) < maxSuspects {
-			s.rows[string(key)] = copyColumns(columns)
-		}
-		delete(there, string(key))
-		return nil
-	}); err != nil {
-		return err
-	}
-	for key := range there {
-		if len(s.rows) < maxSuspects {
-			s.rows[key] = nil
-		}
-	}
-	s.until, err = f.sourceEnd(ctx)
-	return err
-}
-
-func sameColumns(a, b []millrace.Datum) bool {
-	return slices.EqualFunc(a, b, func(x, y millrace.Datum) bool { return x.State == y.State && bytes.Equal(x.Text, y.Text) })
-}
-
-// differing is a row that differs, for people. A side that has none is null.
-type differing struct {
-	Key    []string           `json:"key"`
-	Source map[string]*string `json:"source"`
-	Target map[string]*string `json:"target"`
-}
-
-// again looks at suspects whose place has been passed, and keeps those for people
-// that still differ and have not changed since at the source.
-func (c *certifier) again(ctx context.Context, f *follower) error {
-	var left []*suspect
-	for _, s := range c.suspects {
-		if f.at.Position.Token() < s.until {
-			left = append(left, s)
-			continue
-		}
-		if err := c.judge(ctx, f, s); err != nil {
-			return err
-		}
-	}
-	c.suspects = left
-	return nil
-}
-
-func (c *certifier) judge(ctx context.Context, f *follower, s *suspect) error {
-	now := make(map[string][]millrace.Datum)
-	if err := s.t.rows(ctx, f.src, source, s.low, s.high, func(key []byte, columns []millrace.Datum) error {
-		if _, suspected := s.rows[string(key)]; suspected {
-			now[string(key)] = copyColumns(columns)
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	there := make(map[string][]millrace.Datum)
-	if err := s.t.rows(ctx, c.conn, target, s.low, s.high, func(key []byte, columns []millrace.Datum) error {
-		if _, suspected := s.rows[string(key)]; suspected {
-			there[string(key)] = copyColumns(columns)
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	found := []differing{}
-	keys := make([]string, 0, len(s.rows))
-	for key := range s.rows {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	for _, key := range keys {
-		if !sameColumns(now[key], s.rows[key]) || (now[key] == nil) != (s.rows[key] == nil) {
-			continue // it is being changed
-		}
-		if sameColumns(now[key], there[key]) && (now[key] == nil) == (there[key] == nil) {
-			continue
-		}
-		texts, err := s.t.codec.Decode([]byte(key), nil)
-		if err != nil {
-			return err
-		}
-		d := differing{Source: s.t.shown(now[key]), Target: s.t.shown(there[key])}
-		for _, text := range texts {
-			d.Key = append(d.Key, capture.Text(string(text)))
-		}
-		if found = append(found, d); len(found) == maxShown {
-			break
-		}
-	}
-	text, err := json.Marshal(found)
-	if err != nil {
-		return err
-	}
-	if _, err := c.conn.Exec(ctx, "UPDATE millrace.migration_range SET found = $5::text::jsonb WHERE name = $1 AND table_name = $2 AND pass = $3 AND low = $4",
-		c.m.cfg.Name, s.t.from.String(), s.pass, notNil(s.low), string(text)); err != nil {
-		return fmt.Errorf("note rows of %v that differ: %w", s.t.from, err)
-	}
-	return nil
-}
-
-// shown is a row for people.
-func (t *mapping) shown(columns []millrace.Datum) map[string]*string {
-	if columns == nil {
-		return nil
-	}
-	all := make(map[string]*string)
-	for i, c := range t.carried {
-		if columns[i].State != millrace.ColumnValue {
-			all[c.source] = nil
-			continue
-		}
-		text := capture.Text(string(columns[i].Text))
-		all[c.source] = &text
-	}
-	return all
-}
-
-// Certificate says what a verification has found.
-type Certificate struct {
-	// Equal says that every range of every table was equal at the index at which it
-	// was compared, and that the target's foreign keys hold.
-	Equal  bool             `json:"equal"`
-	Tables []CertifiedTable `json:"tables"`
-	// ForeignKeys are those of the target that rows violate.
-	ForeignKeys []string  `json:"foreign_keys,omitempty"`
-	CheckedAt   time.Time `json:"checked_at"`
-}
-
-// CertifiedTable is what it found of one table.
-type CertifiedTable struct {
-	Table  string `json:"table"`
-	Ranges int64  `json:"ranges"`
-	Rows   int64  `json:"rows"`
-	// Differing are how many ranges differ. FirstIndex and LastIndex are where they
-	// were compared.
-	Differing  int64           `json:"differing"`
-	FirstIndex string          `json:"first_index"`
-	LastIndex  string          `json:"last_index"`
-	Found      json.RawMessage `json:"found,omitempty"`
 }

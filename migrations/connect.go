@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // side names one of the two databases, for people.
@@ -56,18 +58,28 @@ func (m *Migration) both(ctx context.Context) (src, dst *pgx.Conn, err error) {
 }
 
 // take takes the migration for this process, until the connection to the target
-// ends. Errors: ErrRunning.
+// ends. A server lets go of it a moment after the connection that had it was closed.
+// Errors: ErrRunning.
 func (m *Migration) take(ctx context.Context, dst *pgx.Conn) error {
-	var taken bool
-	err := dst.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended('millrace.migration.' || $1, 0))", m.cfg.Name).Scan(&taken)
-	if err != nil {
-		return fmt.Errorf("take migration %s: %w", m.cfg.Name, err)
+	for began := time.Now(); ; {
+		var taken bool
+		if err := dst.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended('millrace.migration.' || $1, 0))", m.cfg.Name).Scan(&taken); err != nil {
+			return fmt.Errorf("take migration %s: %w", m.cfg.Name, err)
+		}
+		if taken {
+			return nil
+		}
+		if time.Since(began) > letGoLimit {
+			return fmt.Errorf("%w (%s); end it, or wait for it", ErrRunning, m.cfg.Name)
+		}
+		if err := wait.For(ctx, lockPause/4); err != nil {
+			return err
+		}
 	}
-	if !taken {
-		return fmt.Errorf("%w (%s); end it, or wait for it", ErrRunning, m.cfg.Name)
-	}
-	return nil
 }
+
+// letGoLimit is how long the server may take for that.
+const letGoLimit = time.Second
 
 // code returns the SQLSTATE of an error, "" for none.
 func code(err error) string {

@@ -19,7 +19,7 @@ import (
 type changes interface {
 	Next(ctx context.Context) (*millrace.Unit, error)
 	Confirm(p millrace.Position)
-	Verify(tables []string) error
+	VerifyRanges(table string, ranges []capture.KeyRange) error
 	Passes() []capture.PassStatus
 	Close() error
 }
@@ -359,6 +359,7 @@ func (f *follower) take(ctx context.Context, u *millrace.Unit) error {
 			if err := f.batch.add(&e); err != nil {
 				return err
 			}
+			f.certify.touch(&e)
 			if f.mend != nil {
 				all = all || e.Kind == millrace.KindTruncate
 				keys = append(keys, mendKey(e.Table, e.Key))
@@ -404,6 +405,9 @@ func (f *follower) commit(ctx context.Context) error {
 			r.Counts[t.m.from.String()] = t.counts
 			captured.Counts[t.m.from.String()] = Counts{Puts: t.counts.Puts, Deletes: t.counts.Deletes, Truncates: t.counts.Truncates}
 		}
+	}
+	if err := f.certify.commit(ctx, f.sink, f.at.Index); err != nil {
+		return err
 	}
 	if err := f.sink.commit(ctx, f.before, f.at, r); err != nil {
 		return err

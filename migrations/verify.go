@@ -9,23 +9,35 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/wait"
 )
 
 // Verify compares all rows of both sides while they are written to, each range at an
-// index. It asks the process that follows, or follows itself as long as it takes. The
-// error is ErrDiffers where the certificate says so; then it is there all the same.
-// Other errors: ErrStep, and those of Follow.
+// index. Ranges that are known to be equal, and that no change has gone into since, are
+// carried forward; a call that was cut off is gone on with. It asks the process that follows, or follows
+// itself as long as it takes. The error is ErrDiffers where the certificate says so; then
+// it is there all the same. Other errors: ErrStep, and those of Follow.
 func (m *Migration) Verify(ctx context.Context) (*Certificate, error) {
+	return m.verifyInUse(ctx, false)
+}
+
+// VerifyFull is Verify, and carries nothing forward that was compared before it was
+// called: so it finds what others have written at the target since.
+func (m *Migration) VerifyFull(ctx context.Context) (*Certificate, error) {
+	return m.verifyInUse(ctx, true)
+}
+
+func (m *Migration) verifyInUse(ctx context.Context, full bool) (*Certificate, error) {
 	way, err := m.inUse(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return way.verify(ctx)
+	return way.verify(ctx, full)
 }
 
-func (m *Migration) verify(ctx context.Context) (*Certificate, error) {
+func (m *Migration) verify(ctx context.Context, full bool) (*Certificate, error) {
 	src, dst, err := m.both(ctx)
 	if err != nil {
 		return nil, err
@@ -41,70 +53,46 @@ func (m *Migration) verify(ctx context.Context) (*Certificate, error) {
 	} else if run {
 		return nil, fmt.Errorf("%w: the target has not converged, so it is not the source at any index; mend: millrace migrate follow -f FILE", ErrStep)
 	}
+	if err := install(ctx, dst); err != nil {
+		return nil, fmt.Errorf("make the tables of migrations: %w", err)
+	}
 	var since time.Time
 	if err := dst.QueryRow(ctx, `
-INSERT INTO millrace.migration_wanted (name) VALUES ($1)
-ON CONFLICT (name) DO UPDATE SET wanted_at = clock_timestamp(), taken_at = NULL, done_at = NULL, problem = NULL RETURNING wanted_at`, m.cfg.Name).Scan(&since); err != nil {
+INSERT INTO millrace.migration_wanted AS w (name, whole) VALUES ($1, $2)
+ON CONFLICT (name) DO UPDATE SET (wanted_at, whole) = (SELECT w.wanted_at, w.whole WHERE w.done_at IS NULL AND w.whole >= excluded.whole UNION ALL SELECT clock_timestamp(), excluded.whole LIMIT 1),
+    taken_at = NULL, done_at = NULL, problem = NULL, index = NULL, chain = NULL, position = NULL
+RETURNING wanted_at`, m.cfg.Name, full).Scan(&since); err != nil {
 		return nil, fmt.Errorf("ask for verification: %w", err)
 	}
-	err = m.retry(ctx, func() error { return m.follow(ctx, func(f *follower) bool { return f.certify.done }) })
-	if errors.Is(err, ErrRunning) {
-		err = m.await(ctx, dst)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return m.certificate(ctx, dst, since)
-}
-
-// await waits until the process that follows has done what was wanted.
-func (m *Migration) await(ctx context.Context, dst *pgx.Conn) error {
 	for {
+		err := m.retry(ctx, func() error { return m.follow(ctx, func(f *follower) bool { return f.certify.done }) })
+		if err != nil && !errors.Is(err, ErrRunning) {
+			return nil, err
+		}
 		var done bool
 		if err := dst.QueryRow(ctx, "SELECT done_at IS NOT NULL FROM millrace.migration_wanted WHERE name = $1", m.cfg.Name).Scan(&done); err != nil {
-			return fmt.Errorf("wait for verification: %w", err)
+			return nil, fmt.Errorf("wait for verification: %w", err)
 		}
 		if done {
-			return nil
+			return m.certificate(ctx, dst, since)
 		}
-		if err := wait.For(ctx, tendInterval/4); err != nil {
-			return err
+		// The process that follows may end before it is done.
+		if err := wait.For(ctx, tendInterval/2); err != nil {
+			return nil, err
 		}
 	}
 }
 
-// certificate reads what was compared since a time.
+// certificate reads what was compared for a pass that was asked for at a time.
 func (m *Migration) certificate(ctx context.Context, dst *pgx.Conn, since time.Time) (*Certificate, error) {
-	var problem *string
-	if err := dst.QueryRow(ctx, "SELECT problem FROM millrace.migration_wanted WHERE name = $1", m.cfg.Name).Scan(&problem); err != nil {
-		return nil, fmt.Errorf("read what verification found: %w", err)
-	}
-	if problem != nil {
-		return nil, fmt.Errorf("verify: %s", *problem)
-	}
-	rows, err := dst.Query(ctx, `
-SELECT table_name, count(*), sum(rows)::bigint, count(*) FILTER (WHERE NOT equal), min(index)::text, max(index)::text,
-       coalesce((jsonb_agg(found) FILTER (WHERE found IS NOT NULL))::text, '')
-FROM millrace.migration_range WHERE name = $1 AND checked_at >= $2 GROUP BY 1 ORDER BY 1`, m.cfg.Name, since)
-	if err != nil {
-		return nil, fmt.Errorf("read what verification found: %w", err)
-	}
 	c := &Certificate{Equal: true, CheckedAt: time.Now().UTC()}
-	c.Tables, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (t CertifiedTable, err error) {
-		var found string
-		err = row.Scan(&t.Table, &t.Ranges, &t.Rows, &t.Differing, &t.FirstIndex, &t.LastIndex, &found)
-		if found != "" {
-			t.Found = json.RawMessage(found)
-		}
-		c.Equal = c.Equal && t.Differing == 0
-		return t, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read what verification found: %w", err)
+	if err := pgx.BeginTxFunc(ctx, dst, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error { return m.readCertificate(ctx, tx, since, c) }); err != nil {
+		return nil, err
 	}
 	if len(c.Tables) != len(m.cfg.Tables) {
 		return nil, fmt.Errorf("verify: %d of %d tables were compared; run it again", len(c.Tables), len(m.cfg.Tables))
 	}
+	var err error
 	if c.ForeignKeys, err = m.violated(ctx, dst); err != nil {
 		return nil, err
 	}
@@ -113,6 +101,60 @@ FROM millrace.migration_range WHERE name = $1 AND checked_at >= $2 GROUP BY 1 OR
 		return c, fmt.Errorf("%w: see the certificate; mend: look who else has written at the target; then millrace migrate abort -f FILE, and begin again", ErrDiffers)
 	}
 	return c, nil
+}
+
+func (m *Migration) readCertificate(ctx context.Context, tx pgx.Tx, since time.Time, c *Certificate) error {
+	var problem *string
+	var wanted time.Time
+	if err := tx.QueryRow(ctx, "SELECT wanted_at, problem, coalesce(index::text, ''), coalesce(encode(chain, 'hex'), ''), coalesce(position, '') FROM millrace.migration_wanted WHERE name = $1", m.cfg.Name).
+		Scan(&wanted, &problem, &c.Index, &c.Chain, &c.Position); err != nil {
+		return fmt.Errorf("read what verification found: %w", err)
+	}
+	if !wanted.Equal(since) {
+		return errors.New("verify: somebody has asked for another verification meanwhile; run it again")
+	}
+	if problem != nil {
+		return fmt.Errorf("verify: %s", *problem)
+	}
+	rows, err := tx.Query(ctx, `
+SELECT table_name, rows, sum, equal, checked_at < counted, touched IS NOT NULL OR left_out > 0, index::text, coalesce(found::text, '')
+FROM millrace.migration_range WHERE name = $1 AND counted = $2 ORDER BY table_name, low`, m.cfg.Name, since)
+	if err != nil {
+		return fmt.Errorf("read what verification found: %w", err)
+	}
+	defer rows.Close()
+	var t *CertifiedTable
+	var sum millrace.VerifySum
+	for rows.Next() {
+		var name, index, found string
+		var n int64
+		var hash []byte
+		var equal, carried, moved bool
+		if err := rows.Scan(&name, &n, &hash, &equal, &carried, &moved, &index, &found); err != nil {
+			return fmt.Errorf("read what verification found: %w", err)
+		}
+		if t == nil || t.Table != name {
+			c.Tables, sum = append(c.Tables, CertifiedTable{Table: name, FirstIndex: index, LastIndex: index}), millrace.VerifySum{}
+			t = &c.Tables[len(c.Tables)-1]
+		}
+		if err := t.add(n, hash, index, &sum); err != nil {
+			return err
+		}
+		if !equal {
+			t.Differing++
+			c.Equal = false
+		}
+		if carried {
+			t.Carried++
+		}
+		if moved {
+			t.Changed++
+		}
+		if found != "" {
+			t.Found = append(t.Found, json.RawMessage(found))
+		}
+	}
+	return rows.Err()
 }
 
 // violated returns the foreign keys of the target's tables that rows violate:

@@ -38,7 +38,8 @@ type passes struct {
 type pass struct {
 	capture.PassStatus
 	table millrace.TableID
-	low   []byte // where the next range begins
+	// ranges are what is left of it to read.
+	ranges []capture.KeyRange
 	// tick is that of its last entry; given tells that nothing more of it follows.
 	tick  uint64
 	given bool
@@ -69,16 +70,30 @@ func (s *Source) Verify(tables []string) error {
 	if len(tables) == 0 {
 		ids = slices.Collect(maps.Keys(s.loads.tables))
 	}
-	s.loads.wantLocked(ids)
+	s.loads.wantLocked(ids, []capture.KeyRange{{}})
 	s.loads.mu.Unlock()
 	s.wake()
 	return nil
 }
 
-func (l *loads) wantLocked(ids []millrace.TableID) {
+// VerifyRanges asks for a pass over ranges of a table, in ascending order; otherwise it
+// is Verify. An entry may speak of a part of one of them.
+func (s *Source) VerifyRanges(table string, ranges []capture.KeyRange) error {
+	id, err := s.loads.named(table)
+	if err != nil {
+		return err
+	}
+	s.loads.mu.Lock()
+	s.loads.wantLocked([]millrace.TableID{id}, ranges)
+	s.loads.mu.Unlock()
+	s.wake()
+	return nil
+}
+
+func (l *loads) wantLocked(ids []millrace.TableID, ranges []capture.KeyRange) {
 	for _, id := range ids {
 		if t, there := l.tables[id]; there { // it may have left the stream since it was looked up
-			l.passes.newest[id] = &pass{table: id, PassStatus: capture.PassStatus{
+			l.passes.newest[id] = &pass{table: id, ranges: slices.Clone(ranges), given: len(ranges) == 0, PassStatus: capture.PassStatus{
 				Table: t.schema.QualifiedName(), Phase: capture.PassWaiting, RequestedAt: time.Now().UTC(),
 			}}
 		}
@@ -91,7 +106,7 @@ func (l *loads) rotateLocked(now time.Time) {
 		return
 	}
 	l.passes.rotation = now.Add(l.c.cfg.VerifyEvery)
-	l.wantLocked(slices.Collect(maps.Keys(l.tables)))
+	l.wantLocked(slices.Collect(maps.Keys(l.tables)), []capture.KeyRange{{}})
 }
 
 // passLocked returns the pass of which a range is read next: the one under way, or
@@ -151,10 +166,11 @@ func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit,
 	if err != nil {
 		return nil, err
 	}
+	of := p.ranges[0]
 	sum := &l.passes.sum
 	sum.Reset()
 	plan := millrace.NewVerifyPlan(r.schema)
-	next, err := verify.Read(ctx, w.conn, r.Reader, r.schema, p.low, l.c.verifyWhole, func(key []byte, columns []millrace.Datum) error {
+	next, err := verify.Read(ctx, w.conn, r.Reader, r.schema, of, l.c.verifyWhole, func(key []byte, columns []millrace.Datum) error {
 		return sum.Add(plan, key, columns)
 	})
 	if err != nil {
@@ -163,9 +179,13 @@ func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit,
 	if another, err := attached(ctx, w.conn, p.table, leaves); err != nil || another {
 		return nil, err // the next window begins a load
 	}
+	high := next
+	if high == nil {
+		high = of.High
+	}
 	l.out.Reset()
 	entry := millrace.Entry{Kind: millrace.KindVerify, Table: p.table, Verify: &millrace.VerifyRange{
-		ID: p.ID, Low: p.low, High: next, Rows: sum.Rows, Hash: sum.Sum(), Snapshot: w.position.Snapshot,
+		ID: p.ID, Low: of.Low, High: high, Rows: sum.Rows, Hash: sum.Sum(), Snapshot: w.position.Snapshot,
 	}}
 	if err := l.out.Append(&entry); err != nil {
 		return nil, fmt.Errorf("verify %s: %w", p.Table, err)
@@ -178,7 +198,10 @@ func (l *loads) verify(ctx context.Context, w *window, p *pass) (*millrace.Unit,
 	defer l.mu.Unlock()
 	p.Ranges++
 	p.Rows += sum.Rows
-	p.low, p.given, p.tick = next, next == nil, w.position.Tick
+	if p.ranges[0].Low = next; next == nil {
+		p.ranges = p.ranges[1:]
+	}
+	p.given, p.tick = len(p.ranges) == 0, w.position.Tick
 	if rate := l.c.cfg.VerifyRate; rate > 0 {
 		l.passes.next = time.Now().Add(time.Duration(sum.Rows) * time.Second / time.Duration(rate))
 	}

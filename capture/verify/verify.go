@@ -5,11 +5,13 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/capture/table"
 )
@@ -17,15 +19,15 @@ import (
 // Rows is the most rows of a range.
 const Rows = 10_000
 
-// Read reads the range of a table that begins at the encoded key low (at the
-// first, if it is empty), of up to Rows rows, or the whole table where the source
-// does not sort its keys as they are encoded, or not without sorting all of them.
-// It calls add for each row with its encoded key and its columns, which are valid
-// during the call, and returns the key that the next range begins with, nil at the
-// end. A table that is read whole may have so many bytes: of its keys, and 16 for
+// Read reads the beginning of a range of a table, of up to Rows rows, or all of it
+// where the source does not sort its keys as they are encoded, or not without sorting
+// all of them. It calls add for each row with its encoded key and its columns, which
+// are valid during the call, and returns the key that the rest of the range begins
+// with, nil where none is left. A table that is read whole may have so many bytes: of its keys, and 16 for
 // each row. It is called when r has begun or joined a transaction on the connection of
 // q; schema is r's.
-func Read(ctx context.Context, q table.Querier, r *chunk.Reader, schema *millrace.Schema, low []byte, whole int, add func(key []byte, columns []millrace.Datum) error) (next []byte, err error) {
+func Read(ctx context.Context, q table.Querier, r *chunk.Reader, schema *millrace.Schema, of capture.KeyRange, whole int, add func(key []byte, columns []millrace.Datum) error) (next []byte, err error) {
+	add = within(of, add)
 	codec, err := millrace.NewKeyCodec(schema)
 	if err != nil {
 		return nil, err
@@ -38,7 +40,11 @@ func Read(ctx context.Context, q table.Querier, r *chunk.Reader, schema *millrac
 	case err != nil:
 		return nil, err
 	case ok:
-		return r.Range(ctx, low, Rows, collate, add)
+		next, err := r.Range(ctx, of.Low, Rows, collate, add)
+		if len(of.High) > 0 && bytes.Compare(next, of.High) >= 0 {
+			next = nil
+		}
+		return next, err
 	}
 	size := 0
 	return nil, r.All(ctx, func(key []byte, columns []millrace.Datum) error {
@@ -48,6 +54,16 @@ func Read(ctx context.Context, q table.Querier, r *chunk.Reader, schema *millrac
 		}
 		return add(key, columns)
 	})
+}
+
+// within is add for rows of a range.
+func within(of capture.KeyRange, add func(key []byte, columns []millrace.Datum) error) func(key []byte, columns []millrace.Datum) error {
+	return func(key []byte, columns []millrace.Datum) error {
+		if !of.Holds(key) {
+			return nil
+		}
+		return add(key, columns)
+	}
 }
 
 // bytewiseIndex lists the columns of an index that sorts as keys are encoded.

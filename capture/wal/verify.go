@@ -36,6 +36,8 @@ const (
 type pass struct {
 	capture.PassStatus
 	table millrace.TableID
+	// ranges are what is left of it to read.
+	ranges []capture.KeyRange
 	// last is where the stream stood when its last entry was given out.
 	last millrace.LSN
 	// given tells that nothing more of it follows.
@@ -59,16 +61,29 @@ func (s *Source) Verify(tables []string) error {
 	if len(tables) == 0 {
 		ids = slices.Collect(maps.Keys(s.loads.schemas))
 	}
-	s.loads.wantLocked(ids)
+	s.loads.wantLocked(ids, []capture.KeyRange{{}})
 	return nil
 }
 
-func (l *loads) wantLocked(ids []millrace.TableID) {
+// VerifyRanges asks for a pass over ranges of a table, in ascending order; otherwise it
+// is Verify. An entry may speak of a part of one of them.
+func (s *Source) VerifyRanges(table string, ranges []capture.KeyRange) error {
+	id, err := s.loads.tableNamed(table)
+	if err != nil {
+		return err
+	}
+	s.loads.mu.Lock()
+	defer s.loads.mu.Unlock()
+	s.loads.wantLocked([]millrace.TableID{id}, ranges)
+	return nil
+}
+
+func (l *loads) wantLocked(ids []millrace.TableID, ranges []capture.KeyRange) {
 	for _, id := range ids {
 		if l.schemas[id] == nil {
 			continue // it has left the stream since it was looked up
 		}
-		l.passes[id] = &pass{table: id, PassStatus: capture.PassStatus{Table: l.schemas[id].QualifiedName(), Phase: capture.PassWaiting, RequestedAt: time.Now().UTC()}}
+		l.passes[id] = &pass{table: id, ranges: slices.Clone(ranges), PassStatus: capture.PassStatus{Table: l.schemas[id].QualifiedName(), Phase: capture.PassWaiting, RequestedAt: time.Now().UTC()}}
 	}
 	l.wakeLocked()
 }
@@ -123,7 +138,7 @@ func (l *loads) verify(ctx context.Context, c *Capture) error {
 			case <-timer.C:
 				timer.Reset(c.cfg.VerifyEvery)
 				l.mu.Lock()
-				l.wantLocked(slices.Collect(maps.Keys(l.schemas)))
+				l.wantLocked(slices.Collect(maps.Keys(l.schemas)), []capture.KeyRange{{}})
 				l.mu.Unlock()
 			}
 			continue
@@ -168,11 +183,11 @@ func (v *verifier) run(ctx context.Context, p *pass) error {
 	p.ID, p.Phase = v.last, capture.PassRunning
 	v.l.mu.Unlock()
 	tries, pause := 0, firstRetry
-	for low := []byte(nil); ; {
+	for len(p.ranges) > 0 {
 		if err := v.pace(ctx); err != nil {
 			return err
 		}
-		next, again, err := v.step(ctx, p, low)
+		next, again, err := v.step(ctx, p, p.ranges[0])
 		switch {
 		case errors.Is(err, chunk.ErrBusy) || err == nil && again == waitForMore:
 			if err := wait.For(ctx, pause); err != nil {
@@ -185,20 +200,22 @@ func (v *verifier) run(ctx context.Context, p *pass) error {
 			if tries++; tries >= verifyTries {
 				return fmt.Errorf("its rows change faster than they can be read; tried %d times", tries)
 			}
-		case next == nil:
-			return nil
 		default:
-			low, tries, pause = next, 0, firstRetry
+			if p.ranges[0].Low = next; next == nil {
+				p.ranges = p.ranges[1:]
+			}
+			tries, pause = 0, firstRetry
 		}
 	}
+	return nil
 }
 
 // sameOnceMore says that a range was read in vain.
 const sameOnceMore = nothingMore + 1
 
-// step verifies one range, which begins at low, and returns where the next one
-// begins, nil at the end.
-func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, _ progress, err error) {
+// step verifies the beginning of a range, and returns where the rest of it begins, nil
+// where none is left.
+func (v *verifier) step(ctx context.Context, p *pass, of capture.KeyRange) (next []byte, _ progress, err error) {
 	schema, window, err := v.open(ctx, p)
 	if err != nil {
 		return nil, more, err
@@ -210,7 +227,7 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 	}()
 	if err := v.prepare(ctx, schema); altered(err) {
 		again, err := v.describeRange(ctx, schema)
-		return low, again, err
+		return nil, again, err
 	} else if err != nil {
 		return nil, more, err
 	}
@@ -218,7 +235,7 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 		snapshot, _, err := v.reader.Begin(ctx)
 		if altered(err) {
 			again, err := v.describeRange(ctx, schema)
-			return low, again, err
+			return nil, again, err
 		}
 		if err != nil {
 			return nil, more, err
@@ -236,22 +253,26 @@ func (v *verifier) step(ctx context.Context, p *pass, low []byte) (next []byte, 
 			return nil, more, err
 		}
 		if overflown {
-			return low, sameOnceMore, nil
+			return nil, sameOnceMore, nil
 		}
 		if err := wait.For(ctx, pause); err != nil {
 			return nil, more, err
 		}
 	}
-	if next, err = v.read(ctx, schema, low); err != nil {
+	if next, err = v.read(ctx, schema, of); err != nil {
 		return nil, more, errors.Join(err, v.reader.Cancel(ctx))
+	}
+	high := next
+	if high == nil {
+		high = of.High
 	}
 	emitted := false
 	err = v.l.pass(ctx, func(d *decoder) (err error) {
-		emitted, err = v.emit(d, p, schema, window, low, next)
+		emitted, err = v.emit(d, p, schema, window, of.Low, high)
 		return err
 	}, v.reader.End)
 	if err == nil && !emitted {
-		return low, sameOnceMore, nil
+		return nil, sameOnceMore, nil
 	}
 	v.hasRead(v.hashes.n, v.c.cfg.VerifyRate)
 	return next, more, err

@@ -42,14 +42,14 @@ func (v *verifier) open(ctx context.Context, p *pass) (*millrace.Schema, *chunk.
 	}
 }
 
-// read hashes the rows of a range, or of the whole table where the source does not
-// sort its keys as they are encoded.
-func (v *verifier) read(ctx context.Context, schema *millrace.Schema, low []byte) (next []byte, err error) {
+// read hashes the first rows of a range, or all of it where the source does not
+// sort its keys as they are encoded. It returns where the rest begins, if any is left.
+func (v *verifier) read(ctx context.Context, schema *millrace.Schema, of capture.KeyRange) (next []byte, err error) {
 	plan := millrace.NewVerifyPlan(schema)
 	if err := v.hashes.reset(); err != nil {
 		return nil, err
 	}
-	return verify.Read(ctx, v.conn, v.reader, schema, low, verifyWhole, func(key []byte, columns []millrace.Datum) error {
+	return verify.Read(ctx, v.conn, v.reader, schema, of, verifyWhole, func(key []byte, columns []millrace.Datum) error {
 		h, err := v.sum.Hash(plan, key, columns)
 		if err != nil {
 			return err

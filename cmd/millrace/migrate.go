@@ -247,25 +247,32 @@ func (a *app) migrateWould(ctx context.Context, m *migrations.Migration, step mi
 }
 
 func (a *app) migrateVerify(open opening) *cobra.Command {
-	var asJSON bool
+	var asJSON, full bool
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Compare all rows of both sides while they are written to; ends with 4 if any differ",
-		Args:  noArgs,
+		Long: `Compare all rows of both sides while they are written to; ends with 4 if any differ. Ranges that were equal
+before, and that no change has gone into since, are not read again (--full reads all). Killed, it goes on where it was.`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			m, err := open()
 			if err != nil {
 				return err
 			}
-			c, failed := m.Verify(cmd.Context())
+			verify := m.Verify
+			if full {
+				verify = m.VerifyFull
+			}
+			c, failed := verify(cmd.Context())
 			if c == nil {
 				return failed
 			}
 			if asJSON {
 				return errors.Join(printJSON(a.stdout, c), failed)
 			}
+			fmt.Fprintf(a.stdout, "index %s, chain %s, position %s\n", c.Index, c.Chain, c.Position)
 			for _, t := range c.Tables {
-				fmt.Fprintf(a.stdout, "%s: %d rows in %d ranges, at index %s to %s: ", t.Table, t.Rows, t.Ranges, t.FirstIndex, t.LastIndex)
+				fmt.Fprintf(a.stdout, "%s: %d rows in %d ranges, hash %s, compared at index %s to %s, %d ranges carried forward, %d changed since: ", t.Table, t.Rows, t.Ranges, t.Hash, t.FirstIndex, t.LastIndex, t.Carried, t.Changed)
 				if t.Differing == 0 {
 					fmt.Fprintln(a.stdout, "equal")
 				} else {
@@ -279,6 +286,7 @@ func (a *app) migrateVerify(open opening) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the certificate as JSON")
+	cmd.Flags().BoolVar(&full, "full", false, "read every range, whatever was compared before")
 	return cmd
 }
 
