@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,6 +23,7 @@ import (
 type certifier struct {
 	m      *Migration
 	conn   *pgx.Conn
+	mu     sync.Mutex // over ranges
 	tables map[millrace.TableID]*certified
 	// wanted is when the pass was asked for that has begun; done tells that one has ended.
 	wanted   time.Time
@@ -274,7 +276,9 @@ SELECT $1, $2, $3::text::numeric, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::j
 	}); err != nil {
 		return fmt.Errorf("note a range of %v: %w", t.from, err)
 	}
+	c.mu.Lock()
 	t.compared(of, equal && len(r.LeftOut) == 0)
+	c.mu.Unlock()
 	if equal {
 		return nil
 	}

@@ -229,6 +229,7 @@ func (f *follower) open(ctx context.Context) (err error) {
 		f.sink.close()
 		return err
 	}
+	f.sink.applying = f.certify.touch
 	open, err := c.Open(ctx, f.at)
 	if err != nil {
 		f.sink.close()
@@ -359,7 +360,6 @@ func (f *follower) take(ctx context.Context, u *millrace.Unit) error {
 			if err := f.batch.add(&e); err != nil {
 				return err
 			}
-			f.certify.touch(&e)
 			if f.mend != nil {
 				all = all || e.Kind == millrace.KindTruncate
 				keys = append(keys, mendKey(e.Table, e.Key))

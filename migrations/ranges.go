@@ -23,9 +23,15 @@ type ranges struct {
 	// clean are known to be equal now, in ascending order; left are those that a pass
 	// has not come to.
 	clean, left []capture.KeyRange
-	// touched are the lows of those that a change went into since the last commit.
+	// touched are the lows of those that a change goes into in the transaction under
+	// way; keys are the first keys that it changes, and many tells that there are more.
 	touched [][]byte
+	keys    []string
+	many    bool
 }
+
+// maxKeys is how many keys are held of a transaction under way.
+const maxKeys = 10_000
 
 // touch takes note of a change of a key.
 func (r *ranges) touch(key []byte) {
@@ -48,8 +54,10 @@ func (r *ranges) touchAll() {
 	r.clean = nil
 }
 
-// compared takes note that a range was compared.
+// compared takes note that a range was compared at the last commit. It is clean if
+// nothing has gone into it behind that.
 func (r *ranges) compared(x capture.KeyRange, clean bool) {
+	clean = clean && !r.many && !slices.ContainsFunc(r.keys, func(key string) bool { return x.Holds([]byte(key)) })
 	r.left = without(r.left, x)
 	i, end := overlapping(r.clean, x)
 	if clean {
@@ -105,35 +113,42 @@ func between(all []capture.KeyRange) (left []capture.KeyRange) {
 	return append(left, capture.KeyRange{Low: low})
 }
 
-// touch takes note of an entry that is applied.
-func (c *certifier) touch(e *millrace.Entry) {
-	t := c.tables[e.Table]
-	switch {
-	case t == nil || len(t.clean) == 0:
-	case e.Kind == millrace.KindPut || e.Kind == millrace.KindDelete:
-		t.touch(e.Key)
-		if len(e.From) > 0 {
-			t.touch(e.From)
+// touch takes note of what is applied in the transaction under way.
+func (c *certifier) touch(b *tableBatch) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.tables {
+		if t.to != b.m.to || len(t.clean) == 0 && !c.begun {
+			continue
 		}
-	default:
-		t.touchAll()
+		if b.truncated {
+			t.touchAll()
+			t.many = true
+		}
+		for key := range b.rows {
+			t.touch([]byte(key))
+			if t.many = t.many || len(t.keys) == maxKeys; !t.many {
+				t.keys = append(t.keys, key)
+			}
+		}
 	}
 }
 
 // commit notes in the transaction of a batch, before it ends, which ranges it goes into.
 func (c *certifier) commit(ctx context.Context, s *sink, at millrace.Index) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, t := range c.tables {
-		if len(t.touched) == 0 {
-			continue
+		if len(t.touched) > 0 {
+			if err := s.begin(ctx); err != nil {
+				return err
+			}
+			if _, err := s.conn.Exec(ctx, "UPDATE millrace.migration_range SET touched = $4::text::numeric WHERE name = $1 AND table_name = $2 AND low = ANY ($3::bytea[]) AND touched IS NULL",
+				c.m.cfg.Name, t.from.String(), t.touched, at.String()); err != nil {
+				return fmt.Errorf("note which ranges of %v are changed: %w", t.from, err)
+			}
 		}
-		if err := s.begin(ctx); err != nil {
-			return err
-		}
-		if _, err := s.conn.Exec(ctx, "UPDATE millrace.migration_range SET touched = $4::text::numeric WHERE name = $1 AND table_name = $2 AND low = ANY ($3::bytea[]) AND touched IS NULL",
-			c.m.cfg.Name, t.from.String(), t.touched, at.String()); err != nil {
-			return fmt.Errorf("note which ranges of %v are changed: %w", t.from, err)
-		}
-		t.touched = t.touched[:0]
+		t.touched, t.keys, t.many = t.touched[:0], t.keys[:0], false
 	}
 	return nil
 }
@@ -207,9 +222,18 @@ WHERE r.name = $1 AND r.table_name = $2 AND p.name = $1 AND w.name = $1
 	if err != nil {
 		return err
 	}
-	if t.clean, err = c.list(ctx, t, clean); err != nil {
+	equal, err := c.list(ctx, t, clean)
+	if err != nil {
 		return err
 	}
-	t.left = between(known)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t.clean, t.left = equal, between(known)
+	for _, key := range t.keys {
+		t.touch([]byte(key))
+	}
+	if t.many {
+		t.touchAll()
+	}
 	return nil
 }

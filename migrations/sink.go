@@ -24,7 +24,9 @@ type sink struct {
 	// at that index, so nothing may be missing.
 	exact bool
 	open  bool // a transaction is
-	buf   []byte
+	// applying is called for what goes into the transaction, if it is set.
+	applying func(*tableBatch)
+	buf      []byte
 }
 
 func (m *Migration) openSink(ctx context.Context, all []*mapping, exact bool) (_ *sink, err error) {
@@ -82,6 +84,9 @@ func (s *sink) apply(ctx context.Context, b *batch) error {
 		tb := b.tables[t.id]
 		if tb.m != t || !tb.truncated && len(tb.rows) == 0 {
 			continue // another partition's, or nothing
+		}
+		if s.applying != nil {
+			s.applying(tb)
 		}
 		if err := s.table(ctx, s.merges[i], tb); err != nil {
 			if c := code(err); strings.HasPrefix(c, "23") || strings.HasPrefix(c, "22") {
