@@ -27,7 +27,9 @@
 //	admin                  metrics, and what changes the edge, as compacting a store
 //
 // * in place of STREAM stands for all streams. A name with blanks, # or % in it is
-// percent-encoded.
+// percent-encoded. schema.* is for tables whose names have no dot; one that has is named in
+// full. A dot does not say whether it is of the schema's name or the table's, here as
+// elsewhere: a.b.* is for the schema a.b, and for a table b.c of the schema a.
 package access
 
 import (
@@ -51,7 +53,7 @@ type tables struct {
 	names map[string]bool // schema.table, or schema.*
 }
 
-const anyStream = "*"
+const anyStream, anyTable = "*", "*"
 
 // Local returns the identity of who reaches the edge from its own host, which may
 // do everything.
@@ -113,13 +115,10 @@ func (t tables) has(table string) bool {
 	if t.all || t.names[table] {
 		return true
 	}
-	// The names of schemas may have dots in them, those of tables too.
-	for name := range t.names {
-		if schema, ok := strings.CutSuffix(name, "*"); ok && strings.HasPrefix(table, schema) {
-			return true
-		}
-	}
-	return false
+	// What stands behind the last dot is the table, unless its name has one: such a table
+	// has to be named, so that a right for a schema a is none for one called a.b.
+	dot := strings.LastIndexByte(table, '.')
+	return dot > 0 && t.names[table[:dot+1]+anyTable]
 }
 
 type contextKey struct{}

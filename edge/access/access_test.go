@@ -15,7 +15,7 @@ func TestRights(t *testing.T) {
 billing  TOKEN            read:bank/public.accounts read:bank/billing.*   # and one behind
 edge-2   cert:edge-2.internal   relay:* images:bank
 operator cert:spiffe://x/op     read:*  admin
-odd      cert:odd               read:a%20b/public.x%25
+odd      cert:odd               read:a%20b/public.x%25 read:a%20b/a.b.* read:a%20b/public.x.y
 `)))
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +34,10 @@ odd      cert:odd               read:a%20b/public.x%25
 		{"billing reads another table", billing.Table("bank", "public.accounts2"), false},
 		{"billing reads its schema", billing.Table("bank", "billing.invoices"), true},
 		{"billing reads a schema of a longer name", billing.Table("bank", "billing2.invoices"), false},
+		{"billing reads a schema whose name has a dot", billing.Table("bank", "billing.old.invoices"), false},
+		{"odd reads a schema whose name has a dot", odd.Table("a b", "a.b.c"), true},
+		{"odd reads the schema of its start", odd.Table("a b", "a.c"), false},
+		{"odd reads a table whose name has a dot", odd.Table("a b", "public.x.y"), true},
 		{"billing reads another stream", billing.Table("dns", "public.accounts"), false},
 		{"billing sees its stream", billing.Stream("bank"), true},
 		{"billing sees another stream", billing.Stream("dns"), false},
