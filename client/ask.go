@@ -78,9 +78,10 @@ func (c *Client) askOne(ctx context.Context, p *peer, method, path string, body 
 	}
 	place := p.place(resp.Header)
 	complaint := resp.StatusCode != http.StatusOK
-	// That there is no row, or table, is as good as the epoch that it is said of.
-	absent := resp.StatusCode == http.StatusNotFound && place.Epoch != 0
-	if (!complaint || absent) && c.fresh.epoch != 0 && place.Epoch < c.fresh.epoch {
+	// That there is no row, or table, is as good as the epoch that it is said of. An edge
+	// of an older epoch is no reason not to ask the others.
+	of := resp.StatusCode == http.StatusNotFound && place.Epoch != 0 || resp.StatusCode == http.StatusGatewayTimeout
+	if (!complaint || of) && c.fresh.epoch != 0 && place.Epoch < c.fresh.epoch {
 		return nil, place, &Error{
 			Status: http.StatusServiceUnavailable, Code: "behind", Edge: p.name, Place: place,
 			Message: fmt.Sprintf("it is at epoch %v, asked for is %v", place.Epoch, c.fresh.epoch),

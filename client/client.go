@@ -145,8 +145,9 @@ func (c *Client) Close() {
 	}
 }
 
-// Min returns a client whose answers are of an index at or after the one of place. An
-// edge that has not come there waits for it, or answers ErrBehind.
+// Min returns a client whose answers are of place or behind it: of its index at the least,
+// or of a later epoch. Without an epoch in place, its index is of whichever an edge serves.
+// An edge that has not come there waits for it, or answers ErrBehind.
 func (c *Client) Min(place event.ID, wait time.Duration) *Client {
 	d := *c
 	d.fresh = fresh{min: place.Index, epoch: place.Epoch, wait: wait}
@@ -164,13 +165,16 @@ func (c *Client) After(token string, wait time.Duration) *Client {
 
 // query is what answers have to hold, as the edge is asked for it.
 func (f *fresh) query(q url.Values) {
-	if f.min != 0 {
+	switch {
+	case f.epoch != 0:
+		q.Set("min_index", event.ID{Epoch: f.epoch, Index: f.min}.String())
+	case f.min != 0:
 		q.Set("min_index", f.min.String())
 	}
 	if f.token != "" {
 		q.Set("after_token", f.token)
 	}
-	if f.wait > 0 && (f.min != 0 || f.token != "") {
+	if f.wait > 0 && (f.min != 0 || f.epoch != 0 || f.token != "") {
 		q.Set("wait", f.wait.String())
 	}
 }

@@ -105,6 +105,9 @@ func TestFresh(t *testing.T) {
 	if _, _, err := newClient(t, client.Config{Unix: e.unix, Patience: -1}).Min(event.ID{Epoch: 2, Index: 1}, 0).Get(ctx, "public.a", "1"); err == nil {
 		t.Error("an answer of an older epoch was taken")
 	}
+	if _, _, err := newClient(t, client.Config{Unix: e.unix, Patience: -1}).Min(event.ID{Epoch: 2}, time.Millisecond).Get(ctx, "public.a", "1"); !errors.Is(err, client.ErrBehind) {
+		t.Errorf("a place of a newer epoch: %v", err)
+	}
 	// That there is no row is an answer, too.
 	_, _, err := newClient(t, client.Config{Unix: e.unix, Patience: -1}).Min(event.ID{Epoch: 2, Index: 1}, 0).Get(ctx, "public.a", "2")
 	if err == nil || errors.Is(err, client.ErrNoRow) {

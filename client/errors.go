@@ -63,7 +63,7 @@ func (e *Error) Is(target error) bool {
 	case ErrNotHeld:
 		return e.Code == "not_held"
 	case ErrBehind:
-		return e.Status == 504
+		return e.Status == 504 || e.Code == "behind"
 	}
 	return false
 }

@@ -147,6 +147,31 @@ func TestSlowWatcherIsCutOff(t *testing.T) {
 	}
 }
 
+// A watcher that takes a large event a little at a time does not hold its place among the
+// few for longer than that takes at the least rate.
+func TestSlowlyTakenEventIsCutOff(t *testing.T) {
+	const size = 15 << 20 // more than sockets hold
+	e := newEdge(t, edgelog.Options{}, func(c *serve.Config) { c.WatchTimeout, c.WatchRate = 2*time.Second, 64<<20 })
+	e.put(1, 0, strings.Repeat("y", size))
+	e.commit()
+	e.done()
+	slow := get(t, e, "/watch?from=6&heartbeat=100ms")
+	if e.watchers() != 1 {
+		t.Fatalf("there are %d watchers, want 1", e.watchers())
+	}
+	buf := make([]byte, 16<<10)
+	for read := 0; e.watchers() > 0; {
+		n, err := slow.body.Read(buf)
+		if read += n; read >= size {
+			t.Fatal("all of the event was sent, and the watch goes on")
+		}
+		if err != nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond) // never as long as the time-out for a piece
+	}
+}
+
 // watchers counts those that the edge has, by what else could join.
 func (e *testEdge) watchers() int {
 	buf := make([]byte, 1<<20)

@@ -547,3 +547,31 @@ func TestHomeEndsWaits(t *testing.T) {
 		t.Errorf("WaitIndex: %v, want ErrClosed", err)
 	}
 }
+
+// A place of an older epoch is behind readers already, and one of a newer epoch is waited
+// for until readers have gone over.
+func TestWaitPlaceOfAnotherEpoch(t *testing.T) {
+	h := openHome(t, t.TempDir())
+	fill(t, h.Store(), 2)
+	fill(t, prepare(t, h, 3), 3)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	at := h.Place().Index
+	if err := errors.Join(h.WaitPlace(ctx, 1, 1<<40), h.WaitPlace(ctx, 2, at), h.WaitPlace(ctx, 0, at)); err != nil {
+		t.Errorf("what is there: %v", err)
+	}
+	for epoch, index := range map[millrace.Epoch]millrace.Index{0: at + 1, 2: at + 1, 3: 0} {
+		short, cancel := context.WithTimeout(ctx, time.Millisecond)
+		if err := h.WaitPlace(short, epoch, index); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("index %v of epoch %v, which has not come: %v", index, epoch, err)
+		}
+		cancel()
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- h.WaitPlace(ctx, 3, at) }()
+	go func() { ended <- h.WaitPlace(ctx, 2, 1<<40) }()
+	switchHome(t, h)
+	if err := errors.Join(<-ended, <-ended); err != nil {
+		t.Errorf("after readers have gone over: %v", err)
+	}
+}

@@ -251,7 +251,7 @@ func (r *ReadOnly) WaitIndex(ctx context.Context, epoch millrace.Epoch, index mi
 		if err != nil {
 			return err
 		}
-		if epoch != 0 && at.Epoch > epoch || at.Epoch >= epoch && at.Index >= index {
+		if at.Reaches(epoch, index) {
 			return nil
 		}
 		select {

@@ -405,6 +405,16 @@ type Place struct {
 	Time time.Time
 }
 
+// Reaches reports whether p is at or behind an index of an epoch: everything up to there
+// is in what is read at p. A later epoch began with a copy of what its source had, so it
+// is behind every place of the epochs before. Epoch 0 stands for that of p.
+func (p Place) Reaches(epoch millrace.Epoch, index millrace.Index) bool {
+	if epoch != 0 && p.Epoch != epoch {
+		return p.Epoch > epoch
+	}
+	return p.Index >= index
+}
+
 // Place returns where the store stands.
 func (s *Store) Place() Place { return s.place.Load().place() }
 
@@ -424,6 +434,12 @@ const readOnlyPoll = 20 * time.Millisecond
 // WaitIndex returns when the store has come to index, or with the context's
 // error or ErrClosed.
 func (s *Store) WaitIndex(ctx context.Context, index millrace.Index) error {
+	return s.WaitPlace(ctx, 0, index)
+}
+
+// WaitPlace returns when the store has come to an index of an epoch, or is of a later
+// epoch, or with the context's error or ErrClosed. Epoch 0 stands for whichever there is.
+func (s *Store) WaitPlace(ctx context.Context, epoch millrace.Epoch, index millrace.Index) error {
 	var poll <-chan time.Time
 	if s.opts.ReadOnly {
 		t := time.NewTicker(readOnlyPoll)
@@ -437,7 +453,7 @@ func (s *Store) WaitIndex(ctx context.Context, index millrace.Index) error {
 				return err
 			}
 		}
-		if s.Index() >= index {
+		if at := s.place.Load(); at.place().Reaches(epoch, index) {
 			return nil
 		}
 		select {

@@ -112,6 +112,7 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 		Watch:  func(stream string) *watch.Hub { return k.follower(stream).Watch() },
 		Behind: func(ctx context.Context, stream string) (uint64, error) { return k.follower(stream).Behind(ctx) },
 		Images: k.images.of, Bootstrap: k.bootstrap, MaxScan: k.c.Edge.Serve.MaxScan, MaxWaiters: k.c.Edge.Serve.MaxWaiters,
+		MaxConns: readConns + k.c.Edge.Serve.MaxWatchers*len(readers),
 		Gatherer: k.registry, Registerer: k.registry, Logger: k.log,
 	})
 	if err != nil {
@@ -122,6 +123,9 @@ func (k *keeper) open(ctx context.Context, viewAge time.Duration) error {
 	}
 	return k.listenRESP(ctx, where)
 }
+
+// readConns is how many connections each HTTP listener takes beside those of watchers.
+const readConns = 1024
 
 func (k *keeper) follower(stream string) *follow.Stream {
 	for _, one := range k.streams {

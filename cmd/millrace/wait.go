@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge/event"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/edgestatus"
 	"github.com/millrace-db/millrace/internal/lineage"
@@ -40,7 +41,8 @@ type receipt struct {
 
 func (a *app) waitCommand() *cobra.Command {
 	var stream, edges string
-	var index, epoch uint64
+	var index string
+	var epoch uint64
 	var of int
 	var limit time.Duration
 	var asJSON bool
@@ -61,6 +63,10 @@ come to the index, 1 when the time is over; then those that lack it are named.`,
 			if limit <= 0 || of < 0 {
 				return usage("--timeout %v, --of %d: want a time above 0, and 0 or more", limit, of)
 			}
+			place, err := waitFor(index, epoch)
+			if err != nil {
+				return err
+			}
 			c, err := a.load()
 			if err != nil {
 				return err
@@ -74,7 +80,7 @@ come to the index, 1 when the time is over; then those that lack it are named.`,
 				return err
 			}
 			w := &waiting{app: a, stream: s, enough: enough, of: of, limit: limit}
-			found, err := w.run(cmd.Context(), c, millrace.Epoch(epoch), millrace.Index(index))
+			found, err := w.run(cmd.Context(), c, place.Epoch, place.Index)
 			if err != nil {
 				return err
 			}
@@ -82,13 +88,32 @@ come to the index, 1 when the time is over; then those that lack it are named.`,
 		},
 	}
 	cmd.Flags().StringVar(&stream, "stream", "", "the stream, where there are several")
-	cmd.Flags().Uint64Var(&index, "index", 0, "the `INDEX` to wait for; how far the stream is now otherwise")
+	cmd.Flags().StringVar(&index, "index", "", "the `INDEX` to wait for, or its epoch and it as in 1-4711; how far the stream is now otherwise")
 	cmd.Flags().Uint64Var(&epoch, "epoch", 0, "the `EPOCH` of the index; the one that the stream has now otherwise")
 	cmd.Flags().StringVar(&edges, "edges", "100%", "how many edges are enough: a `SHARE` such as 95%, or a number")
 	cmd.Flags().IntVar(&of, "of", 0, "`COUNT` of edges that a share is of, where some have never reported; those on the list otherwise")
 	cmd.Flags().DurationVar(&limit, "timeout", 5*time.Minute, "give up after this `TIME`")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// waitFor reads which place is to be waited for; what is zero of it is to be found out.
+func waitFor(index string, epoch uint64) (event.ID, error) {
+	place := event.ID{Epoch: millrace.Epoch(epoch)}
+	if index == "" {
+		return place, nil
+	}
+	id, err := event.ParseID(index)
+	if err != nil {
+		return place, usage("--index: %v", err)
+	}
+	if id.Epoch != 0 && epoch != 0 && id.Epoch != place.Epoch {
+		return place, usage("--index %s and --epoch %d name two epochs; leave one of them out", index, epoch)
+	}
+	if id.Epoch == 0 {
+		id.Epoch = place.Epoch
+	}
+	return id, nil
 }
 
 // quorum is a number of edges, or a part of them.

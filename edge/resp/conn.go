@@ -31,6 +31,7 @@ const (
 type conn struct {
 	s      *Server
 	net    net.Conn
+	gate   *gate
 	secure bool
 	id     int64
 	since  time.Time
@@ -78,15 +79,15 @@ type conn struct {
 	woken bool
 }
 
-func (s *Server) newConn(nc net.Conn, secure bool) *conn {
+func (s *Server) newConn(nc net.Conn, g *gate) *conn {
 	c := &conn{
-		s: s, net: nc, secure: secure, id: s.lastID.Add(1), since: time.Now(),
+		s: s, net: nc, gate: g, secure: g.secure, id: s.lastID.Add(1), since: time.Now(),
 		in: make([]byte, inSize), out: reply{proto: 2}, stream: s.streams[0], ctx: s.life,
 	}
 	c.parser.reset()
-	c.limit(secure)
+	c.limit(c.secure)
 	c.answer = c.readBatch
-	if !secure {
+	if !c.secure {
 		c.who = s.local
 	}
 	return c

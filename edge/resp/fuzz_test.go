@@ -32,7 +32,7 @@ func FuzzCommands(f *testing.F) {
 	}
 	answers := func(t *testing.T, input []byte, piece int) []byte {
 		fake := &fakeConn{in: input, piece: piece}
-		c := s.newConn(fake, false)
+		c := s.newConn(fake, new(gate))
 		c.id, c.since = 1, time.Now()
 		if !s.add(c) {
 			t.Fatal("there is no room")

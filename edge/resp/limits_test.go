@@ -137,6 +137,38 @@ func TestTooMany(t *testing.T) {
 	p.wants("10000", many[:10_001]...)
 }
 
+// Each listener has its own places: who takes all of one's shuts nobody out of another.
+func TestListenersHaveTheirOwnPlaces(t *testing.T) {
+	store, _ := newStore(t)
+	unix := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", unix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, Config{Streams: bank(store), MaxConns: 2, Plain: []net.Listener{tcp, l}})
+	dial := func(network, address string) *peer {
+		t.Helper()
+		c, err := new(net.Dialer).DialContext(t.Context(), network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return newPeer(t, c)
+	}
+	for network, address := range map[string]string{"tcp": tcp.Addr().String(), "unix": unix} {
+		first, second := dial(network, address), dial(network, address)
+		first.wants("PONG", "PING")
+		second.wants("PONG", "PING")
+		if got := dial(network, address).answer(); !strings.HasPrefix(got, "-ERR max number of clients reached") {
+			t.Errorf("a third client over %s is told %s", network, got)
+		}
+	}
+}
+
 // Clients that wait, and go away or stay, leave nothing behind, and do not hold up the
 // end.
 func TestWaitersEnd(t *testing.T) {
@@ -221,7 +253,7 @@ func TestNoViewAcrossAWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	here, there := net.Pipe()
-	c := s.newConn(&watchedConn{Conn: here, reader: watched, t: t}, false)
+	c := s.newConn(&watchedConn{Conn: here, reader: watched, t: t}, new(gate))
 	if !s.add(c) {
 		t.Fatal("there is no room")
 	}

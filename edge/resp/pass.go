@@ -82,7 +82,7 @@ func (s *Server) Adopt(nc net.Conn, state []byte) error {
 	if err := json.Unmarshal(state, p); err != nil {
 		return errors.Join(fmt.Errorf("take over the connection of %v: %w", nc.RemoteAddr(), err), nc.Close())
 	}
-	c := s.newConn(nc, false)
+	c := s.newConn(nc, s.gateOf(nc))
 	for _, st := range s.streams {
 		if st.name == p.Stream {
 			c.stream = st

@@ -70,7 +70,7 @@ func TestConnectionsGoOnAtTheSuccessor(t *testing.T) {
 	if _, err := fmt.Fprintf(long, "*2\r\n$4\r\nECHO\r\n$200000\r\n%s", strings.Repeat("x", 150_000)); err != nil {
 		t.Fatal(err)
 	}
-	waits.send("WAITINDEX", strconv.Itoa(int(src.index)+1), "60000")
+	waits.send("WAITINDEX", "1-"+strconv.Itoa(int(src.index)+1), "60000")
 	waits.send("PING", "behind")
 
 	var busy sync.WaitGroup

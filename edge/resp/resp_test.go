@@ -423,11 +423,15 @@ func TestWaitIndex(t *testing.T) {
 	p.wants("-TIMEOUT stream bank is at index "+now, "WAITINDEX", "1000", "0")
 	p.wants("-TIMEOUT", "WAITINDEX", "1000", "20")
 	p.wants("-ERR 'x' is not an index", "WAITINDEX", "x", "20")
+	p.wants("-ERR '0-1' is not an index", "WAITINDEX", "0-1", "20")
+	p.wants(now, "WAITINDEX", "1-"+now, "0")
+	p.wants("-TIMEOUT stream bank is at index "+now+" of epoch 1, not at 1-1000 yet", "WAITINDEX", "1-1000", "1")
+	p.wants("-TIMEOUT stream bank is at index "+now+" of epoch 1, not at 2-0 yet", "WAITINDEX", "2-0", "1")
 	p.wants("-ERR '30001' is not a number of milliseconds", "WAITINDEX", "1", "30001")
 	// What comes before and behind a wait is answered in order.
 	next := strconv.Itoa(int(src.index) + 1)
 	p.send("PING", "before")
-	p.send("WAITINDEX", next, "30000")
+	p.send("WAITINDEX", "1-"+next, "30000")
 	p.send("EXISTS", "public.accounts:26")
 	if got := p.answer(); got != "before" {
 		t.Errorf("before the wait: %s", got)

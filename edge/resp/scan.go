@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 )
 
@@ -334,13 +333,4 @@ func (c *cursors) get(id uint64) (place, bool) {
 	c.order.MoveToFront(e)
 	item, _ := e.Value.(*cursorItem)
 	return item.at, true
-}
-
-// indexOf reads an index.
-func indexOf(text []byte) (millrace.Index, error) {
-	n, err := strconv.ParseUint(string(text), 10, 64)
-	if err != nil {
-		return 0, refuse("ERR '%s' is not an index", short(text))
-	}
-	return millrace.Index(n), nil
 }

@@ -26,7 +26,7 @@
 // Two commands differ. SCAN finds keys of a prefix in their order; its MATCH is a
 // key, or the start of one with a star behind it. WAITINDEX index milliseconds
 // returns when the stream has come to an index here, and fails with TIMEOUT when
-// it has not.
+// it has not; epoch-index in place of index names the epoch as well.
 package resp
 
 import (
@@ -53,7 +53,7 @@ import (
 type Reader interface {
 	View(ctx context.Context, fn func(*edge.View) error) error
 	Place() edge.Place
-	WaitIndex(ctx context.Context, index millrace.Index) error
+	WaitPlace(ctx context.Context, epoch millrace.Epoch, index millrace.Index) error
 }
 
 // Stream is a stream under its name.
@@ -85,8 +85,8 @@ type Config struct {
 	Registerer prometheus.Registerer
 	// Logger takes what clients are not told; nil drops it.
 	Logger *slog.Logger
-	// MaxConns is the largest number of connections; further ones are told so and
-	// closed. Default 4,096.
+	// MaxConns is the largest number of connections of each listener; further ones are
+	// told so and closed. Default 4,096.
 	MaxConns int
 	// MaxRequest is the largest size of a command in bytes. Default 1 MiB.
 	MaxRequest int
@@ -171,10 +171,19 @@ type Server struct {
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
+	gates  []*gate
 	ending bool
 	// give hands a connection to a successor; nil while there is none.
 	give func(net.Conn, []byte) error
 	work sync.WaitGroup
+}
+
+// gate is a listener with the number of its connections. Each has its own, so that those
+// who come over one cannot take the places of those of another.
+type gate struct {
+	net.Listener
+	secure bool
+	conns  int
 }
 
 // stream is one of the streams with the encoders of its rows.
@@ -199,6 +208,12 @@ func New(config Config) (*Server, error) {
 	for i, st := range config.Streams {
 		s.streams = append(s.streams, &stream{name: st.Name, number: i, reader: st.Reader})
 	}
+	for _, l := range config.Plain {
+		s.gates = append(s.gates, &gate{Listener: l})
+	}
+	if config.Secure != nil {
+		s.gates = append(s.gates, &gate{Listener: config.Secure, secure: true})
+	}
 	s.life, s.endLife = context.WithCancel(context.Background())
 	var err error
 	s.metrics, err = newMetrics(config.Registerer, s.commands)
@@ -209,13 +224,9 @@ func New(config Config) (*Server, error) {
 // finished, and returns nil.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.endLife()
-	listeners := append([]net.Listener(nil), s.config.Plain...)
-	if s.config.Secure != nil {
-		listeners = append(listeners, s.config.Secure)
-	}
-	failed := make(chan error, len(listeners))
-	for _, l := range listeners {
-		go func() { failed <- s.accept(l, l == s.config.Secure) }()
+	failed := make(chan error, len(s.gates))
+	for _, g := range s.gates {
+		go func() { failed <- s.accept(g) }()
 	}
 	var err error
 	ended := 0
@@ -230,10 +241,10 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		}
 	}
-	for _, l := range listeners {
-		_ = l.Close() // one that has failed is closed already
+	for _, g := range s.gates {
+		_ = g.Close() // one that has failed is closed already
 	}
-	for ; ended < len(listeners); ended++ {
+	for ; ended < len(s.gates); ended++ {
 		if e := <-failed; e != nil && !errors.Is(e, net.ErrClosed) && err == nil {
 			err = e
 		}
@@ -249,11 +260,8 @@ func (s *Server) Run(ctx context.Context) error {
 // Close gives up the listeners of a server whose Run is not called.
 func (s *Server) Close() error {
 	var errs []error
-	for _, l := range append([]net.Listener{s.config.Secure}, s.config.Plain...) {
-		if l == nil {
-			continue
-		}
-		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+	for _, g := range s.gates {
+		if err := g.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
@@ -265,13 +273,13 @@ func (s *Server) Close() error {
 // acceptPause is how long accepting pauses when there are no descriptors.
 const acceptPause = 50 * time.Millisecond
 
-func (s *Server) accept(l net.Listener, secure bool) error {
+func (s *Server) accept(g *gate) error {
 	for {
-		nc, err := l.Accept()
+		nc, err := g.Accept()
 		if err != nil {
 			var passing interface{ Temporary() bool }
 			if errors.As(err, &passing) && passing.Temporary() {
-				s.log.Warn("cannot accept a connection", "address", l.Addr(), "error", err)
+				s.log.Warn("cannot accept a connection", "address", g.Addr(), "error", err)
 				select {
 				case <-s.life.Done():
 					return nil
@@ -279,9 +287,9 @@ func (s *Server) accept(l net.Listener, secure bool) error {
 				}
 				continue
 			}
-			return fmt.Errorf("accept connections at %v: %w", l.Addr(), err)
+			return fmt.Errorf("accept connections at %v: %w", g.Addr(), err)
 		}
-		c := s.newConn(nc, secure)
+		c := s.newConn(nc, g)
 		if !s.add(c) {
 			s.metrics.refused.Inc()
 			c.turnAway()
@@ -295,10 +303,11 @@ func (s *Server) accept(l net.Listener, secure bool) error {
 func (s *Server) add(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ending || len(s.conns) >= s.config.MaxConns {
+	if s.ending || c.gate.conns >= s.config.MaxConns {
 		return false
 	}
 	s.conns[c] = struct{}{}
+	c.gate.conns++
 	s.work.Add(1)
 	if s.give != nil && !c.secure {
 		c.wake() // it goes on at the successor
@@ -311,8 +320,28 @@ func (s *Server) remove(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	c.gate.conns--
 	s.metrics.connections.Set(float64(len(s.conns)))
 	s.work.Done()
+}
+
+// gateOf finds the listener that a connection without TLS came over, at a predecessor.
+func (s *Server) gateOf(nc net.Conn) *gate {
+	at := nc.LocalAddr()
+	var found *gate
+	for _, g := range s.gates {
+		switch {
+		case g.secure || g.Addr().Network() != at.Network():
+		case g.Addr().String() == at.String():
+			return g
+		case found == nil:
+			found = g
+		}
+	}
+	if found == nil {
+		found = &gate{} // that listener is not here any more
+	}
+	return found
 }
 
 // drain lets connections finish what they answer, and returns when all are closed.

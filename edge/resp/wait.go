@@ -9,16 +9,18 @@ import (
 	"time"
 
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/event"
 )
 
-// waitIndex waits until the stream has come to an index: WAITINDEX index
-// milliseconds. A client that goes away meanwhile ends it.
+// waitIndex waits until the stream has come to a place: WAITINDEX index milliseconds, or
+// WAITINDEX epoch-index milliseconds. A client that goes away meanwhile ends it.
 func (c *conn) waitIndex() {
-	index, err := indexOf(c.args[1])
+	want, err := event.ParseID(string(c.args[1]))
 	if err != nil {
-		c.fail(err.Error())
+		c.fail("ERR '" + short(c.args[1]) + "' is not an index; give one, or epoch and index as in 1-4711")
 		return
 	}
+	text := string(c.args[1])
 	limit, err := strconv.ParseUint(string(c.args[2]), 10, 32)
 	if err != nil || time.Duration(limit)*time.Millisecond > c.s.config.MaxWait {
 		c.fail(fmt.Sprintf("ERR '%s' is not a number of milliseconds from 0 to %d", short(c.args[2]), c.s.config.MaxWait.Milliseconds()))
@@ -30,7 +32,7 @@ func (c *conn) waitIndex() {
 	}
 	begun := time.Now()
 	// What was answered before goes out before the wait.
-	if c.stream.reader.Place().Index < index && limit > 0 {
+	if !c.stream.reader.Place().Reaches(want.Epoch, want.Index) && limit > 0 {
 		if !c.flush() {
 			c.closing = true
 			return
@@ -39,20 +41,20 @@ func (c *conn) waitIndex() {
 		err = c.await(func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, time.Duration(limit)*time.Millisecond)
 			defer cancel()
-			return c.stream.reader.WaitIndex(ctx, index)
+			return c.stream.reader.WaitPlace(ctx, want.Epoch, want.Index)
 		})
 	}
-	now := c.stream.reader.Place().Index
+	now := c.stream.reader.Place()
 	switch {
-	case now >= index:
-		c.out.int(int64(now))
+	case now.Reaches(want.Epoch, want.Index):
+		c.out.int(int64(now.Index))
 	case c.closing:
 	case c.isWoken() && c.canPass():
 		left := max(0, time.Until(begun.Add(time.Duration(limit)*time.Millisecond)))
 		c.passing = true
-		c.again = fmt.Appendf(nil, "WAITINDEX %d %d\r\n", index, left.Milliseconds())
+		c.again = fmt.Appendf(nil, "WAITINDEX %s %d\r\n", text, left.Milliseconds())
 	case err == nil || errors.Is(err, context.DeadlineExceeded):
-		c.fail(fmt.Sprintf("TIMEOUT stream %s is at index %v, not at %v yet", c.stream.name, now, index))
+		c.fail(fmt.Sprintf("TIMEOUT stream %s is at index %v of epoch %v, not at %s yet", c.stream.name, now.Index, now.Epoch, text))
 	case errors.Is(err, edge.ErrClosed), errors.Is(err, context.Canceled):
 		c.fail("CLOSED the edge is shutting down; ask again, or another edge")
 	default:

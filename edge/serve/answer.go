@@ -13,6 +13,7 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/access"
+	"github.com/millrace-db/millrace/edge/event"
 )
 
 // fault is an answer other than 200.
@@ -88,9 +89,9 @@ type request struct {
 	contentType string
 	tagged      bool
 	// covered is the epoch in which a token was found covered, 0 if none was given; least
-	// is the index that the stream was found to have come to, 0 if none was.
+	// is the place that the stream was found to have come to, zero if none was given.
 	covered millrace.Epoch
-	least   millrace.Index
+	least   event.ID
 	// bigInt tells that bigint is given as strings.
 	bigInt bool
 
@@ -150,7 +151,7 @@ func (q *request) release() {
 	}
 	q.w, q.r, q.stream, q.who = nil, nil, nil, nil
 	q.hasPlace, q.tagged, q.bigInt = false, false, false
-	q.answered, q.contentType, q.covered, q.least = 0, "", 0, 0
+	q.answered, q.contentType, q.covered, q.least = 0, "", 0, event.ID{}
 	q.rows.release()
 	q.s.pool.Put(q)
 }

@@ -9,12 +9,13 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/edge/event"
 )
 
-// A reader names the least index that its answer may be true for, and how long it
-// waits for that: min_index and wait in the query, or these headers, which the
-// dialect of /rest leaves as the only way.
+// A reader names the place that its answer may be true for at the least, and how long it
+// waits for that: min_index and wait in the query, or these headers, which the dialect of
+// /rest leaves as the only way. A place is an index of the epoch that is served, or epoch
+// and index as the IDs of events are; every place of a later epoch is behind it.
 const (
 	headerMinIndex = "X-Millrace-Min-Index"
 	headerWait     = "X-Millrace-Wait"
@@ -52,36 +53,39 @@ func (q *request) await(params url.Values) error {
 			return err
 		}
 	}
-	n, err := strconv.ParseUint(text, 10, 64)
+	least, err := event.ParseID(text)
 	if err != nil {
-		return badRequest("bad_index", "give the number that X-Millrace-Index showed", "min_index is %q", text)
+		return badRequest("bad_index", "give what X-Millrace-Index showed, or that of X-Millrace-Epoch before it, as in 1-4711", "min_index is %q", text)
 	}
-	index := millrace.Index(n)
-	if q.stream.store.Place().Index >= index {
-		q.least = index
+	if q.stream.store.Place().Reaches(least.Epoch, least.Index) {
+		q.least = least
 		return nil
 	}
 	if limit > 0 {
-		if err = q.wait(index, limit); err == nil {
-			q.least = index
+		if err = q.wait(least, limit); err == nil {
+			q.least = least
 		}
 		if err == nil || !errors.Is(err, context.DeadlineExceeded) {
 			return err
 		}
 	}
 	q.place, q.hasPlace = q.stream.store.Place(), true
-	if q.place.Index >= index {
-		q.least = index
+	if q.place.Reaches(least.Epoch, least.Index) {
+		q.least = least
 		return nil
 	}
+	at, wanted := q.place.Index.String(), least.Index.String()
+	if least.Epoch != 0 {
+		at, wanted = event.ID{Epoch: q.place.Epoch, Index: q.place.Index}.String(), least.String()
+	}
 	return &fault{
-		http.StatusGatewayTimeout, "behind", fmt.Sprintf("the stream is at index %v, and %v was waited for", q.place.Index, index),
+		http.StatusGatewayTimeout, "behind", fmt.Sprintf("the stream is at index %s, and %s was waited for", at, wanted),
 		"ask again, wait longer (at most " + maxWait.String() + "), or read what is there without min_index",
 	}
 }
 
 // wait waits, as one of a bounded number. It ends with the client, and with the server.
-func (q *request) wait(index millrace.Index, limit time.Duration) error {
+func (q *request) wait(place event.ID, limit time.Duration) error {
 	if q.s.waiting.Add(1) > int64(q.s.config.MaxWaiters) {
 		q.s.waiting.Add(-1)
 		return unavailable("busy", "ask again, or without wait", "%d readers are waiting already", q.s.config.MaxWaiters)
@@ -90,7 +94,7 @@ func (q *request) wait(index millrace.Index, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(q.r.Context(), limit)
 	defer cancel()
 	defer context.AfterFunc(q.s.life, cancel)()
-	err := q.stream.store.WaitIndex(ctx, index)
+	err := q.stream.store.WaitPlace(ctx, place.Epoch, place.Index)
 	if err != nil && q.s.life.Err() != nil {
 		return unavailable("closed", "ask again, or another edge", "the edge is shutting down")
 	}

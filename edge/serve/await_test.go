@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/event"
 	"github.com/millrace-db/millrace/edge/serve"
 )
 
@@ -33,7 +34,19 @@ func TestMinIndex(t *testing.T) {
 	if a := askWith(t, s, http.MethodGet, restURL+"/accounts", "X-Millrace-Min-Index", "999999", "X-Millrace-Wait", "1ms"); a.status != 504 || !strings.Contains(a.body, `"code":"millrace.behind"`) {
 		t.Errorf("rest: got %d %s", a.status, a.body)
 	}
+	// With its epoch. That of the store is 1: an older one is behind it whatever the index.
+	for id, want := range map[string]int{
+		event.ID{Epoch: 1, Index: src.index}.String(): 200, event.ID{Epoch: 1, Index: src.index + 1}.String(): 504, "2-0": 504, "2-1": 504,
+	} {
+		if a := get(t, s, path+"?min_index="+id); a.status != want || want == 504 && a.code(t) != "behind" {
+			t.Errorf("%s: got %d %s, want %d", id, a.status, a.body, want)
+		}
+		if a := askWith(t, s, http.MethodGet, restURL+"/accounts", "X-Millrace-Min-Index", id); a.status != want {
+			t.Errorf("rest, %s: got %d %s, want %d", id, a.status, a.body, want)
+		}
+	}
 	for more, want := range map[string]string{
+		"?min_index=0-1": "bad_index", "?min_index=1-2-3": "bad_index",
 		"?min_index=x": "bad_index", "?min_index=-1": "bad_index", "?wait=1s": "bad_wait",
 		"?min_index=1&wait=x": "bad_wait", "?min_index=1&wait=31s": "bad_wait", "?min_index=1&wait=-1s": "bad_wait",
 	} {
@@ -92,6 +105,30 @@ func TestMinIndexOfAnotherStore(t *testing.T) {
 		if a := askWith(t, s, http.MethodGet, path, "X-Millrace-Min-Index", (src.index + 1).String()); a.status != 503 || !strings.Contains(a.body, "millrace.moved") {
 			t.Errorf("%s: got %d %s", path, a.status, a.body)
 		}
+	}
+}
+
+// aged says that it is of a later epoch than its rows were written in.
+type aged struct{ *edge.Store }
+
+func (a aged) Place() edge.Place {
+	p := a.Store.Place()
+	p.Epoch += 2
+	return p
+}
+
+// What was of an older epoch is in a newer one, whatever its index was.
+func TestMinIndexOfAnOlderEpoch(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store, func(c *serve.Config) { c.Streams["bank"] = aged{store} })
+	at := event.ID{Epoch: 2, Index: src.index + 1000}
+	// The row is then read from the store of epoch 1, and that is not passed off as the answer.
+	if a := get(t, s, streamURL+"/tables/public.accounts/rows/5?min_index="+at.String()); a.status != 503 || a.code(t) != "moved" {
+		t.Errorf("got %d %s", a.status, a.body)
+	}
+	at.Epoch = 4
+	if a := get(t, s, streamURL+"/tables/public.accounts/rows/5?min_index="+at.String()); a.status != 504 {
+		t.Errorf("of a newer epoch: got %d %s", a.status, a.body)
 	}
 }
 

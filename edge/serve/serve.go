@@ -69,7 +69,7 @@ type Reader interface {
 	Verifying() millrace.Index
 	Space() edge.Space
 	Unproven() edge.Unproven
-	WaitIndex(ctx context.Context, index millrace.Index) error
+	WaitPlace(ctx context.Context, epoch millrace.Epoch, index millrace.Index) error
 }
 
 // Config of a Server. Streams and one of Listen and Unix must be set.
@@ -118,6 +118,10 @@ type Config struct {
 	// WatchTimeout is how long a watcher may take nothing of what it is sent before it is
 	// cut off. Default 10 seconds.
 	WatchTimeout time.Duration
+	// WatchRate is how many bytes of an event of more than 256 KiB a watcher has to take
+	// in a second, once WatchTimeout is over, before it is cut off: few such events are
+	// sent at once, and others wait for their turn. Default 256 KiB.
+	WatchRate int
 	// Relays says whom streams follow, and serves who follows them; nil for none.
 	Relays Relays
 	// Gatherer gives what /metrics shows; nil for nothing.
@@ -224,11 +228,14 @@ func New(config Config) (*Server, error) {
 	if config.WatchTimeout == 0 {
 		config.WatchTimeout = 10 * time.Second
 	}
+	if config.WatchRate == 0 {
+		config.WatchRate = 256 << 10
+	}
 	if config.ShutdownTimeout == 0 {
 		config.ShutdownTimeout = 5 * time.Second
 	}
-	if config.MaxScan < 1 || config.MaxWaiters < 1 {
-		return nil, fmt.Errorf("serve: scans of %d rows, %d waiters: both must be positive", config.MaxScan, config.MaxWaiters)
+	if config.MaxScan < 1 || config.MaxWaiters < 1 || config.WatchRate < 1 {
+		return nil, fmt.Errorf("serve: scans of %d rows, %d waiters, watchers taking %d bytes a second: all must be positive", config.MaxScan, config.MaxWaiters, config.WatchRate)
 	}
 	if config.MaxRows < 1 || config.MaxPage < 1 || config.MaxBuffered < 1 || config.MaxConns < 1 || config.ShutdownTimeout < 0 {
 		return nil, fmt.Errorf("serve: rows %d, page %d bytes, buffered %d bytes, connections %d: all must be positive",

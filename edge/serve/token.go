@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
+	"github.com/millrace-db/millrace/edge/event"
 )
 
 // headerToken is the parameter after_token, for those who cannot give it in the query: a
@@ -81,7 +82,7 @@ func (q *request) awaitToken(t millrace.Token, limit time.Duration) error {
 		}
 		left := time.Until(over)
 		if left > 0 {
-			if err = q.wait(at.place.Index+1, left); err == nil {
+			if err = q.wait(event.ID{Epoch: at.place.Epoch, Index: at.place.Index + 1}, left); err == nil {
 				continue
 			}
 			if !errors.Is(err, context.DeadlineExceeded) {
@@ -100,7 +101,7 @@ func (q *request) awaitToken(t millrace.Token, limit time.Duration) error {
 // moved says that readers have gone over to another epoch since a token was found covered,
 // or an index reached: the store that is read now may not have come as far.
 func (q *request) moved() error {
-	if !q.hasPlace || (q.covered == 0 || q.place.Epoch == q.covered) && q.place.Index >= q.least {
+	if !q.hasPlace || (q.covered == 0 || q.place.Epoch == q.covered) && q.place.Reaches(q.least.Epoch, q.least.Index) {
 		return nil
 	}
 	return unavailable("moved", "ask again", "readers have gone over to epoch %v in the meantime", q.place.Epoch)

@@ -230,6 +230,8 @@ type eventSender struct {
 	// may be.
 	tables  []string
 	checked time.Time
+	// until is when the large event that is being sent has to be taken; zero for none.
+	until time.Time
 }
 
 // rightsEvery is how often it is looked whether a watcher still has its rights.
@@ -260,7 +262,7 @@ func (s *eventSender) run(ctx context.Context) {
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			s.w.CutOff()
-			s.q.s.log.Info("a watcher that took nothing was cut off", "stream", s.q.stream.name, "index", s.w.ID().Index)
+			s.q.s.log.Info("a watcher that took nothing, or a large event too slowly, was cut off", "stream", s.q.stream.name, "index", s.w.ID().Index)
 		}
 		if err != nil {
 			return
@@ -307,6 +309,10 @@ func (s *eventSender) large(ctx context.Context, item *watch.Item) error {
 		return s.failed(err)
 	}
 	s.q.body = appendEventHead(s.q.body, item)
+	// Who takes a little now and then would hold the place for as long as it likes.
+	c := &s.q.s.config
+	s.until = time.Now().Add(c.WatchTimeout + time.Duration(float64(len(text))/float64(c.WatchRate)*float64(time.Second)))
+	defer func() { s.until = time.Time{} }()
 	if err := s.send(s.q.body); err != nil {
 		return err
 	}
@@ -370,7 +376,11 @@ func (s *eventSender) flush() error {
 func (s *eventSender) send(b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), sendPiece)
-		if err := s.to.SetWriteDeadline(time.Now().Add(s.q.s.config.WatchTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		by := time.Now().Add(s.q.s.config.WatchTimeout)
+		if !s.until.IsZero() && s.until.Before(by) {
+			by = s.until
+		}
+		if err := s.to.SetWriteDeadline(by); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
 		if _, err := s.q.w.Write(b[:n]); err != nil {

@@ -239,6 +239,8 @@ func (t Tables) Filter(stream string) (*millrace.Filter, error) {
 type Serve struct {
 	MaxScan    int `key:"max_scan" unit:"rows" default:"50000" doc:"The most rows that a query of /rest may look at. One that would look at more is refused, with the index that would lead it to fewer. 1 to 10000000."`
 	MaxWaiters int `key:"max_waiters" unit:"requests" default:"1000" doc:"How many requests may wait for an index (min_index) at once; further ones are refused. 1 to 1000000."`
+
+	MaxWatchers int `key:"max_watchers" unit:"requests" default:"1000" doc:"How many may watch each stream at once; further ones are refused. 1 to 100000. Each has a connection."`
 }
 
 // HTTP is where an edge answers.

@@ -286,6 +286,9 @@ func (k *checker) edge() {
 	if n := e.Serve.MaxWaiters; n < 1 || n > 1_000_000 {
 		k.bad("edge.serve.max_waiters", "%d: want 1 to 1000000", n)
 	}
+	if n := e.Serve.MaxWatchers; n < 1 || n > 100_000 {
+		k.bad("edge.serve.max_watchers", "%d: want 1 to 100000", n)
+	}
 	k.images()
 	k.network()
 }

@@ -30,7 +30,7 @@ func (f *Stream) newWatch(metrics prometheus.Registerer) (*watch.Hub, error) {
 			})
 			return c, err
 		},
-		Holds:  f.home.Filter,
+		Holds: f.home.Filter, MaxWatchers: f.edge.Serve.MaxWatchers,
 		Logger: f.log, Registerer: metrics,
 	})
 }
