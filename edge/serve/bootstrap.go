@@ -21,6 +21,9 @@ const (
 	BootstrapChecking = "checking"
 	// BootstrapFollowing: it is brought up to date.
 	BootstrapFollowing = "following"
+	// BootstrapUnconfirmed: no source has said yet that it goes on from the image, and
+	// nothing is answered from it until one has.
+	BootstrapUnconfirmed = "unconfirmed"
 	// BootstrapDone: readers have gone over to it.
 	BootstrapDone = "done"
 	// BootstrapFailed: no image could be taken; everything is as it was.

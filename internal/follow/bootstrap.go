@@ -21,14 +21,17 @@ import (
 // fetched from a peer; a store is made of it beside the one that readers use; an applier
 // of its own follows the source from there, and the first record that it takes in, or the
 // one that the image was taken at, shows that source and image are of one history; readers
-// go over. Whatever goes wrong before that costs only the image, and the next peer is asked.
+// go over. An image that no source has confirmed is not answered from, unless the signature
+// of a trusted key vouches for its history. Whatever goes wrong before that costs only the image, and the next peer is asked.
 
 // bootRules are the times and sizes that the taking of images goes by.
 type bootRules struct {
-	// confirm is how long a store that was restored waits for a first record before
-	// readers go over to it all the same, where they have none, or its history is
-	// proven by a signature.
+	// confirm is how long a store that was restored waits for a source to confirm it
+	// before readers go over to it all the same, where its history is proven by a
+	// signature, and before status and log say that it waits where it is not.
 	confirm time.Duration
+	// unconfirmed is how long after that an image is given up which nobody has confirmed.
+	unconfirmed time.Duration
 	// retryMin and retryMax bound the pause after all peers were asked in vain.
 	retryMin, retryMax time.Duration
 	// behindEvery is how often an edge that is behind looks whether an image is nearer,
@@ -40,12 +43,15 @@ type bootRules struct {
 	stale, still time.Duration
 	// pause is image.Source's, tell how often it is logged how far an image is.
 	pause, tell time.Duration
+	// look is how often it is asked whether a newer epoch has begun: one request.
+	look time.Duration
 }
 
 func defaultBootRules() bootRules {
 	return bootRules{
-		confirm: 10 * time.Second, retryMin: 5 * time.Second, retryMax: 2 * time.Minute,
+		confirm: 10 * time.Second, unconfirmed: 10 * time.Minute, retryMin: 5 * time.Second, retryMax: 2 * time.Minute,
 		behindEvery: time.Minute, lag: 5 * time.Minute, few: 100_000, stale: time.Hour, still: 5 * time.Minute, tell: 10 * time.Second,
+		look: 5 * time.Second,
 	}
 }
 
@@ -154,6 +160,9 @@ type bootTask struct {
 	follow    *task
 	confirmed chan struct{}
 	applier   *applier.Applier
+	// unconfirmed is why follow was ended, where that is so because no source has
+	// confirmed the image.
+	unconfirmed error
 }
 
 func (t *bootTask) takenC() <-chan struct{} {
@@ -180,7 +189,8 @@ func (t *bootTask) confirmedC() <-chan struct{} {
 // bootReign is what a reign keeps of the taking of images.
 type bootReign struct {
 	task *bootTask
-	// again is when peers are asked again, why for what reason and for which epoch.
+	// again is when peers are asked again, why for what reason and for which epoch; fails
+	// counts how often they were asked in vain for that.
 	again <-chan time.Time
 	why   string
 	epoch millrace.Epoch
@@ -224,10 +234,30 @@ func (r *epochReign) wantImage(why string, epoch millrace.Epoch) {
 	r.takeImage(why, epoch)
 }
 
+// retryImage asks peers again. For a newer epoch it is first seen whether its source can be
+// copied by now, which asks for an image where it cannot.
+func (r *epochReign) retryImage() {
+	r.boot.again = nil
+	if r.boot.epoch > millrace.Epoch(r.epoch.Load()) {
+		r.begin(r.boot.epoch)
+		return
+	}
+	r.wantImage(r.boot.why, r.boot.epoch)
+}
+
+// awaitsImage reports whether an image of a newer epoch than readers' is being taken, or
+// peers are asked for one again later.
+func (r *epochReign) awaitsImage() bool {
+	return (r.boot.task != nil || r.boot.again != nil) && r.boot.epoch > millrace.Epoch(r.epoch.Load())
+}
+
 func (r *epochReign) takeImage(why string, epoch millrace.Epoch) {
 	r.endCompaction(errors.New("an image is being taken, whose store takes the place of this one"))
 	ctx, cancel := context.WithCancel(r.ctx)
 	t := &bootTask{why: why, cancel: cancel, taken: make(chan struct{})}
+	if epoch != r.boot.epoch {
+		r.boot.fails = 0
+	}
 	r.boot.task, r.boot.again, r.boot.why, r.boot.epoch = t, nil, why, epoch
 	r.showBoot(func(b *serve.Bootstrap) {
 		*b = serve.Bootstrap{State: serve.BootstrapAsking, Reason: why, StartedAt: time.Now().UTC()}
@@ -284,14 +314,11 @@ func (r *epochReign) imageTaken() error {
 }
 
 // awaitConfirmed closes confirmed when source and image are known to be of one history,
-// and the store is not behind readers.
+// and the store is not behind readers; where nobody can say so and no signature vouches for
+// the image, it waits.
 func (r *epochReign) awaitConfirmed(t *bootTask, store *edge.Store, confirmed chan<- struct{}) {
-	var limit <-chan time.Time
-	if r.home.Place().Index == 0 || r.trusted != nil {
-		timer := time.NewTimer(r.bootRules.confirm)
-		defer timer.Stop()
-		limit = timer.C
-	}
+	limit := time.NewTimer(r.bootRules.confirm)
+	defer limit.Stop()
 	for {
 		changed := store.Changed()
 		here, there := r.home.Place(), store.Place()
@@ -304,19 +331,45 @@ func (r *epochReign) awaitConfirmed(t *bootTask, store *edge.Store, confirmed ch
 			return
 		case <-t.follow.ended:
 			return
-		case <-limit:
-			r.log.Warn("nothing has come from the source since the image; its rows are answered all the same", "image", t.image)
-			close(confirmed)
-			return
+		case <-limit.C:
+			if r.trusted != nil {
+				r.log.Warn("nothing has come from the source since the image; its rows are answered all the same, as its history is signed", "image", t.image)
+				close(confirmed)
+				return
+			}
+			if !r.tellUnconfirmed(t) {
+				t.unconfirmed = fmt.Errorf("no source has confirmed in %v that it goes on from the image of index %v", r.bootRules.confirm+r.bootRules.unconfirmed, t.image)
+				t.follow.cancel()
+				return
+			}
+			limit.Reset(r.bootRules.unconfirmed)
 		case <-changed:
 		}
 	}
 }
 
+// tellUnconfirmed says that no source has confirmed an image yet. It reports whether that is
+// news.
+func (r *epochReign) tellUnconfirmed(t *bootTask) (news bool) {
+	r.showBoot(func(b *serve.Bootstrap) {
+		if news = b.State == serve.BootstrapFollowing; news {
+			b.State = serve.BootstrapUnconfirmed
+		}
+	})
+	if news {
+		r.log.Warn("no source has confirmed the image yet; until one has, nothing is answered from it", "image", t.image,
+			"mend", "see that a source can be reached that goes on from it; with signing.trusted, signatures vouch for an image")
+	}
+	return news
+}
+
 // imageFollowed gives up a restored store whose applier has stopped: the source does not
-// go on from it.
+// go on from it, or nobody has said that it does.
 func (r *epochReign) imageFollowed() error {
 	t := r.boot.task
+	if t.unconfirmed != nil {
+		return r.noImage(t.unconfirmed)
+	}
 	err := t.follow.err
 	if err == nil {
 		err = errors.New("its applier has ended")

@@ -9,15 +9,18 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/image"
 	"github.com/millrace-db/millrace/edge/serve"
+	"github.com/millrace-db/millrace/internal/config"
 )
 
 // A new edge takes an image from a peer, which makes one because it is asked to, and
@@ -29,6 +32,7 @@ func TestBootstrapNew(t *testing.T) {
 	b.unit()
 	peer.at(1)
 	b.trim()
+	b.heartbeat() // which confirms an image of what is gone
 	dir := filepath.Join(t.TempDir(), "new")
 	fresh := b.edge(dir, "http://127.0.0.1:1", peer.url)
 	fresh.until("the image is taken", func() bool { return fresh.value() == 1 })
@@ -389,5 +393,101 @@ func TestBootstrapBesideHungMaker(t *testing.T) {
 	fresh.at(1)
 	if s := fresh.stream.Bootstrap(); s == nil || !strings.Contains(s.Problem, "nothing has come of it") {
 		t.Errorf("shown is %+v", s)
+	}
+}
+
+// An image that is ahead of everybody who could confirm it is not answered from, by an edge
+// that has no rows either, until somebody does; and says so.
+func TestBootstrapUnconfirmed(t *testing.T) {
+	t.Parallel()
+	office := newBranchOffice(t)
+	b := newBankWith(t, nil, kfake.ListenFn(office.listen))
+	up := b.edgeWith(filepath.Join(t.TempDir(), "up"), options{config: func(k *config.Config) {
+		k.Streams[0].Kafka.Brokers = []string{office.far.Addr().String()}
+	}})
+	b.unit()
+	up.at(1)
+	office.cable.cut()
+	ahead := imageOf(b, 2)
+	unconfirmed := func(x *branch) bool {
+		s := x.stream.Bootstrap()
+		return s != nil && s.State == serve.BootstrapUnconfirmed
+	}
+	rules := func(giveUp time.Duration) func(*bootRules) {
+		return func(r *bootRules) { r.confirm, r.unconfirmed = 50*time.Millisecond, giveUp }
+	}
+	follows := func(k *config.Config) { k.Streams[0].Kafka.Brokers, k.Edge.Upstream = nil, []string{up.url} }
+	fresh := b.edgeWith(filepath.Join(t.TempDir(), "new"), options{config: follows, rules: rules(time.Hour)}, "file://"+ahead)
+	alone := b.edgeWith(filepath.Join(t.TempDir(), "alone"), options{
+		config: func(k *config.Config) { k.Streams[0].Kafka.Brokers = []string{"127.0.0.1:1"} }, rules: rules(time.Hour),
+	}, "file://"+ahead)
+	for _, x := range []*branch{fresh, alone} {
+		x.until("it says that nobody has confirmed the image", func() bool {
+			return unconfirmed(x) && strings.Contains(x.log.String(), "no source has confirmed the image") || x.value() >= 0
+		})
+		if x.value() >= 0 {
+			t.Errorf("edge %s has unit %d of an image that nobody has confirmed", filepath.Base(x.dir), x.value())
+		}
+	}
+	// Nobody will: what there is to follow is followed.
+	tired := b.edgeWith(filepath.Join(t.TempDir(), "tired"), options{config: follows, rules: rules(50 * time.Millisecond)}, "file://"+ahead)
+	tired.at(1)
+	if s := tired.stream.Bootstrap(); !strings.Contains(s.Problem, "no source has confirmed") {
+		t.Errorf("shown is %+v", s)
+	}
+	office.cable.heal()
+	b.heartbeat()
+	fresh.at(3)
+	fresh.took()
+	b.unit()
+	fresh.at(4)
+	tired.at(4)
+	if alone.value() >= 0 || !unconfirmed(alone) {
+		t.Errorf("it has unit %d, bootstrap %+v", alone.value(), alone.stream.Bootstrap())
+	}
+}
+
+// Peers that have no image of a newer epoch whose topic was trimmed are asked with pauses,
+// however often it is seen that the epoch has begun.
+func TestBootstrapIntoEpochPauses(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	dir := filepath.Join(t.TempDir(), "away")
+	away := b.edge(dir)
+	b.unit()
+	away.at(1)
+	away.end()
+	b.begin(2)
+	b.unit()
+	b.trim()
+	b.heartbeat()
+	var asked, looked atomic.Int64
+	peer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		http.NotFound(w, nil)
+	}))
+	defer peer.Close()
+	away = b.edgeWith(dir, options{rules: func(r *bootRules) { r.look, r.retryMin, r.retryMax = 10*time.Millisecond, time.Hour, time.Hour }}, peer.URL+"/images")
+	away.until("peers were asked in vain", func() bool { s := away.stream.Bootstrap(); return s != nil && s.State == serve.BootstrapFailed })
+	b.cluster.ControlKey(int16(kmsg.Metadata), func(kmsg.Request) (kmsg.Response, error, bool) {
+		b.cluster.KeepControl()
+		looked.Add(1)
+		return nil, nil, false
+	})
+	once := asked.Load()
+	away.until("it has looked for newer epochs again", func() bool { return looked.Load() > 20 })
+	if n := asked.Load(); n != once || away.value() != 1 {
+		t.Errorf("peers were asked %d times, %d of them without a pause; it has unit %d", n, n-once, away.value())
+	}
+	if again := time.Until(away.stream.Bootstrap().AgainAt); again < 20*time.Minute {
+		t.Errorf("they are asked again in %v", again)
+	}
+	away.end()
+	// And after the pause they are asked, as is whether the topic was made again.
+	away = b.edgeWith(dir, options{rules: func(r *bootRules) { r.look = 10 * time.Millisecond }}, peer.URL+"/images")
+	once = asked.Load()
+	away.until("they are asked again", func() bool { return asked.Load() > once+5 })
+	if n := strings.Count(away.log.String(), "a newer epoch has begun"); n < 2 {
+		t.Errorf("the copy was begun %d times", n)
 	}
 }

@@ -27,13 +27,8 @@ import (
 	"github.com/millrace-db/millrace/internal/topic"
 )
 
-const (
-	// successorEvery is how often an edge asks whether a newer epoch has a
-	// topic: one request.
-	successorEvery = 5 * time.Second
-	// lostEvery is how often a topic that was found lost is tried again.
-	lostEvery = 10 * time.Second
-)
+// lostEvery is how often a topic that was found lost is tried again.
+const lostEvery = 10 * time.Second
 
 // Stream keeps one stream at this edge through its epochs. An applier brings
 // the topic of the epoch that readers use into its store. When a newer epoch has
@@ -358,7 +353,7 @@ func awaitCopy(ctx context.Context, store *edge.Store, t *task) {
 // if there is none, again and again, and when it is asked to look.
 func (f *Stream) watch(ctx context.Context, s epochs, found chan<- millrace.Epoch, look <-chan struct{}) {
 	defer s.Close()
-	tick := time.NewTicker(successorEvery)
+	tick := time.NewTicker(f.bootRules.look)
 	defer tick.Stop()
 	var told string
 	for {

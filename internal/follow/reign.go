@@ -89,7 +89,7 @@ func (r *epochReign) run() error {
 			}
 		case epoch := <-r.found:
 			r.begin(epoch)
-			if r.ending != nil && r.next == nil && !r.takesNewer() {
+			if r.ending != nil && r.next == nil && !r.awaitsImage() {
 				if err := r.hold(r.ending); err != nil {
 					return err
 				}
@@ -102,8 +102,7 @@ func (r *epochReign) run() error {
 		case <-r.next.copiedC():
 			return r.goOver()
 		case <-r.boot.again:
-			r.boot.again = nil
-			r.wantImage(r.boot.why, r.boot.epoch)
+			r.retryImage()
 		case <-r.boot.behindC():
 			r.lookBehind()
 		case <-r.boot.task.takenC():
@@ -182,11 +181,6 @@ func (r *epochReign) hold(err error) error {
 	return nil
 }
 
-// takesNewer reports whether an image of a newer epoch is being taken.
-func (r *epochReign) takesNewer() bool {
-	return r.boot.task != nil && r.boot.epoch > millrace.Epoch(r.epoch.Load())
-}
-
 // begin starts to copy an epoch that was found, if it is not being copied.
 func (r *epochReign) begin(epoch millrace.Epoch) {
 	now := millrace.Epoch(r.epoch.Load())
@@ -197,8 +191,8 @@ func (r *epochReign) begin(epoch millrace.Epoch) {
 		r.log.Info("a still newer epoch has begun; the copy under way is given up", "epoch", uint64(r.next.epoch))
 		r.dropNextTask()
 	}
-	if r.boot.task != nil && r.boot.epoch >= epoch {
-		return // an image of it is being taken
+	if r.awaitsImage() && r.boot.epoch >= epoch {
+		return // nothing else leads there
 	}
 	r.endCompaction(fmt.Errorf("epoch %v has begun, whose store takes the place of this one", epoch))
 	if r.boot.task != nil {
@@ -274,7 +268,7 @@ func (r *epochReign) goOver() error {
 	if err != nil {
 		select {
 		case <-r.ctx.Done():
-		case <-time.After(successorEvery):
+		case <-time.After(r.bootRules.look):
 		}
 		return nil
 	}
