@@ -67,6 +67,8 @@ type Maker struct {
 
 	mu     sync.Mutex
 	making *Making
+	// ended tells that Run has ended.
+	ended bool
 	// failed is when the last one failed, err with what.
 	failed time.Time
 	err    error
@@ -92,7 +94,7 @@ func NewMaker(c MakerConfig) (*Maker, error) {
 	return m, nil
 }
 
-// Run makes images until ctx ends.
+// Run makes images until ctx ends. It is called once.
 func (m *Maker) Run(ctx context.Context) {
 	if r := m.config.Registerer; r != nil {
 		r.MustRegister(m.made, m.newest)
@@ -129,10 +131,11 @@ func (m *Maker) Run(ctx context.Context) {
 	}
 }
 
-// forget gives up what was asked for and not begun.
+// forget gives up what was asked for and not begun, and takes nothing more.
 func (m *Maker) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.ended = true
 	select {
 	case <-m.asked:
 		<-m.config.Turns
@@ -166,7 +169,8 @@ func (m *Maker) begin() {
 
 // Ask has an image made that is newer than an index, which goes on in the background; one
 // that is being made counts as asked for. fresh tells that there is one that is new
-// enough, or of the newest index. ErrBusy is returned while another stream's is being made.
+// enough, or of the newest index. ErrBusy is returned while another stream's is being made,
+// another error once Run has ended.
 func (m *Maker) Ask(newerThan millrace.Place) (fresh bool, err error) {
 	place := m.config.Home.Place()
 	if place.Index == 0 {
@@ -174,6 +178,9 @@ func (m *Maker) Ask(newerThan millrace.Place) (fresh bool, err error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.ended {
+		return false, errors.New("this edge makes no images any more, as it is ending; mend: ask another one, or again when it has started")
+	}
 	if m.making != nil {
 		return false, nil
 	}

@@ -124,6 +124,12 @@ func TestMaker(t *testing.T) {
 	if all, err := registry.Gather(); err != nil || len(all) != 0 {
 		t.Errorf("metrics are left: %v, %v", all, err)
 	}
+	// Nobody is told that one is being made which will never be.
+	s.unit(3)
+	body = `{"epoch": 9}`
+	if status, l, _ := ask(asJSON); status != http.StatusConflict || l.Making != nil || m.Making() != nil || len(turns) != 0 {
+		t.Errorf("asked after the end: %d, %+v, %d turns taken", status, l, len(turns))
+	}
 
 	// Unasked: the first at once, and while it can be no other at its time.
 	own := filepath.Join(dir, "own")
@@ -135,7 +141,7 @@ func TestMaker(t *testing.T) {
 	ended = make(chan struct{})
 	go func() { defer close(ended); m.Run(ctx) }()
 	until(t, "the first is there", func() bool { all, _ := List(own); return len(all) == 1 })
-	s.unit(3)
+	s.unit(4)
 	until(t, "the second is there", func() bool { all, _ := List(own); return len(all) == 2 })
 	cancel()
 	<-ended

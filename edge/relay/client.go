@@ -348,7 +348,12 @@ func (c *Client) gone(i int, from From) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ups[i].origin {
-		return fmt.Errorf("%w: %s: %w", ErrGone, c.ups[i], c.choice.all[i].why)
+		// Why is forgotten when the topic serves again, or is probed; that it has lost the
+		// place is not.
+		if why := c.choice.all[i].why; why != nil {
+			return fmt.Errorf("%w: %s: %w", ErrGone, c.ups[i], why)
+		}
+		return fmt.Errorf("%w: index %v of epoch %v is asked for, and %s no longer had it", ErrGone, from.Index+1, from.Epoch, c.ups[i])
 	}
 	one := c.choice.all[i]
 	return &GoneError{

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -136,4 +137,24 @@ func TestOriginDecides(t *testing.T) {
 	late := newNode(t, "late", nil)
 	late.follow(func(c *ClientConfig) { c.Origin = topic }, kafka)
 	await(t, "the beginning to be gone", func() bool { return errors.Is(late.fault(), ErrGone) && errors.Is(late.fault(), errTrimmed) })
+}
+
+// TestOriginGoneAfterProbe: that the topic has lost a place is said in words also when it was
+// asked since where it ends, and answered.
+func TestOriginGoneAfterProbe(t *testing.T) {
+	root := newRoot(t, "root", 10, nil)
+	topic := &topicOf{root: root}
+	topic.trimmed.Store(5)
+	c, err := NewClient(ClientConfig{Node: "late", Stream: "stream", Upstreams: []Upstream{kafka}, Origin: topic, Applied: func() Applied { return Applied{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := From{Epoch: 1}
+	for _, want := range []string{errTrimmed.Error(), "index 1 of epoch 1"} {
+		_, err := c.Open(t.Context(), from)
+		if !errors.Is(err, ErrGone) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "%!") {
+			t.Errorf("Open: %v", err)
+		}
+		c.probeOrigin(t.Context(), 0)
+	}
 }
