@@ -31,6 +31,7 @@ func (m *Migration) backward(ctx context.Context, src, dst *pgx.Conn) (*Migratio
 	cfg := m.cfg
 	cfg.Name += backSuffix
 	cfg.SourceURL, cfg.TargetURL = m.cfg.TargetURL, m.cfg.SourceURL
+	cfg.Capture, cfg.TargetCapture = m.cfg.TargetCapture, m.cfg.Capture
 	cfg.Tables = nil
 	for i := range m.cfg.Tables {
 		t := &m.cfg.Tables[i]
@@ -56,6 +57,11 @@ func (m *Migration) backward(ctx context.Context, src, dst *pgx.Conn) (*Migratio
 			}
 		}
 		if !one.loose {
+			cfg.Tables = append(cfg.Tables, back)
+			continue
+		}
+		if cfg.Capture == millrace.ModeTrigger { // which needs columns, and no index over all partitions
+			back.key = one.keyNames()
 			cfg.Tables = append(cfg.Tables, back)
 			continue
 		}
@@ -93,8 +99,8 @@ FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_namespace n ON n.oid = c.r
 }
 
 // arm makes all that a way needs whose changes begin at a fence that is still to come:
-// its slot begins to keep changes now. It is made anew each time, so that it keeps no
-// more than it has to. It waits for transactions that run at the way's source.
+// its changes are kept from now on. It is made anew each time, so that it keeps no
+// more than it has to. A slot waits for transactions that run at the way's source.
 func (m *Migration) arm(ctx context.Context) error {
 	src, dst, err := m.both(ctx)
 	if err != nil {
@@ -169,7 +175,7 @@ func (m *Migration) disarm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if dropped, err := c.DropSlot(ctx); err != nil || !dropped && s.Step == StepArmed {
+	if dropped, err := c.Release(ctx); err != nil || !dropped && s.Step == StepArmed {
 		return err
 	}
 	return m.done(ctx, src, dst, StepArmed)
@@ -198,8 +204,12 @@ func (m *Migration) toFence(ctx context.Context, fence string) error {
 	if err := dst.QueryRow(ctx, "SELECT converged_at IS NOT NULL FROM millrace.migration_place WHERE name = $1", m.cfg.Name).Scan(&done); err != nil {
 		return fmt.Errorf("read the place of %s: %w", m.cfg.Name, err)
 	}
+	c, err := m.capture(ctx, src)
+	if err != nil {
+		return err
+	}
 	if !done {
-		if err := m.skip(ctx, src, at, fence); err != nil {
+		if err := m.skip(ctx, c, at, fence); err != nil {
 			return err
 		}
 		tag, err := dst.Exec(ctx, `
@@ -217,10 +227,9 @@ WHERE name = $1 AND converged_at IS NULL`, m.cfg.Name, millrace.AppendCheckpoint
 }
 
 // skip moves at behind the fence.
-func (m *Migration) skip(ctx context.Context, src *pgx.Conn, at *millrace.Checkpoint, fence string) error {
-	c, err := m.capture(ctx, src)
-	if err != nil {
-		return err
+func (m *Migration) skip(ctx context.Context, c capturer, at *millrace.Checkpoint, fence string) error {
+	if !c.Skips() {
+		return nil
 	}
 	from, err := c.Open(ctx, at)
 	if err != nil {
@@ -229,7 +238,7 @@ func (m *Migration) skip(ctx context.Context, src *pgx.Conn, at *millrace.Checkp
 	defer from.Close() //nolint:errcheck // what was not taken comes again
 	var hash millrace.UnitHash
 	for found := false; !found; {
-		u, err := from.Next(ctx)
+		u, err := from.Next(ctx, context.Background())
 		if err != nil {
 			return err
 		}
@@ -270,8 +279,12 @@ func (m *Migration) skip(ctx context.Context, src *pgx.Conn, at *millrace.Checkp
 }
 
 // fenceSQL writes a fence at the way's source, within the transaction that runs it: the
-// changes of transactions that end behind that one come behind the fence.
+// changes of transactions that end behind that one come behind the fence. Triggers need
+// none, and it does nothing.
 func (m *Migration) fenceSQL(fence string) string {
+	if m.cfg.Capture == millrace.ModeTrigger {
+		return "SELECT"
+	}
 	return fmt.Sprintf("SELECT pg_logical_emit_message(true, %s, %s::text)", literal(fencePrefix), literal(fence))
 }
 

@@ -3,6 +3,8 @@ package migrations
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -89,6 +91,20 @@ WHERE c.relkind IN ('r', 'p') ORDER BY 2, 4`, int64(id))
 	return root, heaps, rows.Err()
 }
 
+// everywhere are the indexes that each of some heaps has.
+func everywhere(heaps map[string][]uniqueIndex) (all []uniqueIndex) {
+	have := make(map[string]int)
+	for _, heap := range slices.Sorted(maps.Keys(heaps)) {
+		for _, x := range heaps[heap] {
+			text := strings.Join(x.exprs, "\x00") + "\x01" + x.where
+			if have[text]++; have[text] == len(heaps) {
+				all = append(all, x)
+			}
+		}
+	}
+	return all
+}
+
 // readMapping looks a table up at both sides. schema is that of the source's, nil to
 // take it from the catalog too. The mapping is nil where a side has no table to map.
 func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millrace.Schema) (*mapping, []capture.Problem, error) {
@@ -104,7 +120,7 @@ func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millra
 	}
 	from.Choice = t.choice(from)
 	if schema == nil {
-		if schema, err = from.Schema(millrace.ModeWAL); err != nil {
+		if schema, err = from.Schema(t.mode); err != nil {
 			return nil, bad("table "+t.From.String(), err.Error(), "see there"), nil
 		}
 		schema.Version = 1
@@ -137,9 +153,12 @@ func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millra
 	if err != nil {
 		return nil, nil, err
 	}
-	known, _, err := readUnique(ctx, src, from.ID)
+	known, parts, err := readUnique(ctx, src, from.ID)
 	if err != nil {
 		return nil, nil, err
+	}
+	if t.key != nil {
+		known = everywhere(parts)
 	}
 	problems = append(problems, m.checkUnique(known, root, heaps)...)
 	more, err := m.checkGuards(ctx, dst, to.ID)
@@ -212,7 +231,7 @@ func (m *mapping) checkExpressions(ctx context.Context, src, dst queryer) []capt
 
 // choice is what capture reads of a table.
 func (t *Table) choice(info *table.Info) table.Choice {
-	var c table.Choice
+	c := table.Choice{Key: t.key}
 	if len(t.Omit) == 0 {
 		return c
 	}
@@ -236,11 +255,13 @@ func (t *Table) omits(name string) bool {
 
 // checkGuards looks for triggers, foreign keys and exclusion constraints at the
 // target, on the table and all that is under it. Triggers of our own note keys for a
-// stream of the table: they are to fire for what is carried over, too.
+// stream of the table: they are to fire for what is carried over, too; or for the way
+// back, and leave that out by themselves.
 func (m *mapping) checkGuards(ctx context.Context, dst queryer, id millrace.TableID) ([]capture.Problem, error) {
 	var always, exclusions []string
 	err := dst.QueryRow(ctx, tree+`
-SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D' AND g.tgname NOT LIKE $2),
+SELECT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled <> 'D' AND g.tgname NOT LIKE $2
+               AND NOT EXISTS (SELECT FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace WHERE f.oid = g.tgfoid AND n.nspname = 'millrace')),
        ARRAY(SELECT g.tgname::text FROM pg_trigger g WHERE g.tgrelid IN (SELECT oid FROM tree) AND g.tgenabled IN ('A', 'R') AND g.tgname NOT LIKE $2
              AND NOT EXISTS (SELECT FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace WHERE f.oid = g.tgfoid AND n.nspname = 'millrace') ORDER BY 1),
        ARRAY(SELECT c.conname::text FROM pg_constraint c WHERE c.conrelid IN (SELECT oid FROM tree) AND c.contype = 'x' ORDER BY 1)`, int64(id), denyTrigger+"%").

@@ -367,15 +367,15 @@ WHERE x.n > 1 AND d.tableoid = x.heap AND d.ctid = x.at`, t.to.Quoted(), keys))
 			return fmt.Errorf("analyze %v at the target: %w", t.to, err)
 		}
 	}
-	var text string
-	if err := src.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&text); err != nil {
-		return fmt.Errorf("ask the source how far it is: %w", err)
-	}
-	lsn, err := millrace.ParseLSN(text)
+	c, err := m.capture(ctx, src)
 	if err != nil {
 		return err
 	}
-	if _, err := dst.Exec(ctx, "UPDATE millrace.migration_place SET horizon = $2::text::numeric WHERE name = $1", m.cfg.Name, fmt.Sprint(uint64(lsn))); err != nil {
+	horizon, err := c.Ahead(ctx, src)
+	if err != nil {
+		return err
+	}
+	if _, err := dst.Exec(ctx, "UPDATE millrace.migration_place SET horizon = $2::text::numeric WHERE name = $1", m.cfg.Name, fmt.Sprint(horizon)); err != nil {
 		return fmt.Errorf("note how far the source is: %w", err)
 	}
 	return nil

@@ -15,15 +15,6 @@ import (
 	"github.com/millrace-db/millrace/internal/wait"
 )
 
-// changes is what Follow needs of a capture that is open.
-type changes interface {
-	Next(ctx context.Context) (*millrace.Unit, error)
-	Confirm(p millrace.Position)
-	VerifyRanges(table string, ranges []capture.KeyRange) error
-	Passes() []capture.PassStatus
-	Close() error
-}
-
 // Until says when Follow returns.
 type Until func(*follower) bool
 
@@ -112,6 +103,7 @@ type follower struct {
 	m        *Migration
 	src, dst *pgx.Conn // for all but the changes themselves
 	from     changes
+	capture  capturer
 	sink     *sink
 	batch    *batch
 	at       *millrace.Checkpoint // behind the last unit that was taken
@@ -125,9 +117,9 @@ type follower struct {
 	// Of the batch under way:
 	before millrace.Index // at the last commit
 	units  int64
-	// fence is the message that is waited for, if any; fenced tells that everything up
-	// to it is committed.
-	fence          string
+	// fence is what is waited for, if anything; fenced tells that everything up to it is
+	// committed.
+	fence          *fence
 	passed, fenced bool
 	verify         []*millrace.Entry // ranges to compare behind its commit
 	// hot has each batch be what has come while the one before was applied, and what is
@@ -236,7 +228,7 @@ func (f *follower) open(ctx context.Context) (err error) {
 		f.certify.close()
 		return err
 	}
-	f.from = open
+	f.from, f.capture = open, c
 	m.log.Info("following", "index", f.at.Index.String(), "position", f.at.Position.String(), "converged", converged)
 	return nil
 }
@@ -275,7 +267,7 @@ func (f *follower) once(ctx context.Context) error {
 func (f *follower) gather(ctx context.Context) error {
 	idle, cancel := context.WithTimeout(ctx, tendInterval)
 	defer cancel()
-	if more, err := f.next(ctx, idle); err != nil || !more {
+	if more, err := f.next(ctx, idle); err != nil || !more || !f.from.Gathers() {
 		return err
 	}
 	interval := f.m.cfg.BatchInterval
@@ -294,11 +286,8 @@ func (f *follower) gather(ctx context.Context) error {
 
 // next takes the next unit; it returns false where none comes before until ends.
 func (f *follower) next(ctx, until context.Context) (bool, error) {
-	u, err := f.from.Next(until)
-	if err != nil {
-		if ctx.Err() == nil && until.Err() != nil {
-			return false, nil //nolint:nilerr // the time is up
-		}
+	u, err := f.from.Next(ctx, until)
+	if err != nil || u == nil {
 		return false, err
 	}
 	err = f.take(ctx, u)
@@ -342,11 +331,11 @@ func (f *follower) take(ctx context.Context, u *millrace.Unit) error {
 			case millrace.KindHeartbeat:
 				continue
 			case millrace.KindMessage:
-				is, err := isFence(&h, f.fence)
+				is, err := f.fence.passedBy(&h)
 				if err != nil {
 					return err
 				}
-				f.passed = f.passed || is && f.fence != ""
+				f.passed = f.passed || is
 				continue
 			default:
 				if err := millrace.DecodeEntry(h.Body, &e); err != nil {
@@ -384,6 +373,7 @@ func (f *follower) take(ctx context.Context, u *millrace.Unit) error {
 	}
 	at.Chain = f.hash.Chain(f.at.Chain)
 	at.Position, at.Time = u.Position, u.Time
+	f.passed = f.passed || f.fence != nil && f.from.Behind(f.fence)
 	f.at = &at
 	f.units++
 	return nil
@@ -427,8 +417,9 @@ func (f *follower) commit(ctx context.Context) error {
 }
 
 // awaitFence has f wait for a fence that is still to be written.
-func (f *follower) awaitFence() (err error) {
-	f.fence, err = newToken()
+func (f *follower) awaitFence() error {
+	message, err := newToken()
+	f.fence = &fence{message: message}
 	f.passed, f.fenced = false, false
 	return err
 }

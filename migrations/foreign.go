@@ -97,7 +97,8 @@ func (f *foreign) neighbours(ctx context.Context, a *away, id int64, stands bool
 	err := f.src.QueryRow(ctx, `
 SELECT ARRAY(SELECT DISTINCT p.pubname::text FROM pg_publication p JOIN LATERAL pg_get_publication_tables(p.pubname) t ON true
              WHERE t.relid IN (SELECT relid FROM pg_partition_tree($1::bigint::oid::regclass) UNION SELECT $1::bigint::oid) AND p.pubname <> $2 ORDER BY 1),
-       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = $1::bigint::oid AND tgname LIKE 'millrace%' AND tgname <> $3 ORDER BY 1),
+       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = $1::bigint::oid AND tgname LIKE 'millrace%' AND tgname <> $3
+             AND tgname NOT LIKE ALL (SELECT 'millrace\_' || l.id || '\_%' FROM millrace.key_log l WHERE l.stream = $5) ORDER BY 1),
        ARRAY(SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
              WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = $1::bigint::oid AND r.ev_class <> $1::bigint::oid ORDER BY 1),
        ARRAY(SELECT conname || ' of ' || conrelid::regclass FROM pg_constraint WHERE contype = 'f' AND (conrelid = $1::bigint::oid OR confrelid = $1::bigint::oid) ORDER BY 1),
@@ -105,7 +106,7 @@ SELECT ARRAY(SELECT DISTINCT p.pubname::text FROM pg_publication p JOIN LATERAL 
              FROM pg_class c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) x
              WHERE c.oid = $1::bigint::oid AND x.privilege_type IN ('SELECT'`+writes+`) AND x.grantee <> current_user::regrole GROUP BY x.grantee ORDER BY 1),
        EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1::bigint::oid AND attacl IS NOT NULL),
-       to_regclass($4) IS NOT NULL`, id, f.m.slot(), denyTrigger, a.aside.Quoted()).Scan(&publications, &triggers, &views, &references, &grants, &columnGrants, &nameTaken)
+       to_regclass($4) IS NOT NULL`, id, f.m.slot(), denyTrigger, a.aside.Quoted(), f.m.stream()).Scan(&publications, &triggers, &views, &references, &grants, &columnGrants, &nameTaken)
 	if err != nil {
 		return fmt.Errorf("look what is bound to table %v: %w", a.name, err)
 	}

@@ -106,6 +106,9 @@ WHERE name = $1 AND table_id = (SELECT min(table_id::bigint)::oid FROM millrace.
 	if len(d.keys) == 0 {
 		return false, nil
 	}
+	if f.m.cfg.Capture != millrace.ModeWAL {
+		return false, fmt.Errorf("%w: %d rows of %v are noted as missing, and changes that are captured by %v carry all of their values; mend: report it; millrace migrate abort -f FILE, and begin again", ErrChanged, len(d.keys), d.t.from, f.m.cfg.Capture)
+	}
 	d.window = f.pending.Open(mendWindow)
 	f.mend = d
 	f.m.log.Info("reading rows whose changes did not carry all of their values", "table", d.t.from.String(), "rows", len(d.keys))
@@ -161,15 +164,9 @@ func readerError(err error) error {
 	return err
 }
 
-// sourceEnd is a place behind everything that snapshots at the source have seen.
-func (f *follower) sourceEnd(ctx context.Context) (uint64, error) {
-	var text string
-	if err := f.src.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&text); err != nil {
-		return 0, fmt.Errorf("ask the source how far it is: %w", err)
-	}
-	lsn, err := millrace.ParseLSN(text)
-	return uint64(lsn), err
-}
+// sourceEnd is a token: what comes with it, or a higher one, is behind all that has
+// committed by now.
+func (f *follower) sourceEnd(ctx context.Context) (uint64, error) { return f.from.Ahead(ctx, f.src) }
 
 // putMissing puts the rows that were read, where the changes stand now.
 func (f *follower) putMissing(ctx context.Context) error {

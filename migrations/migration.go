@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/table"
 )
 
@@ -31,8 +33,11 @@ type Config struct {
 	// SourceURL and TargetURL reach the two databases: the servers themselves, as
 	// roles that own the tables.
 	SourceURL, TargetURL string
-	Tables               []Table
-	// Memory bounds what capture holds of transactions, in bytes; the rest goes
+	// Capture is how changes are captured at the source, TargetCapture at the target
+	// when writers are there. Defaults millrace.ModeWAL, and the source's.
+	Capture, TargetCapture millrace.Mode
+	Tables                 []Table
+	// Memory bounds what capture by WAL holds of transactions, in bytes; the rest goes
 	// through files in SpoolDir. Default 64 MiB, and a directory in the system's
 	// temporary one.
 	Memory   int64
@@ -82,6 +87,10 @@ type Table struct {
 	// part is the constraint of the partition that From is, of a way back; empty where
 	// From is a table.
 	part string
+	// mode is how the table is captured. key are the columns of its key, of a way back
+	// by triggers, where no index of From is over all of its partitions.
+	mode millrace.Mode
+	key  []string
 }
 
 // mapped reports whether the target's columns are to be others than the source's.
@@ -125,6 +134,21 @@ func New(cfg Config) (*Migration, error) {
 	}
 	if _, err := table.ParseNames(names); err != nil {
 		return nil, bad("%v", err)
+	}
+	if cfg.Capture == millrace.ModeNone {
+		cfg.Capture = millrace.ModeWAL
+	}
+	if cfg.TargetCapture == millrace.ModeNone {
+		cfg.TargetCapture = cfg.Capture
+	}
+	for _, mode := range []millrace.Mode{cfg.Capture, cfg.TargetCapture} {
+		if mode != millrace.ModeWAL && mode != millrace.ModeTrigger {
+			return nil, bad("changes cannot be captured by %v", mode)
+		}
+	}
+	cfg.Tables = slices.Clone(cfg.Tables)
+	for i := range cfg.Tables {
+		cfg.Tables[i].mode = cfg.Capture
 	}
 	if cfg.Memory == 0 {
 		cfg.Memory = DefaultMemory

@@ -27,12 +27,11 @@ type closer struct {
 
 func (c *closer) decision() *manager { return &manager{Active: c.to, Term: c.term, Fence: c.mark} }
 
-// Writers are held when the opening side is at most nearly bytes of WAL behind, and what
+// Writers are held when the opening side is nearly where the closing one is, and what
 // was written to the closing side has come over within calm: that is most of the pause.
 // Where it does not come about, they are held after so many rounds all the same, and
 // the budget says whether that was too early.
 const (
-	nearly = 256 << 10
 	calm   = 30 * time.Millisecond
 	rounds = 20
 )
@@ -88,11 +87,11 @@ func (c *closer) run(ctx context.Context, rehearse bool) (*Pause, error) {
 // come while the one before was applied.
 func (c *closer) drain(ctx context.Context, f *follower) error {
 	for {
-		end, err := f.sourceEnd(ctx)
+		behind, err := f.capture.Behind(ctx, f.src, f.at.Position)
 		if err != nil {
 			return err
 		}
-		if f.before == f.at.Index && f.at.Position.Token()+nearly >= end {
+		if f.before == f.at.Index && behind <= f.capture.Nearly() {
 			break
 		}
 		if err := f.once(ctx); err != nil {
@@ -104,6 +103,7 @@ func (c *closer) drain(ctx context.Context, f *follower) error {
 		return err
 	}
 	f.hot = true
+	f.from.Hurry()
 	for range rounds {
 		began := time.Now()
 		if err := f.awaitFence(); err != nil {
@@ -125,10 +125,13 @@ func (c *closer) drain(ctx context.Context, f *follower) error {
 	return nil
 }
 
-// fence writes the fence that f waits for at the closing side. What is flushed is sent,
-// whichever standby has it.
+// fence makes the fence that f waits for at the closing side. Where it is written, what
+// is flushed is sent, whichever standby has it.
 func (c *closer) fence(ctx context.Context, f *follower) error {
-	sql := "BEGIN; SET LOCAL synchronous_commit = local; " + c.way.fenceSQL(f.fence) + "; COMMIT"
+	if f.from.Fence(f.fence) {
+		return nil
+	}
+	sql := "BEGIN; SET LOCAL synchronous_commit = local; " + c.way.fenceSQL(f.fence.message) + "; COMMIT"
 	if _, err := c.w.gates[c.from].conn.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("write a fence at the %s: %w", c.from, err)
 	}

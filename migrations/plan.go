@@ -7,7 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/finding"
@@ -112,7 +111,7 @@ func (m *Migration) checkTables(ctx context.Context, src, dst *pgx.Conn, r *Repo
 		}
 	}
 	for _, info := range infos {
-		found, err := table.Fit(ctx, src, millrace.ModeWAL, info, infos)
+		found, err := table.Fit(ctx, src, m.cfg.Capture, info, infos)
 		if err != nil {
 			return nil, err
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 )
 
@@ -45,35 +46,36 @@ FROM pg_database d WHERE d.datname = current_database()`, m.slot()).
 	if recovery {
 		bad("server", "it is a standby", "give the primary's address in source.url")
 	}
-	if walLevel != "logical" {
-		bad("wal_level", "it is "+walLevel, "ALTER SYSTEM SET wal_level = logical, then restart the server")
+	byWAL := m.cfg.Capture == millrace.ModeWAL
+	if byWAL && walLevel != "logical" {
+		bad("wal_level", "it is "+walLevel, "ALTER SYSTEM SET wal_level = logical, then restart the server; or source.capture: trigger in the migration file")
 	}
-	if slots >= maxSlots {
+	if byWAL && slots >= maxSlots {
 		bad("max_replication_slots", fmt.Sprintf("all %d are in use", maxSlots), "raise it and restart the server, or drop a slot that nobody uses")
 	}
-	if senders >= maxSenders {
+	if byWAL && senders >= maxSenders {
 		bad("max_wal_senders", fmt.Sprintf("all %d are in use", maxSenders), "raise it and restart the server")
 	}
-	if !replication {
-		bad("role", "it may not replicate", "ALTER ROLE … REPLICATION, for the role of source.url")
+	if byWAL && !replication {
+		bad("role", "it may not replicate", "ALTER ROLE … REPLICATION, for the role of source.url; or source.capture: trigger in the migration file")
 	}
 	if !creates {
-		bad("role", "it may not make a schema or publication in the database", "GRANT CREATE ON DATABASE … TO the role of source.url")
+		bad("role", "it may not make a schema, or a publication, in the database", "GRANT CREATE ON DATABASE … TO the role of source.url")
 	}
 	if encoding != "UTF8" {
 		warn("database encoding", "it is "+encoding, "make sure that every text there can be written in the target's encoding")
 	}
-	if keep < 0 {
+	if byWAL && keep < 0 {
 		warn("max_slot_wal_keep_size", "it is -1: while the migration stands still, the WAL that its slot holds may fill the disk", "watch the disk, or set it to what the disk can spare")
 	}
-	if prepared > 0 {
+	if byWAL && prepared > 0 {
 		warn("prepared transactions", fmt.Sprintf("there are %d, and copy waits for those that run when it begins", prepared), "COMMIT PREPARED or ROLLBACK PREPARED (pg_prepared_xacts)")
 	}
 	if largeObjects {
 		warn("large objects", "the database has some, and they do not move", "move them by hand, if a table refers to them (columns of type oid or lo)")
 	}
 	for i := range m.cfg.Tables {
-		if len(m.cfg.Tables[i].Omit) > 0 && version < 150000 {
+		if byWAL && len(m.cfg.Tables[i].Omit) > 0 && version < 150000 {
 			bad("server version", fmt.Sprintf("it is %d, and columns are left out of %v, which came with Postgres 15", version/10000, m.cfg.Tables[i].From), "upgrade it, or move the columns too and drop them later")
 		}
 	}
@@ -84,11 +86,11 @@ FROM pg_database d WHERE d.datname = current_database()`, m.slot()).
 func (m *Migration) checkTarget(ctx context.Context, dst *pgx.Conn) ([]capture.Problem, error) {
 	var version int
 	var recovery, creates, temporary bool
-	var encoding string
+	var encoding, walLevel string
 	err := dst.QueryRow(ctx, `
-SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), pg_encoding_to_char(d.encoding)::text,
+SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), pg_encoding_to_char(d.encoding)::text, current_setting('wal_level'),
        has_database_privilege(current_database(), 'CREATE'), has_database_privilege(current_database(), 'TEMP')
-FROM pg_database d WHERE d.datname = current_database()`).Scan(&version, &recovery, &encoding, &creates, &temporary)
+FROM pg_database d WHERE d.datname = current_database()`).Scan(&version, &recovery, &encoding, &walLevel, &creates, &temporary)
 	if err != nil {
 		return nil, fmt.Errorf("look at the target: %w", err)
 	}
@@ -108,6 +110,9 @@ FROM pg_database d WHERE d.datname = current_database()`).Scan(&version, &recove
 	if !temporary {
 		bad("role", "it may not make temporary tables in the database", "GRANT TEMPORARY ON DATABASE … TO the role of target.url")
 	}
+	if m.cfg.TargetCapture == millrace.ModeWAL && walLevel != "logical" {
+		problems = append(problems, capture.Warn("target: wal_level", "it is "+walLevel+": nothing keeps changes for the way back, so cutover will be refused", "ALTER SYSTEM SET wal_level = logical, then restart the server; or target.capture: trigger in the migration file"))
+	}
 	if encoding != "UTF8" {
 		bad("database encoding", "it is "+encoding, "make the database with ENCODING 'UTF8'")
 	}
@@ -123,7 +128,8 @@ func (m *Migration) checkRelations(ctx context.Context, src *pgx.Conn, t *Table,
 	var triggers, references, referenced, views, sequences []string
 	err := src.QueryRow(ctx, `
 SELECT pg_has_role(c.relowner, 'USAGE'),
-       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname NOT LIKE $2 ORDER BY 1),
+       ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname NOT LIKE $2
+             AND NOT EXISTS (SELECT FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace WHERE f.oid = tgfoid AND n.nspname = 'millrace') ORDER BY 1),
        ARRAY(SELECT conname || ' (' || confrelid::regclass || ')' FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
        ARRAY(SELECT conname || ' (' || conrelid::regclass || ')' FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
        ARRAY(SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend p JOIN pg_rewrite r ON r.oid = p.objid
@@ -137,7 +143,7 @@ FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%").Scan(&owner
 	subject := "table " + t.From.String()
 	var problems []capture.Problem
 	if !owner {
-		problems = append(problems, capture.Refuse(ErrBlocked, subject, "the role does not own it, so it cannot be published", "ALTER TABLE "+t.From.Quoted()+" OWNER TO …, or use the owner in source.url"))
+		problems = append(problems, capture.Refuse(ErrBlocked, subject, "the role does not own it, so it cannot be published, and gets no triggers", "ALTER TABLE "+t.From.Quoted()+" OWNER TO …, or use the owner in source.url"))
 	}
 	warn := func(what string, names []string, text, mend string) {
 		if len(names) > 0 {

@@ -11,8 +11,6 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
-	"github.com/millrace-db/millrace/capture/table"
-	"github.com/millrace-db/millrace/capture/wal"
 	"github.com/millrace-db/millrace/internal/control"
 )
 
@@ -59,7 +57,7 @@ func (m *Migration) Prepare(ctx context.Context, dry io.Writer) error {
 		return err
 	}
 	if dry != nil {
-		return m.dryRun(dry, making, c)
+		return m.dryRun(ctx, dry, making, c)
 	}
 	if err := control.Migrate(ctx, src); err != nil {
 		return err
@@ -86,8 +84,12 @@ func (m *Migration) Prepare(ctx context.Context, dry io.Writer) error {
 	return m.done(ctx, src, dst, StepPrepared)
 }
 
-func (m *Migration) dryRun(w io.Writer, making map[int]*definition, c *wal.Capture) error {
-	fmt.Fprintf(w, "-- at both sides: schema millrace, with what a migration keeps (sql/migrations)\n-- at the source\n%s;\n-- at the target\n", c.PublicationSQL())
+func (m *Migration) dryRun(ctx context.Context, w io.Writer, making map[int]*definition, c capturer) error {
+	statements, err := c.Statements(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "-- at both sides: schema millrace, with what a migration keeps (sql/migrations)\n-- at the source\n%s-- at the target\n", statements)
 	for i := range m.cfg.Tables {
 		if d := making[i]; d != nil {
 			for _, text := range slices.Concat(d.before, d.table) {
@@ -164,13 +166,20 @@ RETURNING id::text`
 // DDL on the tables is told, and the control schema stays while it is needed. It has
 // no topic.
 func (m *Migration) registerStream(ctx context.Context, src *pgx.Conn, id string) error {
+	if err := m.checkCapture(ctx, src); err != nil {
+		return err
+	}
+	slot := ""
+	if m.cfg.Capture == millrace.ModeWAL {
+		slot = m.slot()
+	}
 	var there string
 	err := src.QueryRow(ctx, `
 WITH entered AS (
-    INSERT INTO millrace.stream (name, id, capture, topic, topic_id, publication, slot) VALUES ($1, $2::text::uuid, 'wal', '', '', $3, $3)
+    INSERT INTO millrace.stream (name, id, capture, topic, topic_id, publication, slot) VALUES ($1, $2::text::uuid, $4, '', '', nullif($3, ''), nullif($3, ''))
     ON CONFLICT (name) DO NOTHING RETURNING id
 )
-SELECT id::text FROM entered UNION ALL SELECT id::text FROM millrace.stream WHERE name = $1`, m.stream(), id, m.slot()).Scan(&there)
+SELECT id::text FROM entered UNION ALL SELECT id::text FROM millrace.stream WHERE name = $1`, m.stream(), id, slot, captureName(m.cfg.Capture)).Scan(&there)
 	if err != nil {
 		return fmt.Errorf("enter stream %s at the source: %w", m.stream(), err)
 	}
@@ -178,31 +187,6 @@ SELECT id::text FROM entered UNION ALL SELECT id::text FROM millrace.stream WHER
 		return fmt.Errorf("%w: the source has a stream %s of somebody else's; mend: choose another name for the migration", ErrOther, m.stream())
 	}
 	return nil
-}
-
-// capture makes the capture of the source's changes, of the columns that move.
-func (m *Migration) capture(ctx context.Context, src *pgx.Conn) (*wal.Capture, error) {
-	cfg := wal.Config{
-		URL: m.cfg.SourceURL, Stream: m.stream(), Slot: m.slot(), Publication: m.slot(),
-		MemoryBudget: m.cfg.Memory, SpoolDir: m.cfg.SpoolDir, Heartbeat: m.cfg.Heartbeat, Logger: m.log,
-		Columns: make(map[string][]string),
-	}
-	for i := range m.cfg.Tables {
-		t := &m.cfg.Tables[i]
-		cfg.Tables = append(cfg.Tables, t.From.String())
-		if len(t.Omit) == 0 {
-			continue
-		}
-		info, err := table.ByName(ctx, src, t.From)
-		if err != nil {
-			return nil, err
-		}
-		if info == nil {
-			return nil, fmt.Errorf("%w: table %v is gone from the source; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, t.From)
-		}
-		cfg.Columns[t.From.String()] = t.choice(info).Columns
-	}
-	return wal.New(cfg)
 }
 
 // Abort takes away what the migration has made but for the target's tables: slots,
@@ -252,6 +236,9 @@ func (m *Migration) abort(ctx context.Context) error {
 	defer capture.Close(src)
 	defer capture.Close(dst)
 	if err := m.take(ctx, dst); err != nil {
+		return err
+	}
+	if err := m.checkCapture(ctx, src); err != nil {
 		return err
 	}
 	c, err := m.capture(ctx, src)

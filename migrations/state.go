@@ -175,6 +175,9 @@ func (m *Migration) at(ctx context.Context, src, dst queryer) (*state, error) {
 	if s == nil || d == nil {
 		return &state{Step: StepNone}, nil
 	}
+	if err := m.checkCapture(ctx, src); err != nil {
+		return nil, err
+	}
 	text, err := m.tablesText()
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 )
 
@@ -51,11 +52,13 @@ type FollowStatus struct {
 	Index    string `json:"index"`
 	Position string `json:"position"`
 	// SourceTime is when the source committed the newest change that is at the
-	// target, LagSeconds how long ago that is, LagBytes how much the source has
-	// written behind it.
+	// target, LagSeconds how long ago that is. LagBytes is how much the source has
+	// written behind it with capture by WAL, LagKeys how many changes are logged behind
+	// it with capture by triggers; the other one is 0.
 	SourceTime time.Time `json:"source_time"`
 	LagSeconds float64   `json:"lag_seconds"`
 	LagBytes   int64     `json:"lag_bytes"`
+	LagKeys    int64     `json:"lag_keys"`
 	// Converged is since when the target is the source at an index, Missing how
 	// many rows wait to be read from it before.
 	Converged        *time.Time `json:"converged,omitempty"`
@@ -198,14 +201,14 @@ FROM millrace.migration_chunk WHERE name = $1`, m.cfg.Name).
 
 func (m *Migration) followStatus(ctx context.Context, src, dst *pgx.Conn) (*FollowStatus, error) {
 	f := new(FollowStatus)
-	var token string
+	var checkpoint []byte
 	err := dst.QueryRow(ctx, `
-SELECT p.index::text, p.position, p.token::text, p.source_time, p.converged_at,
+SELECT p.index::text, p.position, p.checkpoint, p.source_time, p.converged_at,
        (SELECT count(*) FROM millrace.migration_missing x WHERE x.name = p.name),
        (SELECT coalesce(sum((t.v->>'puts')::float8), 0) + coalesce(sum((t.v->>'deletes')::float8), 0) FROM millrace.migration_batch b, jsonb_each(b.counts) t (k, v)
         WHERE b.name = p.name AND b.written_at > now() - interval '1 minute') / 60
 FROM millrace.migration_place p WHERE p.name = $1`, m.cfg.Name).
-		Scan(&f.Index, &f.Position, &token, &f.SourceTime, &f.Converged, &f.Missing, &f.ChangesPerSecond)
+		Scan(&f.Index, &f.Position, &checkpoint, &f.SourceTime, &f.Converged, &f.Missing, &f.ChangesPerSecond)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -213,10 +216,21 @@ FROM millrace.migration_place p WHERE p.name = $1`, m.cfg.Name).
 		return nil, fmt.Errorf("read how far the changes are: %w", err)
 	}
 	f.LagSeconds = max(0, time.Since(f.SourceTime).Seconds())
-	if err := src.QueryRow(ctx, "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn - $1::text::numeric)::bigint", token).Scan(&f.LagBytes); err != nil {
-		return nil, fmt.Errorf("ask the source how far it is: %w", err)
+	at, err := millrace.DecodeCheckpoint(checkpoint)
+	if err != nil {
+		return nil, err
 	}
-	f.LagBytes = max(0, f.LagBytes)
+	c, err := m.capture(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	behind, err := c.Behind(ctx, src, at.Position)
+	if err != nil {
+		return nil, err
+	}
+	if f.LagBytes = behind; m.cfg.Capture == millrace.ModeTrigger {
+		f.LagBytes, f.LagKeys = 0, behind
+	}
 	return f, nil
 }
 

@@ -13,6 +13,10 @@ import (
 type Choice struct {
 	Columns []string // nil for all, in no order
 	Where   string   // SQL, without parentheses; empty for all
+	// Key are the columns of the key, in its order, where whoever chooses them knows
+	// that they tell rows apart although no index over the whole table says so; nil for
+	// the catalog's. (Of a capture by triggers alone.)
+	Key []string
 }
 
 // IsAll reports whether all columns and rows are captured.
@@ -28,11 +32,12 @@ func (c *Choice) Chooses(column string) bool {
 type Choices struct {
 	Columns map[string][]string
 	Where   map[string]string
+	Key     map[string][]string
 }
 
 // Of returns the choice for a table.
 func (c *Choices) Of(name Name) Choice {
-	return Choice{Columns: c.Columns[name.String()], Where: strings.TrimSpace(c.Where[name.String()])}
+	return Choice{Columns: c.Columns[name.String()], Where: strings.TrimSpace(c.Where[name.String()]), Key: c.Key[name.String()]}
 }
 
 // Check refuses choices for tables that are not captured.

@@ -32,10 +32,13 @@ func (t *Info) identifies(i *Index) bool {
 }
 
 // readKey is the key for a capture that reads rows as they are in a snapshot.
-// While an index bears out the key that is logged, that is it, whatever others
-// there are. Otherwise it is that of the replica identity where an index was named
+// One that was chosen is it, where none of its columns may be NULL. While an index
+// bears out the key that is logged, that is it, whatever others there are. Otherwise it is that of the replica identity where an index was named
 // for it, the primary key, or of the other indexes the oldest.
 func (t *Info) readKey() (columns []int16, problem, mend string) {
+	if len(t.Choice.Key) > 0 {
+		return t.chosenKey()
+	}
 	var primary, named, other *Index
 	for i := range t.Indexes {
 		x := &t.Indexes[i]
@@ -68,6 +71,21 @@ func (t *Info) readKey() (columns []int16, problem, mend string) {
 		problem = "its primary key has a generated column, which is not captured"
 	}
 	return nil, problem, "CREATE UNIQUE INDEX ON " + t.Name.Quoted() + " (…), over NOT NULL columns that are not generated"
+}
+
+// chosenKey is the key that was chosen.
+func (t *Info) chosenKey() (columns []int16, problem, mend string) {
+	for _, name := range t.Choice.Key {
+		i := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Name == name })
+		if i < 0 || t.Columns[i].Generated {
+			return nil, "it has no column " + name + " to be told apart by", "begin again"
+		}
+		if !t.Columns[i].NotNull {
+			return nil, "its column " + name + ", by which its rows are told apart, may be NULL", "ALTER TABLE " + t.Name.Quoted() + " ALTER COLUMN " + Quote(name) + " SET NOT NULL"
+		}
+		columns = append(columns, t.Columns[i].Number)
+	}
+	return columns, "", ""
 }
 
 // addKey is the statement that gives a table a key.

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture"
 )
 
 // unit makes the unit of a window. How many entries it has is known from the counts,
@@ -52,6 +53,7 @@ func (w *window) unit(ctx context.Context) (*millrace.Unit, error) {
 		u = millrace.NewUnit(w.position, w.at, w.entries, payload)
 	}
 	s.given = time.Now()
+	s.answered.Store(w.asked)
 	return u, nil
 }
 
@@ -120,6 +122,9 @@ func (w *window) fill(until int) (whole bool, err error) {
 				return false, fmt.Errorf("read rows of %v: %w", n.t.name, err)
 			}
 			w.rows = nil
+		}
+		if n.read > n.keys && n.t.choice.Key != nil {
+			return false, fmt.Errorf("%w: %v has rows of the same key (%s) in two partitions; mend: DELETE all but one of each", capture.ErrTable, n.t.name, strings.Join(n.t.choice.Key, ", "))
 		}
 		if n.read != n.keys {
 			return false, fmt.Errorf("%w: %d rows of %v were read, and %d distinct keys counted; mend: report it, and begin a new epoch", ErrInexact, n.read, n.t.name, n.keys)

@@ -19,12 +19,14 @@ import (
 // be run again at any time. The control schema must have been migrated.
 func (c *Capture) Install(ctx context.Context) error {
 	return c.prepare(ctx, func(conn *pgx.Conn, cfg keylog.Config) error {
-		missing, err := keylog.InstallRoles(ctx, conn, cfg)
-		if err != nil {
-			return err
-		}
-		if len(missing) > 0 {
-			c.log.Warn("the role may not set up the roles of capture; millrace init --dry-run as one that may prints what is missing", "statements", len(missing))
+		if !cfg.Alone {
+			missing, err := keylog.InstallRoles(ctx, conn, cfg)
+			if err != nil {
+				return err
+			}
+			if len(missing) > 0 {
+				c.log.Warn("the role may not set up the roles of capture; millrace init --dry-run as one that may prints what is missing", "statements", len(missing))
+			}
 		}
 		if err := keylog.Install(ctx, conn, cfg); err != nil {
 			return err
@@ -125,5 +127,5 @@ func (c *Capture) UninstallRoles(ctx context.Context) (left []string, err error)
 }
 
 func (c *Capture) logConfig() keylog.Config {
-	return keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.cfg.Logger, Roles: keylog.Roles(c.cfg.Roles), Login: c.cfg.Login}
+	return keylog.Config{Stream: c.cfg.Stream, Period: c.cfg.Retain, Log: c.cfg.Logger, Roles: keylog.Roles(c.cfg.Roles), Login: c.cfg.Login, Except: c.cfg.Except, Alone: c.cfg.Alone}
 }

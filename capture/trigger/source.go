@@ -49,8 +49,12 @@ type Source struct {
 	after    []*millrace.Unit // that follow the newest window, at its position
 	backoff  backoff
 	given    time.Time // when a window was last given out
-	tending  tending
-	polls    polls
+	// asked counts the calls of Soon, answered those that the newest window that was
+	// given out began behind. hurried has windows be made without an interval.
+	asked, answered atomic.Uint64
+	hurried         atomic.Bool
+	tending         tending
+	polls           polls
 	// apart are the tables that windows go on without; heldUp tells that the last
 	// window was not to be had for a lock.
 	apart  map[millrace.TableID]bool
@@ -66,6 +70,12 @@ type Source struct {
 // After an error, and after Close, each call returns the error. A ctx that ends in
 // a pause leaves the source as it is, and one that ends at another time ends it.
 func (s *Source) Next(ctx context.Context) (*millrace.Unit, error) {
+	return s.NextBy(ctx, context.Background())
+}
+
+// NextBy is Next, and returns nil where until ends before there is a unit. That ends a
+// pause and never a window, so the source stays as it is.
+func (s *Source) NextBy(ctx, until context.Context) (*millrace.Unit, error) {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	if s.body != nil && !s.body.finished {
@@ -81,16 +91,50 @@ func (s *Source) Next(ctx context.Context) (*millrace.Unit, error) {
 	defer stop()
 	interrupt := context.AfterFunc(work, s.polls.interrupt)
 	defer interrupt()
-	u, err := s.next(work)
+	u, err := s.next(work, until)
 	switch {
 	case err == nil:
 		s.c.metrics.units.Inc()
 		return u, nil
+	case errors.Is(err, errUntil):
+		return nil, nil
 	case ctx.Err() != nil && s.ctx.Err() == nil && !s.conn.IsClosed() && s.conn.PgConn().TxStatus() == 'I':
 		return nil, context.Cause(ctx)
 	}
 	s.fail(err)
 	return nil, s.err
+}
+
+// errUntil occurs where the caller waits no longer.
+var errUntil = errors.New("nobody waits for a unit")
+
+// Soon asks for a window that sees everything that has committed by now, at once and
+// whether or not anything is new. It is made when Answered has come to the number that is
+// returned. Both may be called by any goroutine.
+func (s *Source) Soon() (asked uint64) {
+	defer s.wake()
+	return s.asked.Add(1)
+}
+
+// Answered is the number of the newest call of Soon that the newest window which was given
+// out is behind.
+func (s *Source) Answered() uint64 { return s.answered.Load() }
+
+// soon reports whether a window is wanted at once.
+func (s *Source) soon() bool { return s.asked.Load() > s.answered.Load() }
+
+// Hurry has windows be made as soon as there is anything, whatever Config.Interval says.
+func (s *Source) Hurry() {
+	s.hurried.Store(true)
+	s.wake()
+}
+
+// Newest is the tick of the newest window: every later one has a higher one. It is called
+// by the goroutine that calls Next.
+func (s *Source) Newest() uint64 {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	return s.tick
 }
 
 // fail ends the source.
@@ -113,7 +157,7 @@ func (s *Source) fail(err error) {
 	capture.Close(s.conn)
 }
 
-func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
+func (s *Source) next(ctx, until context.Context) (*millrace.Unit, error) {
 	var locked time.Time // since when, zero for not
 	for waits := 0; ; {
 		if len(s.after) > 0 {
@@ -121,8 +165,17 @@ func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
 			s.after = s.after[1:]
 			return u, nil
 		}
+		if until.Err() != nil {
+			return nil, errUntil
+		}
 		if err := s.tend(ctx); err != nil {
 			return nil, err
+		}
+		if pause := s.early(); pause > 0 {
+			if err := s.pause(ctx, until, pause); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		due := s.due()
 		if now := time.Now(); due.After(now) {
@@ -131,7 +184,7 @@ func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
 				return nil, err
 			}
 			if !found {
-				if err := s.pause(ctx, min(s.backoff.next(), due.Sub(now))); err != nil {
+				if err := s.pause(ctx, until, min(s.backoff.next(), due.Sub(now))); err != nil {
 					return nil, err
 				}
 				continue
@@ -146,7 +199,7 @@ func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
 				locked = time.Time{} // is told once
 				s.c.log.Warn("the stream stands still: somebody keeps a captured table or its log locked (see pg_locks)", "error", err)
 			}
-			if err := s.pause(ctx, min(time.Duration(waits)*s.c.lockTimeout/4, s.c.lockTimeout)); err != nil {
+			if err := s.pause(ctx, until, min(time.Duration(waits)*s.c.lockTimeout/4, s.c.lockTimeout)); err != nil {
 				return nil, err
 			}
 			continue
@@ -159,7 +212,7 @@ func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
 			s.backoff.came()
 			return u, nil
 		}
-		if err := s.pause(ctx, s.backoff.next()); err != nil {
+		if err := s.pause(ctx, until, s.backoff.next()); err != nil {
 			return nil, err
 		}
 	}
@@ -167,7 +220,7 @@ func (s *Source) next(ctx context.Context) (*millrace.Unit, error) {
 
 // due says when a window is made whether or not anything is new.
 func (s *Source) due() time.Time {
-	if s.joining || len(s.leaving) > 0 {
+	if s.soon() || s.joining || len(s.leaving) > 0 {
 		return time.Time{}
 	}
 	due := s.given.Add(s.c.cfg.Heartbeat)
@@ -177,13 +230,26 @@ func (s *Source) due() time.Time {
 	return due
 }
 
+// early says how long it is until a window may be made.
+func (s *Source) early() time.Duration {
+	if s.c.cfg.Interval == 0 || s.hurried.Load() || s.soon() {
+		return 0
+	}
+	now := time.Now()
+	if at, wanted := s.loads.due(); wanted && !at.After(now) {
+		return 0
+	}
+	return s.given.Add(s.c.cfg.Interval).Sub(now)
+}
+
 // pause waits, or until something else is to be done.
-func (s *Source) pause(ctx context.Context, d time.Duration) error {
+func (s *Source) pause(ctx, until context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-until.Done(): // the next turn of the loop sees it
 	case <-s.woken:
 	case <-timer.C:
 	}

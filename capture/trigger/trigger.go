@@ -68,6 +68,18 @@ type Config struct {
 	// have all.
 	Columns map[string][]string
 	Where   map[string]string
+	// Key are the columns by which the rows of tables are told apart that have no key
+	// of their own, keyed by the tables' names: partitioned ones each partition of
+	// which has that key, where somebody sees to it that no two partitions have a row
+	// of the same. Two of them stop the stream.
+	Key map[string][]string
+	// Except are SQL conditions on sessions whose changes are not logged, and Alone
+	// has Install make no roles; see keylog.
+	Except []string
+	Alone  bool
+	// Interval is the shortest time from one window to the next, but for those that
+	// Soon, loads and verification ask for. Default none.
+	Interval time.Duration
 	// PollMin and PollMax bound the pause between two looks at the source.
 	// Defaults 2 ms and 50 ms; PollMin at least 1 ms, PollMax at most 10 s.
 	PollMin, PollMax time.Duration
@@ -145,7 +157,7 @@ func New(cfg Config) (*Capture, error) {
 	}
 	c := &Capture{
 		chunks: chunkLimits(), verifyWhole: verifyWhole, lockTimeout: lockTimeout, bodyLimit: bodyLimit, tendInterval: tendInterval, tickKeep: tickKeep, watchInterval: watchInterval, heldBody: heldBody,
-		choices: table.Choices{Columns: cfg.Columns, Where: cfg.Where},
+		choices: table.Choices{Columns: cfg.Columns, Where: cfg.Where, Key: cfg.Key},
 	}
 	var err error
 	if c.tables, err = table.ParseNames(cfg.Tables); err != nil {
@@ -195,6 +207,8 @@ func (cfg *Config) check() error {
 	switch {
 	case cfg.PollMin < time.Millisecond || cfg.PollMax < cfg.PollMin || cfg.PollMax > maxPoll:
 		return fmt.Errorf("pauses of %v to %v between two looks: want 1ms to %v", cfg.PollMin, cfg.PollMax, maxPoll)
+	case cfg.Interval < 0:
+		return fmt.Errorf("%v from one window to the next: want 0 or more", cfg.Interval)
 	case cfg.Heartbeat < 0:
 		return fmt.Errorf("heartbeat of %v: want more than 0", cfg.Heartbeat)
 	case cfg.Retain < minRetain:

@@ -21,6 +21,8 @@ import (
 type window struct {
 	s    *Source
 	conn *pgx.Conn
+	// asked is how often Soon had been called before the snapshot.
+	asked uint64
 	// ctx is that of the rows, which may be read long after the window was begun.
 	ctx context.Context //nolint:containedctx // so it outlives the call that made it
 	end context.CancelCauseFunc
@@ -90,7 +92,7 @@ func (s *Source) window(ctx context.Context) (*millrace.Unit, error) {
 func (s *Source) begin(ctx context.Context) (*window, map[millrace.TableID]*aspect, error) {
 	limited, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
-	w := &window{s: s, conn: s.conn}
+	w := &window{s: s, conn: s.conn, asked: s.asked.Load()}
 	aspects := make(map[millrace.TableID]*aspect, len(s.tables))
 	var logs []keylog.Log
 	if err := s.setApart(limited); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/config"
 	"github.com/millrace-db/millrace/internal/mend"
@@ -70,6 +71,8 @@ func (a *app) migration(file string) (*migrations.Migration, error) {
 		MaxActive: c.Copy.MaxActive, NoChecksums: c.Copy.Checksums == "off",
 		BatchInterval: time.Duration(c.Follow.BatchInterval), BatchBytes: int64(c.Follow.BatchBytes), PauseBudget: time.Duration(c.PauseBudget), Logger: newLogger(a.stderr, c.Log),
 	}
+	modes := map[string]millrace.Mode{config.CaptureWAL: millrace.ModeWAL, config.CaptureTrigger: millrace.ModeTrigger}
+	cfg.Capture, cfg.TargetCapture = modes[c.Source.Capture], modes[c.Target.Capture]
 	for _, t := range c.Tables {
 		names, err := table.ParseNames([]string{t.From})
 		if err != nil {
@@ -239,9 +242,13 @@ func (a *app) migrateWould(ctx context.Context, m *migrations.Migration, step mi
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(a.stdout, "would make the replication slot and copy %d tables of %s, in about %v\n", len(r.Tables), megabytes(r.Bytes), r.Duration())
+		fmt.Fprintf(a.stdout, "would have changes kept and copy %d tables of %s, in about %v\n", len(r.Tables), megabytes(r.Bytes), r.Duration())
 	case s.Follow != nil:
-		fmt.Fprintf(a.stdout, "would apply changes behind index %s, %s of WAL behind the source\n", s.Follow.Index, megabytes(s.Follow.LagBytes))
+		behind := megabytes(s.Follow.LagBytes) + " of WAL"
+		if s.Follow.LagKeys > 0 {
+			behind = fmt.Sprintf("%d logged changes", s.Follow.LagKeys)
+		}
+		fmt.Fprintf(a.stdout, "would apply changes behind index %s, %s behind the source\n", s.Follow.Index, behind)
 	}
 	return nil
 }

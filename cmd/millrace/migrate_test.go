@@ -38,7 +38,7 @@ func TestMigrateCommands(t *testing.T) {
 		t.Error("the dry run has made the table")
 	}
 	program(t, dir, "migrate", "prepare", "-f", file)
-	if got := program(t, dir, "migrate", "copy", "--dry-run", "-f", file); !strings.Contains(got, "would make the replication slot and copy 1 tables") {
+	if got := program(t, dir, "migrate", "copy", "--dry-run", "-f", file); !strings.Contains(got, "would have changes kept and copy 1 tables") {
 		t.Errorf("dry run of copy: %s", got)
 	}
 	program(t, dir, "migrate", "run", "--until", "copy", "-f", file)

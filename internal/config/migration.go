@@ -32,15 +32,16 @@ type Migration struct {
 
 // MigrationSource is where tables move from.
 type MigrationSource struct {
-	URL      Secret `key:"url" unit:"connection string" doc:"How the source is reached: the server itself, not a standby and not through a pooler. The role needs REPLICATION and to own the tables. The variable MILLRACE_MIGRATE_SOURCE_URL takes its place."`
-	Capture  string `key:"capture" unit:"wal" default:"wal" doc:"How changes are captured: wal is logical decoding."`
-	Memory   Size   `key:"memory" unit:"bytes" default:"64MiB" doc:"How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
-	SpoolDir string `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Directory for transactions that are too large for memory. Made if missing; emptied at start."`
+	URL      Secret `key:"url" unit:"connection string" doc:"How the source is reached: the server itself, not a standby and not through a pooler. The role needs to own the tables, and REPLICATION with capture wal. The variable MILLRACE_MIGRATE_SOURCE_URL takes its place."`
+	Capture  string `key:"capture" unit:"wal, trigger" default:"wal" doc:"How changes are captured: wal is logical decoding; trigger is a log of keys that triggers write, for databases where logical decoding is not allowed. It stays what prepare was run with."`
+	Memory   Size   `key:"memory" unit:"bytes" default:"64MiB" doc:"Capture wal only. How much of the transactions under way is held in memory before it goes to spool_dir. At least 1MiB."`
+	SpoolDir string `key:"spool_dir" unit:"path" default:"./data/spool" doc:"Capture wal only. Directory for transactions that are too large for memory. Made if missing; emptied at start."`
 }
 
 // MigrationTarget is where they move to.
 type MigrationTarget struct {
-	URL Secret `key:"url" unit:"connection string" doc:"How the target is reached: the server itself, not a standby and not through a pooler. The variable MILLRACE_MIGRATE_TARGET_URL takes its place."`
+	URL     Secret `key:"url" unit:"connection string" doc:"How the target is reached: the server itself, not a standby and not through a pooler. The variable MILLRACE_MIGRATE_TARGET_URL takes its place."`
+	Capture string `key:"capture" unit:"wal, trigger" default:"<source.capture>" doc:"How changes are captured at the target, for the way back. It stays what the first rehearse or cutover was run with."`
 }
 
 // MigrationPool is a PgBouncer that clients go through.
@@ -76,11 +77,11 @@ type MigrationAccess struct {
 
 // MigrationTable is one table that moves.
 type MigrationTable struct {
-	From        string             `key:"from" unit:"schema.table" doc:"The table at the source, as the catalog writes it. It needs a primary key that is not deferrable."`
+	From        string             `key:"from" unit:"schema.table" doc:"The table at the source, as the catalog writes it. It needs a primary key, which is not deferrable with capture wal."`
 	To          string             `key:"to" unit:"schema.table" default:"<from>" doc:"The table at the target. prepare makes it like the source's where it is missing and no column is mapped."`
 	Columns     map[string]string  `key:"columns" unit:"source column" doc:"Columns that have another name at the target, by that name. All others keep theirs."`
 	Expressions map[string]string  `key:"expressions" unit:"SQL expression" doc:"Columns of the target that are computed, by name, each from the source's columns of the same row. Functions have to be named with their schema where that is not pg_catalog."`
-	Omit        []string           `key:"omit" unit:"source column" doc:"Columns of the source that do not move. Postgres 15 and later."`
+	Omit        []string           `key:"omit" unit:"source column" doc:"Columns of the source that do not move. Postgres 15 and later with capture wal."`
 	Partition   MigrationPartition `key:"partition" doc:"How prepare partitions the table, where it makes it."`
 }
 
@@ -159,10 +160,15 @@ func (m *Migration) validate(k *checker) {
 	if m.Target.URL == "" {
 		k.bad("target.url", "not set; give the target's connection string, here or in MILLRACE_MIGRATE_TARGET_URL")
 	}
-	if m.Source.Capture == CaptureTrigger {
-		k.bad("source.capture", "trigger is for streams: a migration reads the source's WAL, so it needs wal_level = logical and a role with REPLICATION there; want wal")
-	} else {
-		k.oneOf("source.capture", m.Source.Capture, CaptureWAL)
+	if m.Target.Capture == "" {
+		m.Target.Capture = m.Source.Capture
+	}
+	k.oneOf("source.capture", m.Source.Capture, CaptureWAL, CaptureTrigger)
+	k.oneOf("target.capture", m.Target.Capture, CaptureWAL, CaptureTrigger)
+	for _, key := range []string{"source.memory", "source.spool_dir"} {
+		if m.Source.Capture == CaptureTrigger && m.Target.Capture == CaptureTrigger && k.c.lines[key] != 0 {
+			k.bad(key, "means nothing with capture trigger at both sides, it belongs to capture wal; remove it")
+		}
 	}
 	k.atLeast("source.memory", m.Source.Memory, 1<<20)
 	if len(m.Tables) == 0 {

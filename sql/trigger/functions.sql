@@ -15,6 +15,11 @@ FROM (SELECT {{range .Log.Keys}}((NULL::{{index $.Log.Segments 0}}).{{.Log}})[1]
 -- Nobody needs rights on schema millrace for it (SECURITY DEFINER), and nothing that
 -- the caller set changes what a name means (search_path).
 --
+{{- if .Except}}
+-- Changes of a session that meets a condition are not logged: they have come from where
+-- the log leads to. Others pay for one look at a setting.
+--
+{{- end}}
 -- "renamed" answers for a key column that no longer has its name: the writer's
 -- statement goes on, the logged key is NULL, and the stream stops, because the key of
 -- the table is another.
@@ -28,6 +33,9 @@ AS $millrace$
 DECLARE
     written integer;
 BEGIN
+{{- if $.Except}}
+    {{range $.Except}}IF {{.}} THEN {{end}}RETURN NULL;{{range $.Except}} END IF;{{end}}
+{{- end}}
     CASE millrace.segment({{$.Period}})
 {{- $f := .}}
 {{- range $i, $segment := $.Segments}}

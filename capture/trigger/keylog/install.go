@@ -27,6 +27,13 @@ type Config struct {
 	// Login is the role that reads the logs, which is made a member of
 	// Roles.Capture; empty for the role of the connection.
 	Login string
+	// Except are SQL conditions on a session: one that meets all of them, asked in their
+	// order, is not logged. Each but the last should be cheap, because every statement of
+	// a writer asks the first. None: all are logged.
+	Except []string
+	// Alone leaves what is made with the role of the connection: nothing is handed to
+	// Roles.
+	Alone bool
 	// Log tells of what was done. nil is silent.
 	Log *slog.Logger
 }
@@ -121,8 +128,10 @@ func (i *installer) wanted(l *Log) bool {
 
 // install does one table, in a transaction that has begun.
 func (i *installer) install(ctx context.Context, tx pgx.Tx, t *Table) (err error) {
-	if i.owns, err = canOwn(ctx, tx, i.cfg.Roles); err != nil {
-		return err
+	if !i.cfg.Alone {
+		if i.owns, err = canOwn(ctx, tx, i.cfg.Roles); err != nil {
+			return err
+		}
 	}
 	p, err := i.planNow(ctx, tx, t)
 	if err != nil || p.nothing() {
@@ -181,7 +190,7 @@ func (i *installer) plan(ctx context.Context, q Querier, logs []Log, t *Table, n
 		number = l.ID
 	}
 	text := newLogTexts(number, i.cfg.Stream, int64(i.cfg.Period/time.Second), f)
-	text.Roles = i.cfg.roleTexts()
+	text.Roles, text.Except = i.cfg.roleTexts(), i.cfg.Except
 	defining, err := i.texts.defining(text)
 	if err != nil {
 		return nil, err

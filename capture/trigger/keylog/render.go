@@ -49,6 +49,7 @@ type logTexts struct {
 	Exists      bool
 	Partitioned bool
 	Roles       roleTexts
+	Except      []string // conditions
 }
 
 // keyText is a key column in the table and in the log.

@@ -45,12 +45,12 @@ FROM pg_roles WHERE rolname = current_user`, i.cfg.Roles.Owner).Scan(&migrated, 
 		b.WriteString(text + "\n")
 		return err
 	}
-	if super || createRole {
+	if (super || createRole) && !i.cfg.Alone {
 		if err := write("roles.sql"); err != nil {
 			return err
 		}
 	}
-	if super || createRole || roles {
+	if (super || createRole || roles) && !i.cfg.Alone {
 		if err := write("grants.sql"); err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ FROM pg_roles WHERE rolname = current_user`, i.cfg.Roles.Owner).Scan(&migrated, 
 	}
 	var logs []Log
 	number := 1
-	i.owns = super || createRole
+	i.owns = (super || createRole) && !i.cfg.Alone
 	if migrated {
 		if logs, err = i.looker.Look(ctx, q); err != nil {
 			return err
@@ -80,7 +80,7 @@ FROM pg_roles WHERE rolname = current_user`, i.cfg.Roles.Owner).Scan(&migrated, 
 		if number, err = nextNumber(ctx, q); err != nil {
 			return err
 		}
-		if !i.owns {
+		if !i.owns && !i.cfg.Alone {
 			if i.owns, err = canOwn(ctx, q, i.cfg.Roles); err != nil {
 				return err
 			}
