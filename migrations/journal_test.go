@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -58,24 +57,6 @@ func client(cfg *Config, at string) error {
 			return err
 		}
 	}
-}
-
-// reachBack follows until the source has what the target has now.
-func (m *Migration) reachBack(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, m.cfg.TargetURL)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx) //nolint:errcheck // nothing is lost with it
-	var text string
-	if err := conn.QueryRow(ctx, "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::text").Scan(&text); err != nil {
-		return err
-	}
-	end, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return err
-	}
-	return m.Follow(ctx, func(f *follower) bool { return f.before == f.at.Index && f.at.Position.Token() >= end })
 }
 
 // noted is a write of a journal.

@@ -58,7 +58,7 @@ func child() int {
 		case "finish":
 			err = m.Finish(context.Background())
 		case "back": // until the source has what the target has now
-			err = m.reachBack(context.Background())
+			err = m.Follow(context.Background(), upTo(context.Background()))
 		case "client":
 			err = client(&order.Config, at)
 		case "copy":

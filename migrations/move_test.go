@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -110,8 +111,10 @@ const hits = `CREATE TABLE hits (id bigint PRIMARY KEY, note text, big text, n b
 // TestCutoverAndRollback has clients hammer both sides while writers go over and come
 // back: at no moment do both sides take writes, what was accepted is there once, and
 // sequences go on.
-func TestCutoverAndRollback(t *testing.T) {
-	r := newRig(t, 17, hits, tablesOf("hits", "other")...)
+func TestCutoverAndRollback(t *testing.T) { bothModes(t, cutoverAndRollback) }
+
+func cutoverAndRollback(t *testing.T, mode millrace.Mode) {
+	r := newRigBy(t, mode, 17, hits, tablesOf("hits", "other")...)
 	r.cfg.PauseBudget = 20 * time.Second // the machine may be busy
 	r.renew()
 	r.follow()
@@ -192,21 +195,22 @@ func TestCutoverAndRollback(t *testing.T) {
 	r.must("finish", r.m.Finish(r.ctx()))
 	r.src.Exec("INSERT INTO hits (id) VALUES (-1)") // nobody is kept out any more
 	r.dst.Exec("INSERT INTO hits (id) VALUES (-1)")
-	for _, db := range []string{r.src.String("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"), r.dst.String("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")} {
-		if db != "0" {
-			t.Errorf("finish leaves %s slots", db)
+	for _, db := range []*pgtest.DB{r.src, r.dst} {
+		for what, sql := range map[string]string{
+			"slots":        "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()",
+			"publications": "SELECT count(*) FROM pg_publication",
+			"triggers":     "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'millrace%'",
+			"logs":         "SELECT count(*) FROM pg_class WHERE relnamespace = 'millrace'::regnamespace AND relname LIKE 'log\\_%'",
+		} {
+			if got := db.String(sql); got != "0" {
+				t.Errorf("finish leaves %s %s", got, what)
+			}
 		}
 	}
 }
 
 // reachedBack is reached for the way back.
-func (r *rig) reachedBack() Until {
-	var end uint64
-	if _, err := fmt.Sscan(r.dst.String("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::text"), &end); err != nil {
-		r.t.Fatal(err)
-	}
-	return func(f *follower) bool { return f.before == f.at.Index && f.at.Position.Token() >= end }
-}
+func (r *rig) reachedBack() Until { return upTo(r.ctx()) }
 
 // accounted wants every accepted write to be once at the side that takes writes.
 func (r *rig) accounted(all []accepted) {
@@ -435,8 +439,10 @@ func TestFollowGoesOn(t *testing.T) {
 
 // TestPartitionedAndBack goes over to a table that is partitioned by an expression, so
 // that no key holds over all partitions, and back: with rows that change partition.
-func TestPartitionedAndBack(t *testing.T) {
-	r := newRig(t, 15, dns, append(tablesOf("zones"), Table{From: public("Records"), PartitionBy: "mod(zone_id, 4)", PartitionCount: 4})...)
+func TestPartitionedAndBack(t *testing.T) { bothModes(t, partitionedAndBack) }
+
+func partitionedAndBack(t *testing.T, mode millrace.Mode) {
+	r := newRigBy(t, mode, 15, dns, append(tablesOf("zones"), Table{From: public("Records"), PartitionBy: "mod(zone_id, 4)", PartitionCount: 4})...)
 	r.cfg.PauseBudget = 20 * time.Second
 	r.renew()
 	r.follow()
@@ -460,7 +466,11 @@ func TestPartitionedAndBack(t *testing.T) {
 	r.must("follow back", r.m.Follow(r.ctx(), r.reachedBack()))
 	r.same()
 	certificate, err := r.m.Verify(r.ctx())
-	if err != nil || !certificate.Equal || len(certificate.Tables) != 6 {
+	tables := 6 // a partition each
+	if mode == millrace.ModeTrigger {
+		tables = 2
+	}
+	if err != nil || !certificate.Equal || len(certificate.Tables) != tables {
 		t.Errorf("verify the way back: %v, %+v", err, certificate)
 	}
 	if _, err := r.src.Pool.Exec(r.ctx(), `UPDATE "Records" SET ttl = 1 WHERE id = 1`); code(err) != "25006" {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/pgserver"
 	"github.com/millrace-db/millrace/internal/pgtest"
@@ -44,7 +45,8 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// server returns a shared cluster of a version.
+// server returns a shared cluster of a version; one whose name begins with replica does
+// not allow logical decoding.
 func server(t *testing.T, name string, version int) *pgserver.Server {
 	t.Helper()
 	servers.Lock()
@@ -62,7 +64,11 @@ func server(t *testing.T, name string, version int) *pgserver.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := pgserver.Start(ctx, pgserver.Config{Dir: dir + "/data", Binaries: binaries, Settings: map[string]string{"max_prepared_transactions": "5"}})
+	settings := map[string]string{"max_prepared_transactions": "5"}
+	if strings.HasPrefix(name, "replica") {
+		settings["wal_level"], settings["max_replication_slots"] = "replica", "0"
+	}
+	s, err := pgserver.Start(ctx, pgserver.Config{Dir: dir + "/data", Binaries: binaries, Settings: settings})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +91,18 @@ type rig struct {
 // migration of tables of schema public that the source's setup makes.
 func newRig(t *testing.T, version int, setup string, tables ...Table) *rig {
 	t.Helper()
-	r := &rig{t: t, src: pgtest.On(t, server(t, "source", 15)), dst: pgtest.On(t, server(t, fmt.Sprint("target", version), version))}
+	return newRigBy(t, millrace.ModeWAL, version, setup, tables...)
+}
+
+// newRigBy is newRig with a way of capturing. With triggers both clusters are such that
+// do not allow anything else.
+func newRigBy(t *testing.T, mode millrace.Mode, version int, setup string, tables ...Table) *rig {
+	t.Helper()
+	kind := ""
+	if mode == millrace.ModeTrigger {
+		kind = "replica "
+	}
+	r := &rig{t: t, src: pgtest.On(t, server(t, kind+"source", 15)), dst: pgtest.On(t, server(t, fmt.Sprint(kind, "target", version), version))}
 	r.src.Exec(setup)
 	for i := range tables {
 		if tables[i].To.Name == "" {
@@ -93,7 +110,7 @@ func newRig(t *testing.T, version int, setup string, tables ...Table) *rig {
 		}
 	}
 	r.cfg = Config{
-		Name: strings.SplitN(r.src.Name, "_", 2)[0], SourceURL: r.src.URL, TargetURL: r.dst.URL, Tables: tables,
+		Name: strings.SplitN(r.src.Name, "_", 2)[0], Capture: mode, SourceURL: r.src.URL, TargetURL: r.dst.URL, Tables: tables,
 		SpoolDir: t.TempDir(), Chunk: 64 << 10, Workers: 2, BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}
@@ -152,11 +169,26 @@ func (r *rig) catchUp() {
 
 // reached says when a follower has come to where the source is now.
 func (r *rig) reached() Until {
+	here := upTo(r.ctx())
+	return func(f *follower) bool { return f.sink.exact && here(f) }
+}
+
+// upTo says when a follower has come to where its source was when it was first asked.
+func upTo(ctx context.Context) Until {
 	var end uint64
-	if _, err := fmt.Sscan(r.src.String("SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::text"), &end); err != nil {
-		r.t.Fatal(err)
+	return func(f *follower) bool {
+		if end == 0 {
+			end, _ = f.sourceEnd(ctx) // what fails is asked for again
+		}
+		return end > 0 && f.before == f.at.Index && f.at.Position.Token() >= end
 	}
-	return func(f *follower) bool { return f.sink.exact && f.before == f.at.Index && f.at.Position.Token() >= end }
+}
+
+// bothModes runs a test for each way of capturing.
+func bothModes(t *testing.T, test func(t *testing.T, mode millrace.Mode)) {
+	for _, mode := range []millrace.Mode{millrace.ModeWAL, millrace.ModeTrigger} {
+		t.Run(mode.String(), func(t *testing.T) { test(t, mode) })
+	}
 }
 
 // same compares all rows of the tables on both sides, over the columns that both
