@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-db/millrace"
 )
 
 var (
@@ -258,15 +260,17 @@ func TestKilled(t *testing.T) {
 		if seed == 0 {
 			seed = rand.Uint64()
 		}
-		t.Run(fmt.Sprint(run), func(t *testing.T) { migrateKilled(t, seed) })
+		t.Run(fmt.Sprint(run), func(t *testing.T) {
+			bothModes(t, func(t *testing.T, mode millrace.Mode) { migrateKilled(t, mode, seed) })
+		})
 	}
 }
 
-func migrateKilled(t *testing.T, seed uint64) {
+func migrateKilled(t *testing.T, mode millrace.Mode, seed uint64) {
 	t.Logf("seed %d: again with -run TestKilled -migrate.seed %[1]d", seed)
 	random := rand.New(rand.NewPCG(seed, 1<<32))
 	version := 15 + 2*random.IntN(2)
-	r := newRig(t, version, workload, tablesOf("rows", "taken", "purse", "emptied")...)
+	r := newRigBy(t, mode, version, workload, tablesOf("rows", "taken", "purse", "emptied")...)
 	r.cfg.BatchBytes = 128 << 10 // some transactions are cut into several pieces
 	if random.IntN(2) == 0 {
 		r.cfg.Tables[0].PartitionBy, r.cfg.Tables[0].PartitionCount = "mod(n::bigint, 4)", 4
