@@ -160,7 +160,13 @@ func readMapping(ctx context.Context, src, dst queryer, t *Table, schema *millra
 	if t.key != nil {
 		known = everywhere(parts)
 	}
-	problems = append(problems, m.checkUnique(known, root, heaps)...)
+	aside, err := keysAside(ctx, dst, t.To)
+	if err != nil {
+		return nil, nil, err
+	}
+	if problems = append(problems, m.checkUnique(known, root, heaps, aside)...); aside && to.Kind == "r" {
+		m.loose = false // once they are made
+	}
 	more, err := m.checkGuards(ctx, dst, to.ID)
 	if err != nil {
 		return nil, nil, err

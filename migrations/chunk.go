@@ -38,6 +38,12 @@ func (w *copier) prepare(ctx context.Context) error {
 	if err := silence(ctx, w.dst, w.tables); err != nil {
 		return err
 	}
+	// Each chunk commits with the note that it is there. What a crash of the target
+	// takes away is not noted then; all of it is durable before the step is done, which
+	// is noted behind it.
+	if _, err := w.dst.Exec(ctx, "SET synchronous_commit = off"); err != nil {
+		return fmt.Errorf("set the session at the target: %w", err)
+	}
 	for i, t := range w.tables {
 		if _, err := w.dst.Exec(ctx, fmt.Sprintf("CREATE TEMP TABLE millrace_chunk_%d ON COMMIT DELETE ROWS AS SELECT %s FROM %s WITH NO DATA", i, quoteAll("", t.targets()), t.to.Quoted())); err != nil {
 			return fmt.Errorf("make a staging table for %v at the target: %w", t.to, err)

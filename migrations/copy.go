@@ -37,14 +37,21 @@ func (m *Migration) Copy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := install(ctx, dst); err != nil { // an older version may have prepared
+		return fmt.Errorf("make the tables of migrations: %w", err)
+	}
 	all, err := m.mappings(ctx, src, dst, &from.Catalog)
 	if err != nil {
 		return err
 	}
-	if err := m.measure(ctx, src, dst, all); err != nil {
-		return err
+	for _, t := range all {
+		if slices.Contains(d.Made, t.to.String()) {
+			if err := m.setKeysAside(ctx, dst, t); err != nil {
+				return err
+			}
+		}
 	}
-	if err := m.copyChunks(ctx, dst, all); err != nil {
+	if all, err = m.copyChunks(ctx, src, dst, all, &from.Catalog); err != nil {
 		return err
 	}
 	if err := m.settle(ctx, src, dst, all, d.Made); err != nil {
@@ -177,7 +184,7 @@ func (m *Migration) measure(ctx context.Context, src, dst *pgx.Conn, all []*mapp
 			return err
 		}
 		for i, h := range heaps {
-			if err := m.cut(ctx, dst, t, h, blocks[i]); err != nil {
+			if err := m.cut(ctx, dst, all, t, h, blocks[i]); err != nil {
 				return err
 			}
 		}
@@ -185,8 +192,9 @@ func (m *Migration) measure(ctx context.Context, src, dst *pgx.Conn, all []*mapp
 	return nil
 }
 
-// cut notes the chunks of a heap, anew if it has another file than they were of.
-func (m *Migration) cut(ctx context.Context, dst *pgx.Conn, t *mapping, h heap, blocks int64) error {
+// cut notes the chunks of a heap, anew if it has another file than they were of. Rows
+// of such a heap may be there already: its table has its keys from here on.
+func (m *Migration) cut(ctx context.Context, dst *pgx.Conn, all []*mapping, t *mapping, h heap, blocks int64) error {
 	const blockSize = 8192
 	step := max(1, m.cfg.Chunk/blockSize)
 	err := pgx.BeginFunc(ctx, dst, func(tx pgx.Tx) error {
@@ -201,6 +209,9 @@ func (m *Migration) cut(ctx context.Context, dst *pgx.Conn, t *mapping, h heap, 
 		again := err == nil
 		if again {
 			m.log.Warn("a heap has been rewritten and is copied again", "heap", h.name)
+			if err := m.backToKeys(ctx, t.to, all); err != nil {
+				return err
+			}
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM millrace.migration_chunk WHERE name = $1 AND heap = $2`, m.cfg.Name, h.oid); err != nil {
 			return err
@@ -223,25 +234,33 @@ SELECT $1, $2, b, CASE WHEN b + $4 >= $3 THEN 0 ELSE b + $4 END FROM generate_se
 	return nil
 }
 
-// copyChunks copies what is left, several chunks at once.
-func (m *Migration) copyChunks(ctx context.Context, dst *pgx.Conn, all []*mapping) error {
+// copyChunks copies what is left, several chunks at once. It returns the mappings,
+// which have other keys when some had to be made on the way.
+func (m *Migration) copyChunks(ctx context.Context, src, dst *pgx.Conn, all []*mapping, catalog *millrace.Catalog) ([]*mapping, error) {
 	var names []string
 	for _, t := range all {
 		names = append(names, t.from.String())
 	}
+	if err := m.measure(ctx, src, dst, all); err != nil {
+		return nil, err
+	}
 	for {
+		all, err := m.mappings(ctx, src, dst, catalog)
+		if err != nil {
+			return nil, err
+		}
 		left, err := m.left(ctx, dst, names)
 		if err != nil || len(left) == 0 {
-			return err
+			return all, err
 		}
 		rewritten, err := m.copyLeft(ctx, all, left)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		// A heap that was rewritten on the way is cut anew.
 		for _, c := range rewritten {
-			if err := m.cut(ctx, dst, all[c.table], c.heap, c.blocks); err != nil {
-				return err
+			if err := m.cut(ctx, dst, all, all[c.table], c.heap, c.blocks); err != nil {
+				return nil, err
 			}
 		}
 	}
@@ -319,64 +338,4 @@ func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkT
 		}
 	}
 	return rewritten, err
-}
-
-// settle does what comes when every row is there: it takes away what is there twice,
-// makes the indexes that were left for later, and notes behind which place the
-// target is the source.
-func (m *Migration) settle(ctx context.Context, src, dst *pgx.Conn, all []*mapping, made []string) error {
-	if err := m.showApplier(ctx, dst); err != nil {
-		return err
-	}
-	for _, t := range all {
-		if !t.loose {
-			continue
-		}
-		if err := silence(ctx, dst, all); err != nil {
-			return err
-		}
-		keys := quoteAll("t.", t.keyNames())
-		tag, err := dst.Exec(ctx, fmt.Sprintf(`
-DELETE FROM %[1]s d USING (SELECT t.tableoid AS heap, t.ctid AS at, row_number() OVER (PARTITION BY %[2]s) AS n FROM %[1]s t) x
-WHERE x.n > 1 AND d.tableoid = x.heap AND d.ctid = x.at`, t.to.Quoted(), keys))
-		if err != nil {
-			return fmt.Errorf("take rows away that %v has twice: %w", t.to, err)
-		}
-		if tag.RowsAffected() > 0 {
-			m.log.Info("rows that had moved while they were copied were there twice", "table", t.to.String(), "rows", tag.RowsAffected())
-		}
-	}
-	for i := range m.cfg.Tables {
-		t := &m.cfg.Tables[i]
-		if !slices.Contains(made, t.To.String()) {
-			continue
-		}
-		d, _, err := define(ctx, src, dst, t, all[i].id)
-		if err != nil {
-			return err
-		}
-		for _, text := range d.after {
-			m.log.Info("making an index", "table", t.To.String(), "sql", text)
-			if _, err := dst.Exec(ctx, text); err != nil {
-				return fmt.Errorf("make an index at the target: %s: %w", text, err)
-			}
-		}
-	}
-	for _, t := range all {
-		if _, err := dst.Exec(ctx, "ANALYZE "+t.to.Quoted()); err != nil {
-			return fmt.Errorf("analyze %v at the target: %w", t.to, err)
-		}
-	}
-	c, err := m.capture(ctx, src)
-	if err != nil {
-		return err
-	}
-	horizon, err := c.Ahead(ctx, src)
-	if err != nil {
-		return err
-	}
-	if _, err := dst.Exec(ctx, "UPDATE millrace.migration_place SET horizon = $2::text::numeric WHERE name = $1", m.cfg.Name, fmt.Sprint(horizon)); err != nil {
-		return fmt.Errorf("note how far the source is: %w", err)
-	}
-	return nil
 }

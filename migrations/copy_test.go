@@ -48,19 +48,31 @@ func TestCopyBesideRewrites(t *testing.T) {
 	r.same()
 }
 
-// TestChecksum has the target alter rows while they are copied.
+// TestChecksum has the target alter rows while they are copied, lose them, and alter
+// what it has stored, with its keys there and set aside.
 func TestChecksum(t *testing.T) {
 	r := newRig(t, 15, "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, 'a' FROM generate_series(1, 10) i", tablesOf("t")...)
 	r.must("prepare", r.m.Prepare(r.ctx(), nil))
-	// A trigger that a role without the right to silence it would meet.
-	r.dst.Exec(`CREATE FUNCTION alter_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF new.id = 7 THEN new.a := 'b'; END IF; RETURN new; END $$;
-		CREATE TRIGGER alters BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION alter_row()`)
-	r.m.planted = func(ctx context.Context, dst *pgx.Conn) error {
-		_, err := dst.Exec(ctx, "SET session_replication_role = origin")
-		return err
-	}
-	if err := r.m.Copy(r.ctx()); !errors.Is(err, ErrChecksum) {
-		t.Errorf("copy into a table that alters rows: got %v, want ErrChecksum", err)
+	for _, c := range []struct{ name, when, body string }{
+		{"alters", "BEFORE INSERT ON t FOR EACH ROW", "IF new.id = 7 THEN new.a := 'b'; END IF; RETURN new"},
+		{"loses", "BEFORE INSERT ON t FOR EACH ROW", "IF new.id = 7 THEN RETURN NULL; END IF; RETURN new"},
+		{"updates", "AFTER INSERT ON t FOR EACH STATEMENT", "UPDATE t SET a = 'b' WHERE id = 7; RETURN NULL"},
+		{"deletes", "AFTER INSERT ON t FOR EACH STATEMENT", "DELETE FROM t WHERE id = 7; RETURN NULL"},
+		{"doubles", "AFTER INSERT ON t FOR EACH STATEMENT", "UPDATE t SET id = 8, a = 'a' WHERE id = 7; RETURN NULL"},
+	} {
+		// A trigger that a role without the right to silence it would meet, made when the
+		// keys stand aside.
+		r.m.planted = func(ctx context.Context, dst *pgx.Conn) error {
+			_, err := dst.Exec(ctx, `SET search_path = public; CREATE OR REPLACE FUNCTION plant() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN `+c.body+`; END $$;
+				CREATE OR REPLACE TRIGGER plants `+c.when+` EXECUTE FUNCTION plant(); SET session_replication_role = origin`, pgx.QueryExecModeSimpleProtocol)
+			return err
+		}
+		if err := r.m.Copy(r.ctx()); !errors.Is(err, ErrChecksum) {
+			t.Errorf("copy into a table that %s rows: got %v, want ErrChecksum", c.name, err)
+		}
+		if got := r.dst.String("SELECT (SELECT count(*) FROM t) || ' ' || (SELECT count(*) FROM pg_index WHERE indrelid = 't'::regclass)"); got != "0 0" {
+			t.Errorf("rows and keys behind that: %s, want none", got)
+		}
 	}
 	r.m.planted = nil
 	r.must("copy", r.m.Copy(r.ctx())) // the trigger is silent

@@ -252,8 +252,9 @@ func (m *mapping) renamed(expr string) string {
 }
 
 // checkUnique sorts out the unique indexes of the heaps that hold the target's
-// rows, given those of each heap, those of the table itself, and the source's.
-func (m *mapping) checkUnique(src, root []uniqueIndex, heaps map[string][]uniqueIndex) []capture.Problem {
+// rows, given those of each heap, those of the table itself, and the source's; aside
+// tells that more will be there when the rows are.
+func (m *mapping) checkUnique(src, root []uniqueIndex, heaps map[string][]uniqueIndex, aside bool) []capture.Problem {
 	key := m.keyNames()
 	// implied reports whether the source has an index by which no two rows can have
 	// what x has of them.
@@ -305,7 +306,7 @@ func (m *mapping) checkUnique(src, root []uniqueIndex, heaps map[string][]unique
 				problems = append(problems, capture.Refuse(ErrBlocked, "table "+m.to.String()+" at the target", fmt.Sprintf("its unique index %s is over (%s), in which rows of the source may be the same", x.name, strings.Join(x.exprs, ", ")), "DROP INDEX at the target, or make such an index at the source too"))
 			}
 		}
-		if !found {
+		if !found && !aside {
 			problems = append(problems, capture.Refuse(ErrBlocked, "table "+m.to.String()+" at the target", "its "+heap+" has no unique index over the key ("+strings.Join(key, ", ")+"), by which rows are found", "CREATE UNIQUE INDEX ON "+heap+" ("+quoteAll("", key)+") at the target"))
 		}
 	}
