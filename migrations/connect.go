@@ -39,11 +39,43 @@ func (m *Migration) connect(ctx context.Context, where side) (*pgx.Conn, error) 
 	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
 	cfg.AfterConnect = capture.PinLater
 	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if code(err) == "08P01" { // protocol_violation: PgBouncer does not know a setting
+		return nil, pooler(where, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the %s: %w", where, capture.ConnectError(err))
 	}
+	// Poolers make up the process that can be cancelled, and may be told to leave out
+	// settings without a word.
+	var process uint32
+	var settings string
+	if err := conn.QueryRow(ctx, "SELECT pg_backend_pid(), concat_ws(' ', current_setting('search_path'), current_setting('extra_float_digits'), current_setting('row_security'))").Scan(&process, &settings); err != nil {
+		capture.Close(conn)
+		return nil, fmt.Errorf("look where the connection to the %s leads: %w", where, err)
+	}
+	if pinned := capture.Session(); process != conn.PgConn().PID() || settings != pinned["search_path"]+" "+pinned["extra_float_digits"]+" "+pinned["row_security"] {
+		capture.Close(conn)
+		return nil, pooler(where, nil)
+	}
 	return conn, nil
 }
+
+// poolerError occurs where a URL leads to a connection pooler.
+type poolerError struct {
+	where side
+	err   error
+}
+
+func pooler(where side, err error) error { return &poolerError{where, err} }
+
+// problem is it, as the plan shows it.
+func (e *poolerError) problem() capture.Problem {
+	return capture.Refuse(ErrBlocked, string(e.where)+".url", "it leads to a connection pooler (PgBouncer, or a managed one), which passes on neither the session's settings and locks nor replication", "give the address of the server itself")
+}
+
+func (e *poolerError) Error() string { return ErrBlocked.Error() + ": " + e.problem().String() }
+
+func (e *poolerError) Unwrap() []error { return []error{ErrBlocked, e.err} }
 
 // both connects to both sides.
 func (m *Migration) both(ctx context.Context) (src, dst *pgx.Conn, err error) {

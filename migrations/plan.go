@@ -2,6 +2,7 @@ package migrations
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -24,8 +25,12 @@ type Report struct {
 	// Bytes is what the tables take at the source, with their indexes; about as
 	// much is needed at the target, and at the source for what is written meanwhile.
 	Bytes int64 `json:"bytes"`
-	// CopySeconds is about how long the copy takes, at 30 MB a second.
-	CopySeconds int64 `json:"copy_seconds"`
+	// CopySeconds is about how long the copy takes, and CopyBasis from what that was
+	// reckoned.
+	CopySeconds int64  `json:"copy_seconds"`
+	CopyBasis   string `json:"copy_basis"`
+	// Bouncers are those of the migration file that answer.
+	Bouncers []PlannedBouncer `json:"pgbouncer,omitempty"`
 }
 
 // PlannedTable is a table as the plan sees it.
@@ -54,6 +59,9 @@ const copySpeed = 30e6
 // Plan looks at both sides and changes nothing.
 func (m *Migration) Plan(ctx context.Context) (*Report, error) {
 	src, dst, err := m.both(ctx)
+	if behind := new(poolerError); errors.As(err, &behind) {
+		return &Report{Name: m.cfg.Name, Findings: capture.Findings([]capture.Problem{behind.problem()}), Tables: []PlannedTable{}, Users: []User{}, CopyBasis: "nothing was looked at"}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +86,19 @@ func (m *Migration) plan(ctx context.Context, src, dst *pgx.Conn) (*Report, erro
 		func() ([]capture.Problem, error) { return m.checkSource(ctx, src) },
 		func() ([]capture.Problem, error) { return m.checkTarget(ctx, dst) },
 		func() ([]capture.Problem, error) { return m.checkTables(ctx, src, dst, r) },
+		func() ([]capture.Problem, error) { return m.checkWayBack(ctx, dst) },
+		func() ([]capture.Problem, error) { return m.checkEmergency(ctx, src) },
+		func() ([]capture.Problem, error) {
+			now, err := readManager(ctx, dst, m.cfg.Name)
+			if err != nil {
+				return nil, err
+			}
+			active := source
+			if now != nil {
+				active = now.Active
+			}
+			return m.checkBouncers(ctx, active, r), nil
+		},
 	} {
 		found, err := check()
 		if err != nil {
@@ -85,12 +106,42 @@ func (m *Migration) plan(ctx context.Context, src, dst *pgx.Conn) (*Report, erro
 		}
 		problems = append(problems, found...)
 	}
-	r.CopySeconds = int64(float64(r.Bytes) / copySpeed)
+	if err := m.estimate(ctx, dst, r); err != nil {
+		return nil, nil, err
+	}
 	if r.Users, err = m.users(ctx, src); err != nil {
 		return nil, nil, err
 	}
 	r.Findings = append(r.Findings, capture.Findings(problems)...)
 	return r, capture.FirstError(problems), nil
+}
+
+// estimate reckons how long the copy takes: from the chunks that were copied, if any
+// were.
+func (m *Migration) estimate(ctx context.Context, dst *pgx.Conn, r *Report) error {
+	speed := copySpeed
+	r.CopyBasis = fmt.Sprintf("%d MB of tables and indexes a second are assumed; how fast these two servers are is not known before something is copied", int64(copySpeed/1e6))
+	if version, err := installed(ctx, dst); err != nil {
+		return err
+	} else if version > 0 {
+		var chunks, rows int64
+		var seconds float64
+		if err := dst.QueryRow(ctx, `
+SELECT count(*), coalesce(sum(rows_read), 0)::bigint, coalesce(extract(epoch FROM max(copied_at) - min(copied_at - took)), 0)::float8
+FROM millrace.migration_chunk WHERE name = $1 AND copied_at IS NOT NULL`, m.cfg.Name).Scan(&chunks, &rows, &seconds); err != nil {
+			return fmt.Errorf("look how fast the copy was: %w", err)
+		}
+		var all int64
+		for _, t := range r.Tables {
+			all += t.Rows
+		}
+		if rows > 0 && seconds > 0 && all > 0 {
+			speed = float64(rows) / seconds * float64(r.Bytes) / float64(all)
+			r.CopyBasis = fmt.Sprintf("%d chunks that were copied for this migration, %.0f rows a second", chunks, float64(rows)/seconds)
+		}
+	}
+	r.CopySeconds = int64(float64(r.Bytes) / speed)
+	return nil
 }
 
 // checkTables looks at each table on both sides.

@@ -184,6 +184,9 @@ FROM pg_class c WHERE c.oid = to_regclass($1)`, to.to.Quoted()).Scan(&writes, &o
 		bad("the role may not read and write it", "GRANT SELECT, INSERT, UPDATE, DELETE ON "+to.to.Quoted()+" TO the role of target.url")
 		return problems, nil
 	}
+	if !owner {
+		bad("the role does not own it, so rehearse and cutover can put no gate there, nor capture the way back", "ALTER TABLE "+to.to.Quoted()+" OWNER TO …, or use the owner in target.url")
+	}
 	if to.guarded && !silences {
 		bad("it has triggers or foreign keys, and the role may not keep them silent", "GRANT SET ON PARAMETER session_replication_role TO the role of target.url (Postgres 15 and later, or use a superuser), or drop them until the migration follows")
 	}

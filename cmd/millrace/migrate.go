@@ -149,7 +149,12 @@ func printPlan(w io.Writer, r *migrations.Report) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "needs about %s at the target; the copy takes about %v\n", megabytes(r.Bytes), r.Duration())
+	for _, b := range r.Bouncers {
+		fmt.Fprintf(w, "PgBouncer %s, database %s: pool_mode %s\n", strings.TrimPrefix(b.Version, "PgBouncer "), b.Database, b.PoolMode)
+	}
+	if len(r.Tables) > 0 {
+		fmt.Fprintf(w, "needs about %s at the target; the copy takes about %v (%s)\n", megabytes(r.Bytes), r.Duration(), r.CopyBasis)
+	}
 	return nil
 }
 
