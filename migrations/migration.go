@@ -61,6 +61,8 @@ type Config struct {
 	// Defaults 500 ms and 16 MiB.
 	BatchInterval time.Duration
 	BatchBytes    int64
+	// LeaveForeignKeys leaves it to others to make foreign keys at the target.
+	LeaveForeignKeys bool
 	// PauseBudget is how long writers may be held when they go over. Default 2 s.
 	PauseBudget time.Duration
 	// Bouncers are what clients reach the side through that takes writes.

@@ -109,6 +109,11 @@ func (m *Migration) move(ctx context.Context, from side, rehearse bool) (*Pause,
 	if err := w.m.bouncersReady(ctx, from); err != nil {
 		return nil, err
 	}
+	if from == source {
+		if err := w.m.makeReferences(ctx, w.src, w.dst); err != nil {
+			return nil, err
+		}
+	}
 	for _, where := range []side{source, target} {
 		if err := w.gates[where].install(ctx, m.tables(where)); err != nil {
 			return nil, err

@@ -86,6 +86,13 @@ func (m *Migration) plan(ctx context.Context, src, dst *pgx.Conn) (*Report, erro
 		func() ([]capture.Problem, error) { return m.checkSource(ctx, src) },
 		func() ([]capture.Problem, error) { return m.checkTarget(ctx, dst) },
 		func() ([]capture.Problem, error) { return m.checkTables(ctx, src, dst, r) },
+		func() ([]capture.Problem, error) {
+			if m.cfg.LeaveForeignKeys {
+				return nil, nil
+			}
+			_, problems, err := m.references(ctx, src, dst)
+			return problems, err
+		},
 		func() ([]capture.Problem, error) { return m.checkWayBack(ctx, dst) },
 		func() ([]capture.Problem, error) { return m.checkEmergency(ctx, src) },
 		func() ([]capture.Problem, error) {

@@ -124,6 +124,10 @@ func (m *Migration) checkRelations(ctx context.Context, src *pgx.Conn, t *Table,
 	if id == 0 {
 		return []capture.Problem{capture.Refuse(ErrBlocked, "table "+t.From.String(), "the source does not have it", "correct tables in the migration file")}, nil
 	}
+	var moving []string
+	for i := range m.cfg.Tables {
+		moving = append(moving, m.cfg.Tables[i].From.Quoted())
+	}
 	var owner bool
 	var triggers, references, referenced, views, sequences []string
 	err := src.QueryRow(ctx, `
@@ -131,12 +135,13 @@ SELECT pg_has_role(c.relowner, 'USAGE'),
        ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname NOT LIKE $2
              AND NOT EXISTS (SELECT FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace WHERE f.oid = tgfoid AND n.nspname = 'millrace') ORDER BY 1),
        ARRAY(SELECT conname || ' (' || confrelid::regclass || ')' FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
-       ARRAY(SELECT conname || ' (' || conrelid::regclass || ')' FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f' AND conparentid = 0 ORDER BY 1),
+       ARRAY(SELECT conname || ' (' || conrelid::regclass || ')' FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f' AND conparentid = 0
+             AND conrelid <> ALL (SELECT coalesce(to_regclass(t), 0) FROM unnest($3::text[]) t) ORDER BY 1),
        ARRAY(SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend p JOIN pg_rewrite r ON r.oid = p.objid
              WHERE p.classid = 'pg_rewrite'::regclass AND p.refclassid = 'pg_class'::regclass AND p.refobjid = c.oid AND r.ev_class <> c.oid ORDER BY 1),
        ARRAY(SELECT DISTINCT s.oid::regclass::text FROM pg_class s JOIN pg_depend p ON p.classid = 'pg_class'::regclass AND p.objid = s.oid AND p.refobjid = c.oid
              WHERE s.relkind = 'S' AND p.deptype IN ('a', 'i') ORDER BY 1)
-FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%").Scan(&owner, &triggers, &references, &referenced, &views, &sequences)
+FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%", moving).Scan(&owner, &triggers, &references, &referenced, &views, &sequences)
 	if err != nil {
 		return nil, fmt.Errorf("look at what hangs together with table %v: %w", t.From, err)
 	}
@@ -151,7 +156,9 @@ FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%").Scan(&owner
 		}
 	}
 	warn("its triggers", triggers, " are not made at the target by prepare", "make them there; they are kept silent while changes go in")
-	warn("its foreign keys", references, " are not made at the target by prepare", "make them there when the migration follows; verify looks whether they hold")
+	if m.cfg.LeaveForeignKeys {
+		warn("its foreign keys", references, " are not made at the target", "make them there when the migration follows, or take foreign_keys: leave out of the migration file; verify looks whether they hold")
+	}
 	warn("foreign keys of others,", referenced, ", refer to it", "see to it that the tables that have them move too, or drop them")
 	warn("views", views, " depend on it and do not move", "make them at the target")
 	warn("its sequences", sequences, " move on at the source meanwhile", "they have to be set ahead at the target before it is written to")
@@ -161,17 +168,16 @@ FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%").Scan(&owner
 // checkWrites looks whether the role may do at the target what has to be done, and
 // whether the table is empty while nothing has been copied.
 func (m *Migration) checkWrites(ctx context.Context, dst *pgx.Conn, to *mapping, step Step) ([]capture.Problem, error) {
-	var writes, owner, silences, begun bool
-	may := "false"
-	if capture.ServerMajor(dst.PgConn()) >= 15 {
-		may = "has_parameter_privilege('session_replication_role', 'SET')"
+	var writes, owner, begun bool
+	silences, err := maySilence(ctx, dst)
+	if err != nil {
+		return nil, err
 	}
-	err := dst.QueryRow(ctx, `
+	err = dst.QueryRow(ctx, `
 SELECT has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'),
        pg_has_role(c.relowner, 'USAGE'),
-       (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) OR `+may+`,
        to_regclass('millrace.migration_heap') IS NOT NULL
-FROM pg_class c WHERE c.oid = to_regclass($1)`, to.to.Quoted()).Scan(&writes, &owner, &silences, &begun)
+FROM pg_class c WHERE c.oid = to_regclass($1)`, to.to.Quoted()).Scan(&writes, &owner, &begun)
 	if err != nil {
 		return nil, fmt.Errorf("look up privileges on %v at the target: %w", to.to, err)
 	}

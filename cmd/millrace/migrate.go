@@ -68,7 +68,7 @@ func (a *app) migration(file string) (*migrations.Migration, error) {
 	cfg := migrations.Config{
 		Name: c.Name, SourceURL: c.Source.URL.Reveal(), TargetURL: c.Target.URL.Reveal(), Memory: int64(c.Source.Memory), SpoolDir: c.Source.SpoolDir,
 		Workers: c.Copy.Workers, Chunk: int64(c.Copy.Chunk), RowsPerSecond: c.Copy.RowsPerSecond, MaxReplicaLag: time.Duration(c.Copy.MaxReplicaLag),
-		MaxActive: c.Copy.MaxActive, NoChecksums: c.Copy.Checksums == "off",
+		MaxActive: c.Copy.MaxActive, NoChecksums: c.Copy.Checksums == "off", LeaveForeignKeys: c.Target.ForeignKeys == "leave",
 		BatchInterval: time.Duration(c.Follow.BatchInterval), BatchBytes: int64(c.Follow.BatchBytes), PauseBudget: time.Duration(c.PauseBudget), Logger: newLogger(a.stderr, c.Log),
 	}
 	modes := map[string]millrace.Mode{config.CaptureWAL: millrace.ModeWAL, config.CaptureTrigger: millrace.ModeTrigger}

@@ -40,8 +40,9 @@ type MigrationSource struct {
 
 // MigrationTarget is where they move to.
 type MigrationTarget struct {
-	URL     Secret `key:"url" unit:"connection string" doc:"How the target is reached: the server itself, not a standby and not through a pooler. The variable MILLRACE_MIGRATE_TARGET_URL takes its place."`
-	Capture string `key:"capture" unit:"wal, trigger" default:"<source.capture>" doc:"How changes are captured at the target, for the way back. It stays what the first rehearse or cutover was run with."`
+	URL         Secret `key:"url" unit:"connection string" doc:"How the target is reached: the server itself, not a standby and not through a pooler. The variable MILLRACE_MIGRATE_TARGET_URL takes its place."`
+	Capture     string `key:"capture" unit:"wal, trigger" default:"<source.capture>" doc:"How changes are captured at the target, for the way back. It stays what the first rehearse or cutover was run with."`
+	ForeignKeys string `key:"foreign_keys" unit:"make, leave" default:"make" doc:"Whether foreign keys between tables that move are made and validated at the target, before writers go over. leave: they are made by hand, or not at all."`
 }
 
 // MigrationPool is a PgBouncer that clients go through.
@@ -188,6 +189,7 @@ func (m *Migration) validate(k *checker) {
 	if m.Copy.MaxReplicaLag != 0 {
 		k.between("copy.max_replica_lag", m.Copy.MaxReplicaLag, 100*time.Millisecond, 24*time.Hour)
 	}
+	k.oneOf("target.foreign_keys", m.Target.ForeignKeys, "make", "leave")
 	k.oneOf("copy.checksums", m.Copy.Checksums, "on", "off")
 	k.between("follow.batch_interval", m.Follow.BatchInterval, 10*time.Millisecond, time.Minute)
 	k.sized("follow.batch_bytes", m.Follow.BatchBytes, 64<<10, 1<<30)
