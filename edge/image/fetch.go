@@ -2,6 +2,7 @@ package image
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,10 +26,14 @@ const (
 	loadSuffix = ".load"
 	// maxListing is the largest size of a Listing.
 	maxListing = 1 << 20
-	// silence is how long a download waits for the next frame before it takes the
-	// connection for dead.
+	// silence is how long an answer may take to begin, and one that is no rows to end.
 	silence = 2 * time.Minute
-	// tries is how often a download is begun anew without having come further.
+	// Of rows, leastBytes have to come in each leastTime, or the connection counts as dead:
+	// a peer that gives a byte now and then would be waited for as long as it likes.
+	leastBytes = 256 << 10
+	leastTime  = 30 * time.Second
+	// tries is how often a download is begun anew without having come further, or not as
+	// fast as that.
 	tries = 6
 	// maxChosen is how many images of one list are looked at, which may be another one each
 	// time it is asked for.
@@ -65,6 +70,10 @@ type Source struct {
 	// Pause is how long the first pause after a failure is, which the next ones
 	// double. Default 1 second.
 	Pause time.Duration
+
+	// least and within are set by tests in place of leastBytes and leastTime.
+	least  int64
+	within time.Duration
 }
 
 // Fetch downloads an image into a directory of images: that of the URL or, of
@@ -86,6 +95,9 @@ func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
 	if from.Pause == 0 {
 		from.Pause = time.Second
 	}
+	if from.within == 0 {
+		from.least, from.within = leastBytes, leastTime
+	}
 	if from.Client == nil {
 		from.Client = NewClient()
 		defer from.Client.CloseIdleConnections()
@@ -94,7 +106,7 @@ func Fetch(ctx context.Context, dir string, from Source) (*Created, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch image: %w", err)
 	}
-	f := &fetcher{Source: &from, at: at, dir: dir, refused: make(map[string]error), chosen: make(map[string]bool)}
+	f := &fetcher{Source: &from, at: at, dir: dir, window: time.Now(), refused: make(map[string]error), chosen: make(map[string]bool)}
 	c, err := f.retry(ctx)
 	if err == nil {
 		c.Removed, err = prune(dir, from.Keep, c.Path)
@@ -134,6 +146,11 @@ type fetcher struct {
 	dir string
 	// came is how many bytes of rows have come in all.
 	came int64
+	// window is when it was last looked whether they come as fast as they have to, over all
+	// connections, then how many there were then, and slow how often in a row they did not.
+	window time.Time
+	then   int64
+	slow   int
 	// listed tells that the image was chosen from a list: where it is gone, the
 	// list has another one by now.
 	listed bool
@@ -181,8 +198,9 @@ func (f *fetcher) retry(ctx context.Context) (*Created, error) {
 			failed = 1
 			pause.Reset()
 		}
+		f.measure()
 		var end *finalError
-		if errors.As(err, &end) || ctx.Err() != nil || failed == tries {
+		if errors.As(err, &end) || ctx.Err() != nil || failed == tries || f.slow == tries {
 			return nil, err
 		}
 		timer := time.NewTimer(pause.NextBackOff())
@@ -193,6 +211,19 @@ func (f *fetcher) retry(ctx context.Context) (*Created, error) {
 		case <-timer.C:
 		}
 	}
+}
+
+// measure counts how often in a row rows have not come as fast as they have to.
+func (f *fetcher) measure() {
+	took := time.Since(f.window)
+	if took < f.within {
+		return
+	}
+	f.slow++
+	if float64(f.came-f.then) >= float64(f.least)*took.Seconds()/f.within.Seconds() {
+		f.slow = 0
+	}
+	f.window, f.then = time.Now(), f.came
 }
 
 // once finds out which image is to be had and downloads what is missing of it.
@@ -401,28 +432,30 @@ func (f *fetcher) frames(ctx context.Context, at *url.URL, file *os.File, m *Man
 	if have == len(m.Frames) {
 		return nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	alive := time.AfterFunc(silence, cancel)
-	defer alive.Stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	alive := time.AfterFunc(silence, func() { cancel(fmt.Errorf("%s answers nothing for %v", shown(at), silence)) })
 	r, err := f.get(ctx, at, offset)
-	if err != nil {
-		return err
+	if !alive.Stop() || err != nil {
+		return cmp.Or(context.Cause(ctx), err)
 	}
 	defer func() { _ = r.Body.Close() }() // what was read of it was compared
-	body := bufio.NewReaderSize(r.Body, 1<<20)
+	alive = time.AfterFunc(f.within, func() {
+		cancel(fmt.Errorf("%s sends too little: less than %d bytes have come in %v", shown(at), f.least, f.within))
+	})
+	defer alive.Stop()
+	body := bufio.NewReaderSize(&pacedReader{r: r.Body, least: f.least, alive: func() { alive.Reset(f.within) }}, 1<<20)
 	var stored []byte
 	for i := have; i < len(m.Frames); i++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		if stored, err = readFrame(body, &m.Frames[i], stored); err != nil {
-			return fmt.Errorf("frame %d of %s: %w", i, shown(at), err)
+			return fmt.Errorf("frame %d of %s: %w", i, shown(at), cmp.Or(context.Cause(ctx), err))
 		}
 		if _, err := file.Write(stored); err != nil {
 			return final(err)
 		}
-		alive.Reset(silence)
 		failpoint.Hit("image_frame_fetched")
 		f.came += int64(len(stored))
 		p.Rows += m.Frames[i].Rows
@@ -430,4 +463,21 @@ func (f *fetcher) frames(ctx context.Context, at *url.URL, file *os.File, m *Man
 		f.Progress(p)
 	}
 	return nil
+}
+
+// pacedReader calls alive whenever least bytes have come.
+type pacedReader struct {
+	r     io.Reader
+	least int64
+	alive func()
+	since int64
+}
+
+func (p *pacedReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if p.since += int64(n); p.since >= p.least {
+		p.since = 0
+		p.alive()
+	}
+	return n, err
 }

@@ -426,3 +426,72 @@ func TestKilledFetch(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// dripping sends bytes one by one, with pauses, once so many have gone.
+type dripping struct {
+	http.ResponseWriter
+	context context.Context
+	at      int
+}
+
+func (d *dripping) Write(b []byte) (int, error) {
+	n := min(len(b), d.at)
+	if _, err := d.ResponseWriter.Write(b[:n]); err != nil {
+		return 0, err
+	}
+	d.at -= n
+	for i := range b[n:] {
+		if _, err := d.ResponseWriter.Write(b[n+i:][:1]); err != nil {
+			return 0, err
+		}
+		d.ResponseWriter.(http.Flusher).Flush()
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-d.context.Done():
+			return 0, d.context.Err()
+		}
+	}
+	return len(b), nil
+}
+
+// A peer that gives bytes one by one, over as many connections as it likes, is given up;
+// what has come of it need not come again from the next one.
+func TestFetchLeavesWhoDrips(t *testing.T) {
+	dir := t.TempDir()
+	_, c := many(t, dir)
+	there := filepath.Join(dir, "there")
+	requests := 0
+	drips := serve(t, filepath.Join(dir, "images"), func(w *http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/"+rowsName) {
+			quick := 21_000 // a frame: each connection comes further
+			if requests++; requests == 1 {
+				quick = int(c.Manifest.Stored()) / 2
+			}
+			*w = &dripping{*w, r.Context(), quick}
+		}
+		return true
+	})
+	began := time.Now()
+	_, err := Fetch(t.Context(), there, Source{URL: drips, Pause: time.Millisecond, least: 30_000, within: 100 * time.Millisecond})
+	if err == nil || !strings.Contains(err.Error(), "sends too little") || errors.Is(err, context.Canceled) {
+		t.Fatalf("from a peer that drips: %v", err)
+	}
+	t.Logf("given up after %d requests and %v", requests, time.Since(began))
+	var sent atomic.Int64
+	at := serve(t, filepath.Join(dir, "images"), func(w *http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/"+rowsName) {
+			*w = &cutting{*w, 1 << 30, &sent}
+		}
+		return true
+	})
+	got, err := Fetch(t.Context(), there, Source{URL: at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, size := sent.Load(), c.Manifest.Stored(); n == 0 || n > size/2+20_000 {
+		t.Errorf("%d bytes came of the second, of %d", n, size)
+	}
+	if err := openImage(t, got.Path).Verify(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
