@@ -32,6 +32,9 @@ import (
 //     process; share it.
 //   - A process that is stopped within a view, by a signal or a debugger, keeps the edge's
 //     file growing; the edge tells of that in its log.
+//   - No view is begun within another one: files that were replaced are gone over to when
+//     all views of the old ones have ended, and the inner one would wait for the outer one.
+//     It ends with ErrViewsOpen, after Options.MaxViewAge.
 //
 // All methods may be called by anyone at any time. What View gives is what Store.View
 // gives.
@@ -41,10 +44,23 @@ type ReadOnly struct {
 	// looked is when the files were last looked at, in Unix nanoseconds.
 	looked atomic.Int64
 
-	mu      sync.Mutex // held to exchange the store
-	closed  bool
+	mu     sync.Mutex
+	closed bool
+	// moving is the going over to another store that is under way; nil if none is.
+	moving  *move
 	leaving sync.WaitGroup
 }
+
+// move is a going over to another store. err is set when done is closed.
+type move struct {
+	done chan struct{}
+	err  error
+}
+
+// ErrViewsOpen occurs when the files of a store were replaced and views of the old ones do
+// not end, which have to before the new ones can be opened. Mend: end views within
+// Options.MaxViewAge, and begin none within another one.
+var ErrViewsOpen = errors.New("views of the store that was replaced are open")
 
 // readOnlyLook is how often it is looked whether the files are still those that are open,
 // while there are views.
@@ -126,7 +142,7 @@ func pidNamespace() string {
 func (r *ReadOnly) View(ctx context.Context, fn func(*View) error) error {
 	for {
 		s := r.current.Load()
-		if err := r.look(s); err != nil {
+		if err := r.look(ctx, s); err != nil {
 			return err
 		}
 		if s != r.current.Load() {
@@ -140,7 +156,7 @@ func (r *ReadOnly) View(ctx context.Context, fn func(*View) error) error {
 		if begun || err == nil || !errors.Is(err, ErrSuperseded) && !errors.Is(err, ErrClosed) && !isResized(err) {
 			return err
 		}
-		if err := r.reopen(s); err != nil {
+		if err := r.reopen(ctx, s); err != nil {
 			return err
 		}
 	}
@@ -155,7 +171,7 @@ func isResized(err error) bool {
 // look looks from time to time whether the directory still leads to the files that are
 // open, and whether they may still be read: somebody may have moved them away and begun
 // anew, or have started the edge in another container.
-func (r *ReadOnly) look(s *Store) error {
+func (r *ReadOnly) look(ctx context.Context, s *Store) error {
 	last, now := r.looked.Load(), time.Now().UnixNano()
 	if now-last < int64(readOnlyLook) || !r.looked.CompareAndSwap(last, now) {
 		return nil
@@ -165,7 +181,7 @@ func (r *ReadOnly) look(s *Store) error {
 		return err
 	}
 	if !same {
-		return r.reopen(s)
+		return r.reopen(ctx, s)
 	}
 	return sameNamespace(s.Dir())
 }
@@ -194,18 +210,54 @@ func (s *Store) stillThere() (bool, error) {
 	return !ok || st.Dev == open.Dev && st.Ino == open.Ino, nil
 }
 
-// reopen goes over from a store that is no longer the one to read. The old one is closed
-// when its views have ended: before the new one is opened where both are in one directory,
-// which a process opens once, and in the background otherwise.
-func (r *ReadOnly) reopen(old *Store) error {
+// reopen returns when a store that is no longer the one to read was gone over from, by
+// whoever. That goes on in the background if the caller does not wait so long.
+func (r *ReadOnly) reopen(ctx context.Context, old *Store) error {
+	m, err := r.move(old)
+	if m == nil {
+		return err
+	}
+	limit := time.NewTimer(r.opts.MaxViewAge)
+	defer limit.Stop()
+	select {
+	case <-m.done:
+		return m.err
+	case <-ctx.Done():
+		return fmt.Errorf("go over to another store of %s: %w", r.opts.Dir, ctx.Err())
+	case <-limit.C:
+		return fmt.Errorf("go over to another store of %s: %w for more than %v; mend: end views within that time, and begin none within another one",
+			r.opts.Dir, ErrViewsOpen, r.opts.MaxViewAge)
+	}
+}
+
+// move begins to go over from a store, unless somebody has; nil where that is done.
+func (r *ReadOnly) move(old *Store) (*move, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
-		return ErrClosed
+	switch {
+	case r.closed:
+		return nil, ErrClosed
+	case r.moving != nil:
+		return r.moving, nil
+	case r.current.Load() != old:
+		return nil, nil
 	}
-	if r.current.Load() != old {
-		return nil // somebody else has
-	}
+	m := &move{done: make(chan struct{})}
+	r.moving = m
+	go func() {
+		defer close(m.done)
+		m.err = r.goOver(old)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.moving = nil
+	}()
+	return m, nil
+}
+
+// goOver goes over from a store. It is closed when its views have ended: before the new one
+// is opened where both are in one directory, which a process opens once, and in the
+// background otherwise.
+func (r *ReadOnly) goOver(old *Store) error {
 	name, err := readCurrent(r.opts.Dir)
 	if err != nil {
 		return err
@@ -214,7 +266,6 @@ func (r *ReadOnly) reopen(old *Store) error {
 		if err := old.Close(); err != nil {
 			return err
 		}
-		// A view that comes now waits for mu, with whatever this ends.
 	}
 	s, err := r.open()
 	if err != nil {
@@ -266,9 +317,12 @@ func (r *ReadOnly) WaitIndex(ctx context.Context, epoch millrace.Epoch, index mi
 func (r *ReadOnly) Close() error {
 	r.mu.Lock()
 	r.closed = true
-	s := r.current.Load()
+	m := r.moving
 	r.mu.Unlock()
-	err := s.Close()
+	if m != nil {
+		<-m.done
+	}
+	err := r.current.Load().Close()
 	r.leaving.Wait()
 	return err
 }

@@ -116,6 +116,57 @@ func TestReadOnlyFollowsReplacedFiles(t *testing.T) {
 	sees(t, r, 2)
 }
 
+// A view within another one, which waits for the files to be gone over to that the other one
+// keeps from it, is refused by name; when both have ended reading goes on.
+func TestReadOnlyNested(t *testing.T) {
+	dir, fresh := t.TempDir(), t.TempDir()
+	for at, epoch := range map[string]millrace.Epoch{dir: 1, fresh: 2} {
+		h := openHome(t, at)
+		fill(t, h.Store(), epoch)
+		closeHome(t, h)
+	}
+	r, err := OpenReadOnly(Options{Dir: dir, MaxViewAge: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- r.View(t.Context(), func(*View) error {
+			for _, file := range []string{"data.mdb", "lock.mdb"} {
+				if err := os.Rename(filepath.Join(fresh, file), filepath.Join(dir, file)); err != nil {
+					return err
+				}
+			}
+			r.looked.Store(0)
+			canceled, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := r.View(canceled, func(*View) error { return nil }); !errors.Is(err, context.Canceled) {
+				return fmt.Errorf("a view whose context has ended: %w", err)
+			}
+			var err error
+			for err == nil { // until the old store is being closed
+				err = r.View(t.Context(), func(*View) error { return nil })
+			}
+			if !errors.Is(err, ErrViewsOpen) {
+				return fmt.Errorf("a view within another one: %w", err)
+			}
+			return nil
+		})
+	}()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("a view within another one waits for ever")
+	}
+	sees(t, r, 2)
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // What must not read beside an edge is told so.
 func TestReadOnlyRefuses(t *testing.T) {
 	dir := t.TempDir()
