@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 )
 
@@ -125,6 +126,9 @@ SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'postgres_fdw'), EXISTS 
 // checkWayBack looks at what going over needs of the target: the way back is captured
 // there.
 func (m *Migration) checkWayBack(ctx context.Context, dst *pgx.Conn) ([]capture.Problem, error) {
+	if m.cfg.TargetCapture == millrace.ModeTrigger {
+		return nil, nil // the right to make a schema, and to own the tables
+	}
 	var walLevel string
 	var replication bool
 	var slots, maxSlots, senders, maxSenders, keep int
@@ -141,7 +145,7 @@ SELECT current_setting('wal_level'), (SELECT rolreplication OR rolsuper FROM pg_
 	}
 	const needs = ": rehearse and cutover would be refused, since the way back is captured there"
 	if walLevel != "logical" {
-		warn("wal_level", "it is "+walLevel+needs, "ALTER SYSTEM SET wal_level = logical at the target, then restart it while it serves nobody")
+		warn("wal_level", "it is "+walLevel+needs, "ALTER SYSTEM SET wal_level = logical at the target, then restart it while it serves nobody; or target.capture: trigger in the migration file")
 	}
 	if slots >= maxSlots {
 		warn("max_replication_slots", fmt.Sprintf("all %d are in use%s", maxSlots, needs), "raise it and restart the target while it serves nobody, or drop a slot that nobody uses")

@@ -86,11 +86,11 @@ FROM pg_database d WHERE d.datname = current_database()`, m.slot()).
 func (m *Migration) checkTarget(ctx context.Context, dst *pgx.Conn) ([]capture.Problem, error) {
 	var version int
 	var recovery, creates, temporary bool
-	var encoding, walLevel string
+	var encoding string
 	err := dst.QueryRow(ctx, `
-SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), pg_encoding_to_char(d.encoding)::text, current_setting('wal_level'),
+SELECT current_setting('server_version_num')::int, pg_is_in_recovery(), pg_encoding_to_char(d.encoding)::text,
        has_database_privilege(current_database(), 'CREATE'), has_database_privilege(current_database(), 'TEMP')
-FROM pg_database d WHERE d.datname = current_database()`).Scan(&version, &recovery, &encoding, &walLevel, &creates, &temporary)
+FROM pg_database d WHERE d.datname = current_database()`).Scan(&version, &recovery, &encoding, &creates, &temporary)
 	if err != nil {
 		return nil, fmt.Errorf("look at the target: %w", err)
 	}
@@ -109,9 +109,6 @@ FROM pg_database d WHERE d.datname = current_database()`).Scan(&version, &recove
 	}
 	if !temporary {
 		bad("role", "it may not make temporary tables in the database", "GRANT TEMPORARY ON DATABASE … TO the role of target.url")
-	}
-	if m.cfg.TargetCapture == millrace.ModeWAL && walLevel != "logical" {
-		problems = append(problems, capture.Warn("target: wal_level", "it is "+walLevel+": nothing keeps changes for the way back, so cutover will be refused", "ALTER SYSTEM SET wal_level = logical, then restart the server; or target.capture: trigger in the migration file"))
 	}
 	if encoding != "UTF8" {
 		bad("database encoding", "it is "+encoding, "make the database with ENCODING 'UTF8'")

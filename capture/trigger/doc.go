@@ -15,6 +15,9 @@
 //     stream came from, Next stops with an error that says what mends it.
 //   - Memory is bounded: a window that has much in it is streamed from the source.
 //
+// A stream begins with a load of its tables; or, where somebody else copies the rows, at
+// a place that Begin makes.
+//
 // Indexes, batches and retries are left to transfer. A Source ends with its first
 // error, and the caller opens a new one from what it has published. It works only
 // while it is called, in the caller's goroutine.

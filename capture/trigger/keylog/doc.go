@@ -5,7 +5,7 @@
 //
 // It promises that while Look finds nothing amiss, every change that a transaction
 // made to a captured table since the log's CompleteSince has its keys in the log,
-// committed with the change or not at all; that no statement of a writer fails
+// committed with the change or not at all, but for sessions that Config.Except names; that no statement of a writer fails
 // because of a trigger; and that Rotate empties nothing which is not visible in the
 // snapshot it is given.
 //
