@@ -87,7 +87,7 @@ func (g *gate) install(ctx context.Context, tables []table.Name) error {
 	}
 	for _, sql := range []string{
 		fmt.Sprintf("CREATE SEQUENCE IF NOT EXISTS %s MINVALUE 0 START %d", g.sequence(), start),
-		fmt.Sprintf("INSERT INTO millrace.migration_manager (name, active, term) VALUES (%s, 'source', 0) ON CONFLICT DO NOTHING", literal(g.name)),
+		fmt.Sprintf("INSERT INTO millrace.migration_manager (name, active, term, id, side) SELECT name, 'source', 0, id, side FROM millrace.migration WHERE name = %s ON CONFLICT DO NOTHING", literal(g.name)),
 		fmt.Sprintf("INSERT INTO millrace.migration_applier (name, token) VALUES (%s, %s) ON CONFLICT DO NOTHING", literal(g.name), literal(token)),
 	} {
 		if _, err := g.conn.Exec(ctx, sql); err != nil {

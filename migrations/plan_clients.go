@@ -154,7 +154,7 @@ SELECT current_setting('wal_level'), (SELECT rolreplication OR rolsuper FROM pg_
 		warn("max_wal_senders", fmt.Sprintf("all %d are in use%s", maxSenders, needs), "raise it and restart the target while it serves nobody")
 	}
 	if !replication {
-		warn("role", "it may not replicate"+needs, "ALTER ROLE "+capture.Role(m.cfg.TargetURL)+" REPLICATION at the target")
+		warn("role", "it may not replicate"+needs, "ALTER ROLE "+capture.Role(m.cfg.TargetURL)+" REPLICATION at the target; or target.capture: trigger in the migration file")
 	}
 	if keep < 0 {
 		warn("max_slot_wal_keep_size", "it is -1: when writers have gone over and nobody follows, the WAL that the way back's slot holds may fill the disk", "watch the disk, or set it to what the disk can spare")

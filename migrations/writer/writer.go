@@ -5,6 +5,11 @@
 // tells that it has changed, every few seconds, and when a write is denied. What it
 // promises rests on the denial alone: a write that reached the wrong side was refused
 // there with SQLSTATE 25006 and has left nothing, so it is made once more at the other.
+//
+// A connection whose transaction was denied has to be rolled back like any other: pgxpool
+// closes one that is given back within its transaction, so none stays that would be of no
+// use to the next. Connections to the side that writers have left are as good as before,
+// for reading and for when they come back.
 package writer
 
 import (
@@ -53,13 +58,15 @@ var ErrHeld = errors.New("no side takes writes")
 type Writer struct {
 	cfg    Config
 	log    *slog.Logger
+	life   context.Context // ends with Close
 	cancel context.CancelFunc
 	group  sync.WaitGroup
 
-	mu      sync.Mutex
-	target  bool // takes writes
-	term    int64
+	mu sync.Mutex
+	known
 	changed chan struct{} // closed when that changes
+	asking  chan struct{} // closed when both sides have been asked; nil if nobody asks
+	failed  error         // of the last that has asked
 }
 
 // Open asks both sides and begins to watch them. One of them may be away, if the other
@@ -74,15 +81,16 @@ func Open(ctx context.Context, cfg Config) (*Writer, error) {
 	if cfg.Poll <= 0 {
 		cfg.Poll = DefaultPoll
 	}
-	w := &Writer{cfg: cfg, log: cfg.Logger, changed: make(chan struct{})}
+	w := &Writer{cfg: cfg, log: cfg.Logger, known: known{past: make(map[string]bool)}, changed: make(chan struct{})}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
+	watching, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	w.life, w.cancel = watching, cancel
 	if err := w.ask(ctx); err != nil {
+		w.Close()
 		return nil, err
 	}
-	watching, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	w.cancel = cancel
 	for _, pool := range []*pgxpool.Pool{cfg.Source, cfg.Target} {
 		w.group.Go(func() { w.watch(watching, pool) })
 	}
@@ -96,24 +104,32 @@ func (w *Writer) Close() {
 }
 
 // Pool returns the pool of the side that takes writes, as far as is known, and how
-// often that has changed. A write through it may be denied: use Do.
+// often that has changed in this migration. A write through it may be denied: use Do.
 func (w *Writer) Pool() (pool *pgxpool.Pool, term int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.poolLocked(), w.term
+}
+
+func (w *Writer) poolLocked() *pgxpool.Pool {
 	if w.target {
-		return w.cfg.Target, w.term
+		return w.cfg.Target
 	}
-	return w.cfg.Source, w.term
+	return w.cfg.Source
 }
 
 // Do runs fn with the pool of the side that takes writes. Where a write is denied there,
 // fn is run again, with the pool of the side that takes it by then: so what it does has
-// to be one transaction, or of no account if it is done twice. Other errors of fn are
-// returned as they are. Errors of its own: ErrHeld, and that of ctx.
+// to be one transaction, which it rolls back where anything fails, or of no account if it is done twice; and the
+// error that it returns has to be, or wrap, that of the statement that was denied, not one
+// of those behind it. Other errors of fn are returned as they are. Errors of its own: ErrHeld, and that
+// of ctx. It returns no later than Config.Hold behind the first denial, but for the time that fn takes.
 func (w *Writer) Do(ctx context.Context, fn func(ctx context.Context, pool *pgxpool.Pool) error) error {
 	var deadline time.Time
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
-		pool, term := w.Pool()
+		w.mu.Lock()
+		pool, changed := w.poolLocked(), w.changed
+		w.mu.Unlock()
 		err := fn(ctx, pool)
 		if !Denied(err) {
 			return err
@@ -121,13 +137,11 @@ func (w *Writer) Do(ctx context.Context, fn func(ctx context.Context, pool *pgxp
 		if deadline.IsZero() {
 			deadline = time.Now().Add(w.cfg.Hold)
 		}
-		if time.Now().After(deadline) {
+		left := time.Until(deadline)
+		if left <= 0 {
 			return fmt.Errorf("%w, for %v: %w", ErrHeld, w.cfg.Hold, err)
 		}
-		if asked := w.ask(ctx); asked != nil && ctx.Err() != nil {
-			return asked
-		}
-		if err := w.awaitChange(ctx, term, pause); err != nil {
+		if err := w.awaitChange(ctx, changed, min(pause, left)); err != nil {
 			return err
 		}
 	}
@@ -139,14 +153,10 @@ const (
 	lastPause  = 100 * time.Millisecond
 )
 
-// awaitChange waits until the term is another one, or a pause is over.
-func (w *Writer) awaitChange(ctx context.Context, term int64, pause time.Duration) error {
-	w.mu.Lock()
-	now, changed := w.term, w.changed
-	w.mu.Unlock()
-	if now != term {
-		return nil
-	}
+// awaitChange has both sides asked, and waits until something has changed or a pause is
+// over. It does not wait for a side that does not answer.
+func (w *Writer) awaitChange(ctx context.Context, changed chan struct{}, pause time.Duration) error {
+	w.begin()
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
@@ -164,48 +174,83 @@ func Denied(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "25006"
 }
 
-// ask asks both sides who takes writes; the newer answer counts.
+// askLimit is how long a side may take to answer.
+const askLimit = 5 * time.Second
+
+// ask asks both sides who takes writes; the newer answer counts. Only one asks at a time.
 func (w *Writer) ask(ctx context.Context) error {
-	var failed error
-	answers := 0
-	for _, pool := range []*pgxpool.Pool{w.cfg.Source, w.cfg.Target} {
-		active, term, err := askOne(ctx, pool, w.cfg.Migration)
-		if err != nil {
-			failed = errors.Join(failed, err)
-			continue
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-w.begin():
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failed
+}
+
+// begin has both sides asked, if they are not being asked already, and returns what is
+// closed when that is over.
+func (w *Writer) begin() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.asking != nil {
+		return w.asking
+	}
+	done := make(chan struct{})
+	w.asking = done
+	w.group.Go(func() {
+		errs := make(chan error, 2)
+		for _, toTarget := range []bool{false, true} {
+			go func() { errs <- w.askOne(toTarget) }()
 		}
-		answers++
-		w.learn(active == "target", term)
+		failed := []error{<-errs, <-errs}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.failed = nil; failed[0] != nil && failed[1] != nil {
+			w.failed = fmt.Errorf("ask who takes writes: %w", errors.Join(failed...))
+		}
+		w.asking = nil
+		close(done)
+	})
+	return done
+}
+
+// askOne asks one side.
+func (w *Writer) askOne(target bool) error {
+	pool, side := w.cfg.Source, "source"
+	if target {
+		pool, side = w.cfg.Target, "target"
 	}
-	if answers == 0 {
-		return fmt.Errorf("ask who takes writes: %w", failed)
+	ctx, cancel := context.WithTimeout(w.life, askLimit)
+	defer cancel()
+	var there bool
+	if err := pool.QueryRow(ctx, "SELECT to_regclass('millrace.migration_manager') IS NOT NULL").Scan(&there); err != nil || !there {
+		return err
 	}
+	var a answer
+	err := pool.QueryRow(ctx, `
+SELECT active, term, coalesce(to_jsonb(m)->>'id', ''), coalesce(to_jsonb(m)->>'side', $2) FROM millrace.migration_manager m WHERE name = $1`, w.cfg.Migration, side).Scan(&a.active, &a.term, &a.id, &a.side)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	w.learn(&a, target)
 	return nil
 }
 
-func askOne(ctx context.Context, pool *pgxpool.Pool, migration string) (active string, term int64, err error) {
-	var there bool
-	if err := pool.QueryRow(ctx, "SELECT to_regclass('millrace.migration_manager') IS NOT NULL").Scan(&there); err != nil || !there {
-		return "", -1, err
-	}
-	err = pool.QueryRow(ctx, "SELECT active, term FROM millrace.migration_manager WHERE name = $1", migration).Scan(&active, &term)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", -1, nil
-	}
-	return active, term, err
-}
-
-// learn takes an answer.
-func (w *Writer) learn(toTarget bool, term int64) {
+// learn takes an answer of the side that a pool leads to.
+func (w *Writer) learn(a *answer, target bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if term <= w.term {
+	if !w.known.take(a, target) {
 		return
 	}
-	w.target, w.term = toTarget, term
 	close(w.changed)
 	w.changed = make(chan struct{})
-	w.log.Info("writers go over", "migration", w.cfg.Migration, "to_target", toTarget, "term", term)
+	w.log.Info("writers go over", "migration", w.cfg.Migration, "id", w.known.id, "to_target", w.known.target, "term", w.known.term)
 }
 
 // watch listens to one side, and asks now and then.
@@ -220,16 +265,15 @@ func (w *Writer) watch(ctx context.Context, pool *pgxpool.Pool) {
 }
 
 func (w *Writer) listen(ctx context.Context, pool *pgxpool.Pool) error {
-	conn, err := pool.Acquire(ctx)
+	own, err := w.own(ctx, pool)
 	if err != nil {
 		return err
 	}
-	// It is listening, so nobody else gets it.
-	own := conn.Hijack()
-	defer own.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost with it
-	if _, err := own.Exec(ctx, "LISTEN millrace_migration"); err != nil {
-		return err
-	}
+	defer func() {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = own.Close(limited) // nothing is lost with it
+	}()
 	for {
 		limited, cancel := context.WithTimeout(ctx, w.cfg.Poll)
 		_, err := own.WaitForNotification(limited)
@@ -244,4 +288,20 @@ func (w *Writer) listen(ctx context.Context, pool *pgxpool.Pool) error {
 			return err
 		}
 	}
+}
+
+// own takes a connection out of a pool that listens.
+func (w *Writer) own(ctx context.Context, pool *pgxpool.Pool) (*pgx.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := conn.Hijack() // nobody else gets it
+	if _, err := own.Exec(ctx, "LISTEN millrace_migration"); err != nil {
+		_ = own.Close(ctx) // the failure is told
+		return nil, err
+	}
+	return own, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -99,6 +100,94 @@ func TestHeldNotFailed(t *testing.T) {
 	if pool, _ := late.Pool(); pool != dst.Pool {
 		t.Error("after finish a new writer goes to the source")
 	}
+
+	// Another migration of the same name goes the other way; its terms begin anew. Both
+	// writers follow it.
+	src.Exec("TRUNCATE hits")
+	m, err = migrations.New(migrations.Config{
+		Name: "held", SourceURL: dst.URL, TargetURL: src.URL, Tables: []migrations.Table{{From: name, To: name}}, SpoolDir: t.TempDir(),
+		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: 30 * time.Second,
+	})
+	must(t, err)
+	must(t, m.Prepare(ctx, nil))
+	must(t, m.Copy(ctx))
+	must(t, m.Follow(ctx, migrations.Converged))
+	_, err = m.Cutover(ctx)
+	must(t, err)
+	for _, w := range []*writer.Writer{w, late} {
+		id := ids.Add(1)
+		must(t, w.Do(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+			_, err := pool.Exec(ctx, "INSERT INTO hits VALUES ($1)", id)
+			return err
+		}))
+		if got := src.String("SELECT count(*) FROM hits WHERE id = $1", id); got != "1" {
+			t.Errorf("behind another migration of the same name a write is not at its target")
+		}
+	}
+
+	// A transaction that is denied midway: what is given back to the pool is of use.
+	cfg := dst.Pool.Config().Copy()
+	cfg.MaxConns = 1
+	one, err := pgxpool.NewWithConfig(ctx, cfg)
+	must(t, err)
+	defer one.Close()
+	stale, err := writer.Open(ctx, writer.Config{Migration: "unknown", Source: one, Target: one, Hold: 20 * time.Millisecond})
+	must(t, err)
+	defer stale.Close()
+	for _, rollBack := range []bool{true, false} {
+		err = stale.Do(ctx, func(ctx context.Context, pool *pgxpool.Pool) error {
+			conn, err := pool.Acquire(ctx)
+			if err != nil {
+				return err
+			}
+			defer conn.Release()
+			tx, err := conn.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			if rollBack {
+				defer tx.Rollback(ctx) //nolint:errcheck // the failure of the write counts
+			}
+			if _, err := tx.Exec(ctx, "SELECT count(*) FROM hits"); err != nil {
+				return err
+			}
+			_, err = tx.Exec(ctx, "INSERT INTO hits VALUES (-1)")
+			return err
+		})
+		if !errors.Is(err, writer.ErrHeld) || !writer.Denied(err) {
+			t.Errorf("a transaction at the closed side: %v", err)
+		}
+		if _, err := one.Exec(ctx, "SELECT count(*) FROM hits"); err != nil {
+			t.Errorf("the pool's only connection, behind a transaction that was denied: %v", err)
+		}
+	}
+}
+
+// TestSideDoesNotAnswer has one side take connections and say nothing: nobody waits for it
+// for longer than is allowed.
+func TestSideDoesNotAnswer(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	db := pgtest.New(t)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer listener.Close() //nolint:errcheck // the test ends
+	silent, err := pgxpool.New(ctx, "postgres://postgres@"+listener.Addr().String()+"/postgres?sslmode=disable")
+	must(t, err)
+	opened, stop := context.WithTimeout(ctx, 30*time.Second)
+	defer stop()
+	w, err := writer.Open(opened, writer.Config{Migration: "none", Source: db.Pool, Target: silent, Hold: 200 * time.Millisecond})
+	must(t, err)
+	began := time.Now()
+	err = w.Do(context.Background(), func(ctx context.Context, pool *pgxpool.Pool) error {
+		_, err := pool.Exec(ctx, "DO $$ BEGIN RAISE EXCEPTION 'closed' USING ERRCODE = '25006'; END $$")
+		return err
+	})
+	if took := time.Since(began); !errors.Is(err, writer.ErrHeld) || took > 4*time.Second {
+		t.Errorf("a write that is denied while a side does not answer: %v after %v", err, took)
+	}
+	w.Close()
+	silent.Close()
 }
 
 // TestHeldTooLong closes both sides: a write is held for as long as it may be.
