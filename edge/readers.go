@@ -19,8 +19,10 @@ type reader struct {
 	// one found nothing.
 	walk   walk
 	missed bool
-	// tree is that of the database that was read last.
-	tree treeAt
+	// tree is that of the database that was read last, asked the last snapshot in which
+	// LMDB was asked for a row.
+	tree  treeAt
+	asked uintptr
 	// since is when the view began, in nanoseconds since the pool's; 0 while idle.
 	since   atomic.Int64
 	expired atomic.Bool
@@ -125,9 +127,12 @@ func (p *readerPool) take() (*reader, error) {
 		p.mu.Unlock()
 	}
 	r.expired.Store(false)
-	r.since.Store(int64(time.Since(p.began)) + 1)
+	r.since.Store(p.now())
 	return r, nil
 }
+
+// now is the time as reader.since has it.
+func (p *readerPool) now() int64 { return int64(time.Since(p.began)) + 1 }
 
 func (p *readerPool) begin(r *reader) (err error) {
 	p.s.handleMu.RLock()

@@ -3,8 +3,12 @@ package edge
 import (
 	"context"
 	"errors"
+	"os"
 	"strconv"
+	"syscall"
 	"testing"
+
+	"github.com/bmatsuo/lmdb-go/lmdb"
 
 	"github.com/millrace-db/millrace"
 )
@@ -57,5 +61,146 @@ func TestSeenIsOfOneSnapshot(t *testing.T) {
 	second.at -= 2 * int64(lookAgain)
 	if look(43); s.seen.Load() == second {
 		t.Error("what was seen long ago is still believed")
+	}
+}
+
+// The writer leaves with its commit what views of it would look up, for the tables that
+// are read; a view of the snapshot before goes on with what that one has.
+func TestWriterLeavesWhatViewsLookUp(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	schema := testSchema(1, 1, "t", oidInt8, "note")
+	tf := f.loaded(schema)
+	f.must(tf.put("1", "old"), tf.put("2", "old"))
+	look := func(v *View, id, want string) {
+		t.Helper()
+		table, err := v.Table("public.t")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var row Row
+		err = table.Get(encodeKey(t, schema, id), &row)
+		switch {
+		case errors.Is(err, ErrNotFound) && want == "":
+		case err != nil:
+			t.Errorf("row %s: %v", id, err)
+		case rowString(&row) != id+"="+want:
+			t.Errorf("row %s is %q, want %s", id, rowString(&row), want)
+		}
+	}
+	view := func(fn func(v *View)) {
+		t.Helper()
+		err := s.View(t.Context(), func(v *View) error {
+			fn(v)
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	view(func(v *View) { // the second look-up makes it a table that is read
+		look(v, "1", "old")
+		look(v, "2", "old")
+	})
+	database := s.catalog.Load().visible["public.t"].live.name
+	var before tree
+	view(func(v *View) {
+		known := v.seen.tree(database)
+		if known == nil {
+			t.Fatal("a table that was read is not remembered")
+		}
+		before = *known
+		look(v, "1", "old")
+		f.must(tf.delete("1"), tf.put("2", "new"), tf.put("3", "new"))
+		look(v, "1", "old")
+		look(v, "2", "old")
+		look(v, "3", "")
+	})
+	left := s.seen.Load()
+	if at := left.tree(database); at == nil || *at == before || left.head.index != s.Index() {
+		t.Fatalf("the writer has left %+v for index %v", left, s.Index())
+	}
+	view(func(v *View) {
+		if v.seen != left {
+			t.Error("a view looks up what the writer has left")
+		}
+		look(v, "1", "")
+		look(v, "2", "new")
+		look(v, "3", "new")
+	})
+	// What belongs to the snapshot before is of no use, nor that of one to come.
+	for _, id := range []uintptr{left.id - 1, left.id + 1} {
+		wrong := *left
+		wrong.id, wrong.head.index = id, 1
+		wrong.trees = []seenTree{{database, before}}
+		s.seen.Store(&wrong)
+		view(func(v *View) {
+			if v.Index() != s.Index() {
+				t.Errorf("a view stands at %v, the store at %v", v.Index(), s.Index())
+			}
+			look(v, "3", "new")
+			look(v, "1", "")
+			look(v, "2", "new")
+		})
+	}
+	// Nor is the list for ever, so that it holds what is being read.
+	old := *s.seen.Load()
+	old.listed -= 2 * int64(lookAgain)
+	s.seen.Store(&old)
+	f.must(tf.put("3", "newer"))
+	if n := len(s.seen.Load().trees); n != 0 {
+		t.Errorf("%d databases that were read long ago are looked up still", n)
+	}
+	view(func(v *View) { look(v, "3", "newer") })
+}
+
+// What was announced of a commit that failed is taken back: the next one has its ID.
+func TestFailedCommitIsNotAnnounced(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note"))
+	f.must(tf.put("1", "old"))
+	index := s.Index()
+
+	fd, err := s.env.FD()
+	if err != nil {
+		t.Fatal(err)
+	}
+	saved, err := syscall.Dup(int(fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull) // which cannot be written
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = null.Close() }()
+	if err := syscall.Dup3(int(null.Fd()), int(fd), syscall.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	failed := f.unit(tf.put("1", "new"))
+	if err := syscall.Dup3(saved, int(fd), syscall.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Close(saved); err != nil {
+		t.Fatal(err)
+	}
+	if failed == nil {
+		t.Fatal("a commit that cannot be written succeeds")
+	}
+	err = s.env.Update(func(txn *lmdb.Txn) error {
+		return errors.Join(txn.Put(s.meta, []byte("other"), []byte("x"), 0), txn.Del(s.meta, []byte("other"), nil))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.View(t.Context(), func(v *View) error {
+		if v.Index() != index {
+			t.Errorf("a view stands at %v, want %v", v.Index(), index)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

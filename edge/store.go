@@ -151,10 +151,12 @@ type Store struct {
 	changed atomic.Pointer[chan struct{}]
 
 	readers readerPool
-	// seen is the head of the newest snapshot that was read.
-	seen  atomic.Pointer[seen]
-	watch readerWatch
-	space spaceWatch
+	// seen is what is known of the newest snapshot that was read, coming of the one that
+	// is being committed.
+	seen   atomic.Pointer[seen]
+	coming atomic.Pointer[seen]
+	watch  readerWatch
+	space  spaceWatch
 	// declared are the indexes that the store is to have, refused those of them
 	// that are not kept.
 	declared atomic.Pointer[map[string][][]string]

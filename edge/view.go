@@ -25,6 +25,8 @@ type View struct {
 	r    *reader
 	txn  *lmdb.Txn
 	head head
+	// seen is what is known of the snapshot, nil for nothing.
+	seen *seen
 	cat  *catalog
 	// first is the first Table that the view has given.
 	first Table
@@ -278,42 +280,55 @@ func (t *Table) Get(key []byte, row *Row) error {
 		t.buf = millrace.StoreKey(t.buf[:0], key)
 		stored = t.buf
 	}
+	// What is wrong with a row that is found at once shows in the other way as well.
+	if at := t.v.seen.tree(t.t.live.name); at != nil && !t.v.r.missed {
+		if value, ok := t.v.s.pages.find(at, stored); ok && t.read(stored, key, value, row) == nil {
+			return nil
+		}
+	}
 	value, err := t.find(stored, key)
 	if err != nil {
 		return err
 	}
-	found, body, err := t.v.open(t.t.seed, stored, value, &row.joined)
-	if err == nil && len(stored) != len(key) && !bytes.Equal(found, key) {
-		err = errOtherKey
-	}
-	if err == nil {
-		err = t.t.decode(body, row)
-	}
-	if err != nil {
+	if err := t.read(stored, key, value, row); err != nil {
 		return t.v.s.corruptRow(t.t, key, err)
 	}
 	return nil
 }
 
+// read reads the row of a key from its value.
+func (t *Table) read(stored, key, value []byte, row *Row) error {
+	found, body, err := t.v.open(t.t.seed, stored, value, &row.joined)
+	if err != nil {
+		return err
+	}
+	if len(stored) != len(key) && !bytes.Equal(found, key) {
+		return errOtherKey
+	}
+	return t.t.decode(body, row)
+}
+
 // find returns the value under a store key, or ErrNotFound. That there is none is only
 // believed of the pages, which also find what there is, so where the look-up before this
-// one has found nothing they are asked at once. What is wrong with them is told of where
-// LMDB does not find the row either.
+// one has found nothing, or it is known where they begin, they are asked at once. What is
+// wrong with them is told of where LMDB does not find the row either.
 func (t *Table) find(stored, key []byte) ([]byte, error) {
 	r := t.v.r
-	if r.missed {
+	if r.missed || t.v.seen.tree(t.t.live.name) != nil {
 		found, err := t.seek(&r.walk, stored)
 		if err == nil && found && bytes.Equal(r.walk.item.key, stored) {
 			r.missed = false
 			return r.walk.item.value, nil
 		}
 		if err == nil {
+			r.missed = true
 			return nil, ErrNotFound
 		}
 	}
 	value, err := t.v.txn.Get(t.t.live.dbi, stored)
 	if err == nil {
 		r.missed = false
+		t.remember()
 		return value, nil
 	}
 	if !lmdb.IsNotFound(err) {
@@ -328,6 +343,19 @@ func (t *Table) find(stored, key []byte) ([]byte, error) {
 		return nil, t.v.s.corruptRow(t.t, key, err)
 	}
 	return nil, ErrNotFound
+}
+
+// remember looks up where the table's pages begin, for the views that come, when a reader
+// has asked LMDB in the same snapshot before: for one look-up alone that costs more.
+func (t *Table) remember() {
+	v := t.v
+	switch {
+	case v.seen == nil:
+	case v.r.asked != v.seen.id:
+		v.r.asked = v.seen.id
+	default:
+		_, _ = v.treeNamed(t.t.live.name) // where that fails LMDB is asked again
+	}
 }
 
 // seek begins a walk at a store key. The rows on either side must be whole: they

@@ -72,33 +72,34 @@ func (m *memoryMap) read(page uint64, n int) ([]byte, error) {
 
 // treeNamed returns the record of a database as the snapshot has it.
 func (v *View) treeNamed(database string) (tree, error) {
+	if t := v.seen.tree(database); t != nil {
+		return *t, nil
+	}
 	known, txn := &v.r.tree, v.txn.ID()
 	if known.txn == txn && known.name == database {
+		v.note(database, known.tree)
 		return known.tree, nil
 	}
-	t, err := v.readTree(database)
+	t, err := v.s.readTree(v.txn, database)
 	if err == nil {
 		*known = treeAt{txn, database, t}
+		v.note(database, t)
 	}
 	return t, err
 }
 
-func (v *View) readTree(database string) (t tree, err error) {
-	cur, err := v.txn.OpenCursor(v.s.root)
+// readTree reads the record of a database as txn sees it.
+func (s *Store) readTree(txn *lmdb.Txn, database string) (t tree, err error) {
+	record, err := txn.Get(s.root, []byte(database))
 	if err != nil {
-		return t, v.s.fail("read database "+database, err)
+		return t, s.fail("read database "+database, err)
 	}
-	defer cur.Close()
-	name, record, err := cur.Get([]byte(database), nil, lmdb.SetKey)
-	if err != nil {
-		return t, v.s.fail("read database "+database, err)
-	}
-	if string(name) != database || len(record) != treeSize {
-		return t, v.s.corrupt("database %s has a record of %d bytes under the name %q", database, len(record), name)
+	if len(record) != treeSize {
+		return t, s.corrupt("database %s has a record of %d bytes", database, len(record))
 	}
 	t.decode(record)
 	if (t.start == noPage) != (t.items == 0) || (t.start == noPage) != (t.depth == 0) || t.depth > maxDepth {
-		return t, v.s.corrupt("database %s: its record says %+v", database, t)
+		return t, s.corrupt("database %s: its record says %+v", database, t)
 	}
 	return t, nil
 }

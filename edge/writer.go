@@ -23,6 +23,8 @@ import (
 type Writer struct {
 	s   *Store
 	txn *lmdb.Txn // nil between transactions
+	// reader reads what was committed.
+	reader reader
 
 	// cat is the catalog as the transaction sees it; own tells that it is a
 	// clone, which may be changed.
@@ -86,6 +88,7 @@ func (w *Writer) Close() {
 	if err := w.storeDifferences(); err != nil {
 		w.s.log.Warn("store what verifying has found; the next pass finds it again", "dir", w.s.dir, "error", err)
 	}
+	w.endReader()
 	runtime.UnlockOSThread()
 	w.s.writing.Store(false)
 	w.s = nil
@@ -212,7 +215,9 @@ func (w *Writer) commit(c *millrace.Checkpoint) error {
 // finish commits the transaction and makes its outcome known.
 func (w *Writer) finish(h *head) error {
 	failpoint.Hit("edge_before_commit")
+	id := w.announce()
 	if err := w.commitTxn(); err != nil {
+		w.s.coming.Store(nil)
 		return w.s.fail("commit", err)
 	}
 	failpoint.Hit("edge_after_commit")
@@ -221,6 +226,7 @@ func (w *Writer) finish(h *head) error {
 		w.s.catalog.Store(w.cat)
 		w.own = false
 	}
+	w.leave(id)
 	w.s.publish(h)
 	w.s.metrics.commits.Inc()
 	if err := w.s.extend(); err != nil {
