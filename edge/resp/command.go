@@ -15,6 +15,8 @@ type command struct {
 	arity int
 	// early tells that it is answered before it is known who asks.
 	early bool
+	// slow tells that it may take time, in which others are not to wait for it.
+	slow bool
 	// write tells that it is refused because it would write.
 	write bool
 	// keys tells that every argument, or the first, is a key, for COMMAND.
@@ -31,6 +33,12 @@ func (c *command) takes(n int) bool {
 	}
 	return n == c.arity
 }
+
+// manyArgs is from how many arguments on a command that reads takes time.
+const manyArgs = 64
+
+// takesTime tells that others are not to wait for the command.
+func (c *command) takesTime(args [][]byte) bool { return c.slow || len(args) > manyArgs }
 
 const (
 	noKey = iota
@@ -51,14 +59,14 @@ func commands() map[string]*command {
 		{name: "hget", arity: 3, keys: firstKey, read: (*conn).hget},
 		{name: "hmget", arity: -3, keys: firstKey, read: (*conn).hmget},
 		{name: "hgetall", arity: 2, keys: firstKey, read: (*conn).hgetall},
-		{name: "scan", arity: -2, read: (*conn).scan},
-		{name: "dbsize", arity: 1, read: (*conn).dbsize},
+		{name: "scan", arity: -2, slow: true, read: (*conn).scan},
+		{name: "dbsize", arity: 1, slow: true, read: (*conn).dbsize},
 
 		{name: "ping", arity: -1, run: (*conn).ping},
 		{name: "echo", arity: 2, run: (*conn).echo},
 		{name: "select", arity: 2, run: (*conn).selectStream},
-		{name: "waitindex", arity: 3, run: (*conn).waitIndex},
-		{name: "info", arity: -1, run: (*conn).info},
+		{name: "waitindex", arity: 3, slow: true, run: (*conn).waitIndex},
+		{name: "info", arity: -1, slow: true, run: (*conn).info},
 		{name: "command", arity: -1, run: (*conn).listCommands},
 		{name: "client", arity: -2, run: (*conn).client},
 		{name: "hello", arity: -1, early: true, run: (*conn).hello},

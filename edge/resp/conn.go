@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/millrace-db/millrace/edge"
@@ -27,10 +29,21 @@ const (
 	loginArgs, loginBytes = 10, 16 << 10
 )
 
-// conn is one connection. But for wake, one goroutine uses it.
+// conn is one connection. But for wake, one goroutine uses it: its own, or while it waits
+// for a command that of its loop.
 type conn struct {
-	s      *Server
-	net    net.Conn
+	s *Server
+	// net is nil while it is fd that is used, by the loop.
+	net           net.Conn
+	fd            int
+	loop          *loop
+	local, remote net.Addr
+	// parked tells that it is the loop's, answered that the loop answers it: of the
+	// loop's lock. away tells that it has to go on in a goroutine, and stays how many
+	// times it then waits there.
+	parked, answered, away bool
+	stays                  int
+
 	gate   *gate
 	secure bool
 	id     int64
@@ -49,6 +62,8 @@ type conn struct {
 	out     reply
 	// mark is where the answer begins that is being written to out.
 	mark int
+	// counted tells that the command which is run next was counted.
+	counted bool
 
 	stream  *stream
 	who     *access.Identity
@@ -73,15 +88,15 @@ type conn struct {
 	// deadline is when the one for writing ends that was set last.
 	deadline time.Time
 
+	// mu guards net, and its deadline for reading against wake.
 	mu sync.Mutex
-	// woken tells that the connection is to end. waiting tells that it waits for a
-	// command.
-	woken bool
+	// woken tells that the connection is to end.
+	woken atomic.Bool
 }
 
 func (s *Server) newConn(nc net.Conn, g *gate) *conn {
 	c := &conn{
-		s: s, net: nc, gate: g, secure: g.secure, id: s.lastID.Add(1), since: time.Now(),
+		s: s, net: nc, fd: -1, local: nc.LocalAddr(), remote: nc.RemoteAddr(), gate: g, secure: g.secure, id: s.lastID.Add(1), since: time.Now(),
 		in: make([]byte, inSize), out: reply{proto: 2}, stream: s.streams[0], ctx: s.life,
 	}
 	c.parser.reset()
@@ -115,22 +130,22 @@ func (c *conn) turnAway() {
 // wake makes a connection that waits for a command end.
 func (c *conn) wake() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.woken = true
-	_ = c.net.SetReadDeadline(time.Unix(1, 0)) // a connection that is gone ends by itself
-}
-
-func (c *conn) isWoken() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.woken
+	c.woken.Store(true)
+	if c.net != nil {
+		_ = c.net.SetReadDeadline(time.Unix(1, 0)) // a connection that is gone ends by itself
+	}
+	l := c.loop
+	c.mu.Unlock()
+	if l != nil {
+		l.expel(c)
+	}
 }
 
 // readBy sets until when a client may take; zero for any time.
 func (c *conn) readBy(limit time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.woken {
+	if c.woken.Load() || c.net == nil {
 		return
 	}
 	var at time.Time
@@ -140,35 +155,52 @@ func (c *conn) readBy(limit time.Duration) {
 	_ = c.net.SetReadDeadline(at) // as in wake
 }
 
-// run answers until the client or the server ends it.
+// run answers until the client or the server ends it, or a loop goes on with it.
 func (c *conn) run() {
-	defer c.s.remove(c)
-	defer func() {
-		c.releaseIn()
-		c.releaseOut()
+	if !c.serve() {
+		c.finish()
+	}
+}
+
+// finish ends the connection.
+func (c *conn) finish() {
+	c.releaseIn()
+	c.releaseOut()
+	if c.net != nil {
 		_ = c.net.Close() // what was to be said was written
-	}()
+	} else {
+		_ = syscall.Close(c.fd) // as above
+	}
+	c.s.remove(c)
+}
+
+// serve answers, and reports whether a loop goes on with the connection.
+func (c *conn) serve() bool {
 	if c.secure && !c.handshake() {
-		return
+		return false
 	}
 	for {
-		for c.command() {
+		for !c.closing && !c.passing && c.command() {
 			c.execute()
 			if len(c.out.b) >= flushAt && !c.flush() {
-				return
-			}
-			if c.closing || c.passing {
-				break
+				return false
 			}
 		}
 		if !c.flush() || c.closing {
-			return
+			return false
 		}
-		if c.passing || !c.fill() {
-			c.pass()
-			return
+		if c.passing {
+			break
+		}
+		if c.park() {
+			return true
+		}
+		if !c.fill() {
+			break
 		}
 	}
+	c.pass()
+	return false
 }
 
 // handshake finds out who a client is that shows a certificate. One that shows none
@@ -179,7 +211,7 @@ func (c *conn) handshake() bool {
 	ctx, cancel := context.WithTimeout(c.ctx, c.s.config.LoginTimeout)
 	defer cancel()
 	if err := secure.HandshakeContext(ctx); err != nil {
-		c.s.log.Debug("TLS handshake failed", "client", c.net.RemoteAddr(), "error", err)
+		c.s.log.Debug("TLS handshake failed", "client", c.remote, "error", err)
 		return false
 	}
 	c.mu.Lock()
@@ -236,7 +268,7 @@ func (c *conn) command() bool {
 
 // fill waits for more of what the client sends.
 func (c *conn) fill() bool {
-	if c.isWoken() {
+	if c.woken.Load() {
 		return false
 	}
 	if !c.room() {
@@ -259,67 +291,11 @@ func (c *conn) fill() bool {
 		return true // an error comes again
 	}
 	c.gone = !errors.Is(err, os.ErrDeadlineExceeded)
-	if !c.gone && !c.isWoken() {
+	if !c.gone && !c.woken.Load() {
 		c.s.metrics.cutOff.Inc()
-		c.s.log.Info("a client took too long for a command, and was cut off", "client", c.net.RemoteAddr())
+		c.s.log.Info("a client took too long for a command, and was cut off", "client", c.remote)
 	}
 	return false
-}
-
-// room makes room to read into, or says why there is none.
-func (c *conn) room() bool {
-	if c.start == c.end {
-		c.start, c.end = 0, 0
-		if len(c.in) > inSize {
-			c.in = make([]byte, inSize)
-			c.releaseIn()
-		}
-		return true
-	}
-	if c.end < len(c.in) {
-		return true
-	}
-	if c.start > 0 {
-		c.end = copy(c.in, c.in[c.start:c.end])
-		c.start = 0
-		return true
-	}
-	size := 2 * len(c.in)
-	if more := int64(size) - freeBuffer - c.reservedIn; more > 0 {
-		if !c.s.reserve(more) {
-			c.out.fail("BUSY too many large commands are being read at once; send it again, or ask for less at once")
-			return false
-		}
-		c.reservedIn += more
-	}
-	fresh := make([]byte, size)
-	c.end = copy(fresh, c.in[:c.end])
-	c.in = fresh
-	return true
-}
-
-func (c *conn) releaseIn() {
-	c.s.buffered.Add(-c.reservedIn)
-	c.reservedIn = 0
-}
-
-func (c *conn) releaseOut() {
-	c.s.buffered.Add(-c.reservedOut)
-	c.reservedOut = 0
-}
-
-// reserveOut makes room for more bytes of an answer.
-func (c *conn) reserveOut(more int) bool {
-	n := int64(len(c.out.b)+more) - freeBuffer - c.reservedOut
-	if n <= 0 {
-		return true
-	}
-	n = max(n, freeBuffer)
-	if !c.s.reserve(n) {
-		return false
-	}
-	c.reservedOut += n
-	return true
 }
 
 // deadlineStep keeps the deadline for writing from being set at each write.
@@ -335,16 +311,21 @@ func (c *conn) flush() bool {
 		_ = c.net.SetWriteDeadline(c.deadline) // a connection that is gone fails below
 	}
 	_, err := c.net.Write(c.out.b)
+	c.written()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.s.metrics.cutOff.Inc()
+		c.s.log.Info("a client did not take its answers, and was cut off", "client", c.remote)
+	}
+	return err == nil
+}
+
+// written forgets the answers.
+func (c *conn) written() {
 	c.out.b = c.out.b[:0]
 	if cap(c.out.b) > freeBuffer {
 		c.out.b = nil
 		c.releaseOut()
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		c.s.metrics.cutOff.Inc()
-		c.s.log.Info("a client did not take its answers, and was cut off", "client", c.net.RemoteAddr())
-	}
-	return err == nil
 }
 
 // execute runs the command in args.
@@ -362,15 +343,23 @@ func (c *conn) execute() {
 	c.reads.done = 0
 	err := c.stream.reader.View(c.ctx, c.answer)
 	if err != nil {
-		if c.reads.done == 0 {
-			c.begin(cmd)
-		}
-		c.failRead(err)
+		c.failBatch(err)
 	}
 }
 
+// failBatch answers with why there is no snapshot, or an end to it.
+func (c *conn) failBatch(err error) {
+	if c.reads.done == 0 {
+		c.begin(c.reads.first)
+	}
+	c.failRead(err)
+}
+
 func (c *conn) begin(cmd *command) {
-	cmd.count.Inc()
+	if !c.counted {
+		cmd.count.Inc()
+	}
+	c.counted = false
 	c.mark = len(c.out.b)
 }
 
@@ -382,13 +371,17 @@ func (c *conn) readBatch(v *edge.View) error {
 	for n := 1; ; n++ {
 		c.begin(cmd)
 		c.reads.done = n
-		if err := cmd.read(c, v); err != nil {
+		if err := cmd.read(c, v); errors.Is(err, errAway) {
+			c.out.b = c.out.b[:c.mark]
+			c.pending, c.counted = true, true
+			break
+		} else if err != nil {
 			c.failRead(err)
 		}
 		if len(c.out.b) >= flushAt || n >= viewCommands || !c.command() {
 			break
 		}
-		if cmd = c.look(); cmd == nil || cmd.read == nil {
+		if cmd = c.look(); cmd == nil || cmd.read == nil || c.parked && cmd.takesTime(c.args) {
 			c.pending = true
 			break
 		}
@@ -476,6 +469,8 @@ func short(b []byte) string {
 func (c *conn) cutOff() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.woken = true
-	_ = c.net.Close() // it was given its time
+	c.woken.Store(true)
+	if c.net != nil {
+		_ = c.net.Close() // it was given its time
+	}
 }

@@ -56,6 +56,9 @@ type clientError string
 
 func (e clientError) Error() string { return string(e) }
 
+// errAway tells that an answer is too large to be made while others wait for it.
+const errAway = clientError("BUSY the answer is large; ask again")
+
 func refuse(format string, args ...any) error { return clientError(fmt.Sprintf(format, args...)) }
 
 // failRead answers with an error of a command that reads.
@@ -248,6 +251,9 @@ func (c *conn) appendRow(t *edge.Table) error {
 		return err
 	}
 	size := c.textSize()
+	if c.parked && size > freeBuffer {
+		return errAway
+	}
 	if len(c.out.b)+size > freeBuffer && !c.reserveOut(size) {
 		return refuse("BUSY too many large answers are being written at once; ask again, for less at once")
 	}
@@ -412,6 +418,9 @@ func (c *conn) appendText(text []byte) error {
 	if text == nil {
 		c.out.null()
 		return nil
+	}
+	if c.parked && len(text) > freeBuffer {
+		return errAway
 	}
 	if len(c.out.b)+len(text) > freeBuffer && !c.reserveOut(len(text)) {
 		return refuse("BUSY too many large answers are being written at once; ask again, for less at once")

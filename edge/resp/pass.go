@@ -54,7 +54,7 @@ func (c *conn) canPass() bool { return !c.secure && c.s.isLeaving() }
 // pass gives the connection to the successor, if there is one and the connection has
 // not ended.
 func (c *conn) pass() {
-	if !c.canPass() || !c.isWoken() || c.closing || c.gone {
+	if !c.canPass() || !c.woken.Load() || c.closing || c.gone {
 		return
 	}
 	p := &passed{
@@ -71,7 +71,7 @@ func (c *conn) pass() {
 		err = give(c.net, state)
 	}
 	if err != nil {
-		c.s.log.Warn("a client cannot go on at the successor, and is cut off", "client", c.net.RemoteAddr(), "error", err)
+		c.s.log.Warn("a client cannot go on at the successor, and is cut off", "client", c.remote, "error", err)
 	}
 }
 

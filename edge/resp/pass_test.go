@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -113,14 +115,21 @@ func TestConnectionsGoOnAtTheSuccessor(t *testing.T) {
 		return len(first.conns) == len(asked)+5
 	})
 	first.Leave(func(c net.Conn, state []byte) error {
-		f, err := c.(*net.TCPConn).File()
+		rc, err := c.(syscall.Conn).SyscallConn()
 		if err != nil {
 			return err
 		}
-		defer func() { _ = f.Close() }()
-		copied, err := net.FileConn(f)
-		if err != nil {
-			return err
+		var copied net.Conn
+		if e := rc.Control(func(fd uintptr) {
+			var own int
+			if own, err = syscall.Dup(int(fd)); err != nil {
+				return
+			}
+			f := os.NewFile(uintptr(own), "copy")
+			defer func() { _ = f.Close() }()
+			copied, err = net.FileConn(f)
+		}); e != nil || err != nil {
+			return errors.Join(e, err)
 		}
 		return second.Adopt(copied, state)
 	})

@@ -174,8 +174,9 @@ type Server struct {
 	gates  []*gate
 	ending bool
 	// give hands a connection to a successor; nil while there is none.
-	give func(net.Conn, []byte) error
-	work sync.WaitGroup
+	give  func(net.Conn, []byte) error
+	work  sync.WaitGroup
+	loops loops
 }
 
 // gate is a listener with the number of its connections. Each has its own, so that those
@@ -250,6 +251,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	s.drain()
+	s.loops.end()
 	s.metrics.unregister()
 	if errors.Is(err, net.ErrClosed) {
 		err = nil
@@ -266,6 +268,7 @@ func (s *Server) Close() error {
 		}
 	}
 	s.endLife()
+	s.loops.end()
 	s.metrics.unregister()
 	return errors.Join(errs...)
 }

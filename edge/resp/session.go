@@ -76,7 +76,7 @@ func (c *conn) authenticate(token string) bool {
 		return false
 	}
 	if !c.login(access.OfToken(token)) {
-		c.s.log.Warn("a client showed a token that is nobody's", "client", c.net.RemoteAddr())
+		c.s.log.Warn("a client showed a token that is nobody's", "client", c.remote)
 		c.fail("WRONGPASS the token is nobody's; see edge.tls.access")
 		return false
 	}
@@ -203,6 +203,6 @@ func (c *conn) setInfo() {
 
 func (c *conn) describe() string {
 	return fmt.Sprintf("id=%d addr=%v laddr=%v name=%s age=%d db=%d resp=%d lib-name=%s lib-ver=%s user=%s",
-		c.id, c.net.RemoteAddr(), c.net.LocalAddr(), c.name, int(time.Since(c.since).Seconds()), c.stream.number, c.out.proto,
+		c.id, c.remote, c.local, c.name, int(time.Since(c.since).Seconds()), c.stream.number, c.out.proto,
 		c.library[0], c.library[1], c.who.Name())
 }

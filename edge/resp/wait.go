@@ -49,7 +49,7 @@ func (c *conn) waitIndex() {
 	case now.Reaches(want.Epoch, want.Index):
 		c.out.int(int64(now.Index))
 	case c.closing:
-	case c.isWoken() && c.canPass():
+	case c.woken.Load() && c.canPass():
 		left := max(0, time.Until(begun.Add(time.Duration(limit)*time.Millisecond)))
 		c.passing = true
 		c.again = fmt.Appendf(nil, "WAITINDEX %s %d\r\n", text, left.Milliseconds())
@@ -72,7 +72,7 @@ func (c *conn) await(wait func(context.Context) error) error {
 	go func() {
 		err := wait(ctx)
 		c.mu.Lock()
-		if !c.woken {
+		if !c.woken.Load() {
 			_ = c.net.SetReadDeadline(time.Unix(1, 0)) // the look below ends
 		}
 		c.mu.Unlock()
@@ -96,7 +96,7 @@ func (c *conn) await(wait func(context.Context) error) error {
 		}
 		break
 	}
-	if c.closing || c.isWoken() {
+	if c.closing || c.woken.Load() {
 		cancel()
 	}
 	err := <-done
