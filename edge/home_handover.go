@@ -57,8 +57,8 @@ func (h *Home) openReading() (*Store, error) {
 const lockPoll = time.Millisecond
 
 // TakeOver makes the home of OpenHomeStandby this process's to write, as soon as the
-// other one has given it up. It is called once. After an error nothing can be read any
-// more, unless ctx has ended.
+// other one has given it up; that of Yield too, to take it back from a process that has
+// ended. After an error nothing can be read any more, unless ctx has ended.
 func (h *Home) TakeOver(ctx context.Context) error {
 	for h.lock == nil {
 		lock, err := lockDir(h.opts.Dir, homeLockName)

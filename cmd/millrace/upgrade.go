@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/millrace-db/millrace/internal/failpoint"
 	"github.com/millrace-db/millrace/internal/handover"
 	"github.com/millrace-db/millrace/internal/sockets"
 )
@@ -52,35 +53,17 @@ func (k *keeper) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	serving, stopServing := context.WithCancel(ctx)
 	defer stopServing()
-	following, stopFollowing := context.WithCancel(ctx)
-	defer stopFollowing()
-	followed := make(chan struct{})
 	group.Go(func() error { return k.server.Run(serving) })
 	if k.resp != nil {
 		group.Go(func() error { return k.resp.Run(serving) })
 	}
-	if err := k.answering(); err != nil {
-		k.log.Warn("the service manager was not told that the edge answers", "error", err)
-	}
-	group.Go(func() error {
-		defer close(followed)
-		return k.follow(following)
-	})
+	k.answering()
 	var successor *handover.Successor
-	group.Go(func() error {
-		if successor = k.awaitSuccessor(ctx); successor == nil {
-			return nil
+	group.Go(func() (err error) {
+		if successor, err = k.reign(ctx); successor != nil {
+			stopServing()
 		}
-		k.leave(successor)
-		stopFollowing()
-		<-followed
-		for _, one := range k.streams {
-			if err := one.Yield(); err != nil {
-				k.log.Error("what is still read here cannot be handed over as it should", "stream", one.Name(), "error", err)
-			}
-		}
-		stopServing()
-		return nil
+		return err
 	})
 	err := group.Wait()
 	if successor != nil {
@@ -90,45 +73,114 @@ func (k *keeper) run(ctx context.Context) error {
 	return err
 }
 
-// answering says that reads are answered: in the log, to the service manager, and to
-// the process that answered before.
-func (k *keeper) answering() error {
+// answering says that reads are answered.
+func (k *keeper) answering() {
 	k.log.Info("edge answers reads", "address", k.server.Addr(), "socket", k.c.Edge.HTTP.Unix)
 	for _, address := range k.sockets.Spare() {
 		k.log.Warn("a socket that was given is of no address that is configured, and was closed", "address", address)
 	}
-	return handover.Notify(k.start.environ)
 }
 
-// follow applies what comes until ctx ends or a stream stops. A successor waits until
-// its predecessor has given the streams up.
+// notify tells the service manager that this is the process that answers.
+func (k *keeper) notify() {
+	if err := handover.Notify(k.start.environ); err != nil {
+		k.log.Warn("the service manager was not told that the edge answers", "error", err)
+	}
+}
+
+// reign follows the streams until ctx ends, one of them stops, or a successor has taken
+// them over, which it returns. One that fails to, however far it has come, changes nothing.
+func (k *keeper) reign(ctx context.Context) (*handover.Successor, error) {
+	follow := k.follow
+	if k.start.from != nil {
+		follow = k.inherit
+	} else {
+		k.notify()
+	}
+	for {
+		following, stop := context.WithCancel(ctx)
+		followed, ready := make(chan error, 1), make(chan *handover.Successor, 1)
+		go func() { followed <- follow(following) }()
+		go func() { ready <- k.awaitSuccessor(following) }()
+		var s *handover.Successor
+		var err error
+		select {
+		case err = <-followed:
+			stop()
+			s = <-ready
+		case s = <-ready:
+			stop()
+			err = <-followed
+		}
+		if s == nil {
+			return nil, err
+		}
+		if err != nil || ctx.Err() != nil {
+			return nil, errors.Join(err, s.End())
+		}
+		if k.handOver(ctx, s) {
+			return s, nil
+		}
+		follow = k.takeBack
+	}
+}
+
+// follow applies what comes until ctx ends or a stream stops.
 func (k *keeper) follow(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	if from := k.start.from; from != nil {
-		if err := from.Ready(); err != nil {
-			// It has ended, however that came: what it kept is free.
-			k.log.Warn("the process that answered before is gone", "error", err)
-		}
-		group.Go(func() error {
-			if err := from.Receive(ctx, k.adopt); err != nil {
-				k.log.Warn("connections of the process before were lost", "error", err)
-			}
-			return nil
-		})
-		for _, one := range k.streams {
-			if err := one.TakeOver(ctx); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("stream %s: %w", one.Name(), err)
-			}
-		}
-		if ctx.Err() != nil {
-			return group.Wait()
-		}
-		k.log.Info("the streams were taken over")
-	}
 	for _, one := range k.streams {
 		group.Go(func() error { return one.Run(ctx) })
 	}
 	k.images.run(ctx, group.Go)
+	return group.Wait()
+}
+
+// takeBack is follow of streams that another process had, or was to have: it waits until
+// nobody keeps them.
+func (k *keeper) takeBack(ctx context.Context) error {
+	if err := k.takeOver(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	return k.follow(ctx)
+}
+
+func (k *keeper) takeOver(ctx context.Context) error {
+	for _, one := range k.streams {
+		if err := one.TakeOver(ctx); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("stream %s: %w", one.Name(), err)
+		}
+	}
+	return nil
+}
+
+// inherit is takeBack of a successor, which waits until its predecessor has given the
+// streams up.
+func (k *keeper) inherit(ctx context.Context) error {
+	from := k.start.from
+	if err := from.Ready(); err != nil {
+		// It has ended, however that came: what it kept is free.
+		k.log.Warn("the process that answered before is gone", "error", err)
+	}
+	failpoint.Hit("upgrade-ready")
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := from.Receive(ctx, k.adopt); err != nil {
+			k.log.Warn("connections of the process before were lost", "error", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		if err := k.takeOver(ctx); err != nil || ctx.Err() != nil {
+			return err
+		}
+		failpoint.Hit("upgrade-taken")
+		k.log.Info("the streams were taken over")
+		k.notify()
+		if err := from.Took(); err != nil {
+			k.log.Warn("the process that answered before is gone", "error", err)
+		}
+		return k.follow(ctx)
+	})
 	return group.Wait()
 }
 
@@ -157,11 +209,32 @@ func (k *keeper) awaitSuccessor(ctx context.Context) *handover.Successor {
 	}
 }
 
-// leave stops accepting, and lets connections go over to the successor.
-func (k *keeper) leave(s *handover.Successor) {
+// handOver gives the streams up, whose appliers have ended, and when the successor has
+// them stops accepting, and lets connections go over to it. It reports whether it has: until
+// then this process answers as before.
+func (k *keeper) handOver(ctx context.Context, s *handover.Successor) bool {
+	for _, one := range k.streams {
+		if err := one.Yield(); err != nil {
+			k.log.Error("what is still read here cannot be handed over as it should", "stream", one.Name(), "error", err)
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, upgradeLimit)
+	defer cancel()
+	if err := s.Took(limited); err != nil {
+		if ctx.Err() == nil {
+			k.log.Error("the upgrade has failed; this process takes its streams back, and goes on as before", "error", err)
+		}
+		return false
+	}
+	for _, one := range k.streams {
+		if err := one.Leave(); err != nil {
+			k.log.Warn("edges that follow this one were not let go", "stream", one.Name(), "error", err)
+		}
+	}
 	k.sockets.Yield()
 	k.server.Leave()
 	if k.resp != nil {
 		k.resp.Leave(s.Send)
 	}
+	return true
 }

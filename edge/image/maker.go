@@ -67,7 +67,7 @@ type Maker struct {
 
 	mu     sync.Mutex
 	making *Making
-	// ended tells that Run has ended.
+	// ended tells that Run has ended, and was not called again.
 	ended bool
 	// failed is when the last one failed, err with what.
 	failed time.Time
@@ -94,8 +94,11 @@ func NewMaker(c MakerConfig) (*Maker, error) {
 	return m, nil
 }
 
-// Run makes images until ctx ends. It is called once.
+// Run makes images until ctx ends. One call follows another.
 func (m *Maker) Run(ctx context.Context) {
+	m.mu.Lock()
+	m.ended = false
+	m.mu.Unlock()
 	if r := m.config.Registerer; r != nil {
 		r.MustRegister(m.made, m.newest)
 		defer func() { r.Unregister(m.made); r.Unregister(m.newest) }()

@@ -86,7 +86,7 @@ type From struct {
 }
 
 // Client follows a stream from one of several upstreams. Its methods may be called by
-// anyone at any time; Run is called once.
+// anyone at any time; Run is called by one at a time.
 type Client struct {
 	config  ClientConfig
 	metrics *clientMetrics

@@ -12,5 +12,6 @@
 // an edge that goes over to it: edge_before_switch, edge_after_switch, edge_before_remove.
 // Of images: image_rows_written, image_before_publish, image_after_publish,
 // image_frame_fetched, image_fetched; of a store restored from one: edge_restored,
-// edge_before_restored_switch, edge_after_restored_switch.
+// edge_before_restored_switch, edge_after_restored_switch. Of an edge that succeeds another
+// process: upgrade-ready, upgrade-taken.
 package failpoint

@@ -40,7 +40,8 @@ const lostEvery = 10 * time.Second
 // epoch has taken its place. So does any other stop of the old epoch while a
 // newer one is being copied.
 //
-// Run is called once; all other methods may be called at any time by anyone until Close.
+// Run is called once, and again after a TakeOver that follows on Yield; all other methods
+// may be called at any time by anyone until Close.
 type Stream struct {
 	whole  *config.Config
 	config *config.Stream

@@ -4,10 +4,15 @@
 //	predecessor                         successor
 //	Start: sockets, environment  ─────► Inherit: takes them, opens what it reads
 //	Ready                        ◄───── Ready: answers too
-//	stops accepting, gives up
-//	what only one may have
+//	gives up what only one may
+//	have, and answers on                takes that
+//	Took                         ◄───── Took: has it
+//	stops accepting
 //	Send: connections            ─────► Receive: goes on with them
 //	ends                         ─────► Receive returns
+//
+// Where the successor ends, or does not come on, before Took, the predecessor takes back
+// what it gave up, and nothing has changed for who asks it.
 //
 // It owns the channel between both, a pair of connected sockets. What is handed over,
 // and when, is the caller's business.
@@ -33,8 +38,11 @@ import (
 // its descriptors from 3 on; the channel comes behind them.
 const Variable = "MILLRACE_HANDOVER"
 
-// readyMessage is what a successor sends when it answers.
-const readyMessage = "ready"
+// What a successor sends: when it answers, and when it has what only one may have.
+const (
+	readyMessage = "ready"
+	tookMessage  = "took"
+)
 
 // dataSize is the most that is sent at once; more goes before it in pieces.
 const dataSize = 32 << 10
@@ -156,11 +164,28 @@ func (s *Successor) PID() int { return s.process.Pid }
 // Ready returns when the successor answers. Where it ends before, or takes too long,
 // it is ended, and the error says so: then nothing has changed for this process.
 func (s *Successor) Ready(ctx context.Context) error {
+	if err := s.await(ctx, readyMessage); err != nil {
+		return fmt.Errorf("the successor does not answer: %w", err)
+	}
+	return nil
+}
+
+// Took returns, after Ready, when the successor has what only one process may have. Where
+// it ends before, or takes too long, it is ended, and the error says so: then that is free.
+func (s *Successor) Took(ctx context.Context) error {
+	if err := s.await(ctx, tookMessage); err != nil {
+		return fmt.Errorf("the successor has not taken over: %w", err)
+	}
+	return nil
+}
+
+// await waits until the successor says something, or ends it.
+func (s *Successor) await(ctx context.Context, what string) error {
 	said := make(chan error, 1)
 	go func() {
-		b := make([]byte, len(readyMessage)+1)
+		b := make([]byte, 16)
 		n, err := s.channel.Read(b)
-		if err == nil && string(b[:n]) != readyMessage {
+		if err == nil && string(b[:n]) != what {
 			err = fmt.Errorf("it said %q", b[:n])
 		}
 		said <- err
@@ -182,9 +207,14 @@ func (s *Successor) Ready(ctx context.Context) error {
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
+	return errors.Join(err, s.End())
+}
+
+// End ends a successor that is not to take over, and returns when it is gone.
+func (s *Successor) End() error {
 	_ = s.process.Kill() // it may have ended
 	<-s.ended
-	return errors.Join(fmt.Errorf("the successor does not answer: %w", err), s.channel.Close())
+	return s.channel.Close()
 }
 
 // Send gives the successor a connection with what it needs to know of it. The caller
@@ -253,6 +283,14 @@ func Inherit(environ []string) (*Predecessor, error) {
 func (p *Predecessor) Ready() error {
 	if _, err := p.channel.Write([]byte(readyMessage)); err != nil {
 		return fmt.Errorf("tell the predecessor that this process answers: %w", err)
+	}
+	return nil
+}
+
+// Took tells the predecessor, after Ready, that this process has what only one may have.
+func (p *Predecessor) Took() error {
+	if _, err := p.channel.Write([]byte(tookMessage)); err != nil {
+		return fmt.Errorf("tell the predecessor that this process has taken over: %w", err)
 	}
 	return nil
 }

@@ -3,12 +3,14 @@ package handover_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,7 +20,8 @@ import (
 )
 
 // asSuccessor makes the test binary a successor: echo sends each connection what came
-// with it, fail ends at once, mute says nothing.
+// with it, fail ends at once, mute says nothing; quit ends when it answers, and idle takes
+// nothing over.
 const asSuccessor = "MILLRACE_TEST_HANDOVER_SUCCESSOR"
 
 func TestMain(m *testing.M) {
@@ -50,7 +53,14 @@ func succeed(how string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.Ready(); err != nil {
+	if err := p.Ready(); err != nil || how == "quit" {
+		return err
+	}
+	if how == "idle" {
+		<-time.After(time.Minute)
+		return nil
+	}
+	if err := p.Took(); err != nil {
 		return err
 	}
 	c, err := l.Accept()
@@ -103,6 +113,9 @@ func TestHandover(t *testing.T) {
 	if err := s.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.Took(ctx); err != nil {
+		t.Fatal(err)
+	}
 	late := dial()
 	if err := l.Close(); err != nil { // the successor accepts on it
 		t.Error(err)
@@ -142,6 +155,32 @@ func TestSuccessorsThatDoNotAnswer(t *testing.T) {
 		cancel()
 		if err == nil || how == "fail" && !strings.Contains(err.Error(), "exit status 1") {
 			t.Errorf("%s: %v", how, err)
+		}
+	}
+	set := new(sockets.Set)
+	l, err := set.TCP(t.Context(), "listener", "127.0.0.1:0", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ADDRESS", l.Addr().String())
+	for how, limit := range map[string]time.Duration{"quit": time.Minute, "idle": 200 * time.Millisecond} {
+		t.Setenv(asSuccessor, how)
+		s, err := handover.Start(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ready, end := context.WithTimeout(t.Context(), time.Minute)
+		if err := s.Ready(ready); err != nil {
+			t.Fatal(err)
+		}
+		end()
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		if err := s.Took(ctx); err == nil || !strings.Contains(err.Error(), "has not taken over") {
+			t.Errorf("%s: %v", how, err)
+		}
+		cancel()
+		if err := syscall.Kill(s.PID(), 0); !errors.Is(err, syscall.ESRCH) {
+			t.Errorf("%s: the successor is not gone: %v", how, err)
 		}
 	}
 	if p, err := handover.Inherit([]string{"OTHER=1"}); p != nil || err != nil {
