@@ -209,7 +209,7 @@ func (m *Migration) toFence(ctx context.Context, fence string) error {
 		return err
 	}
 	if !done {
-		if err := m.skip(ctx, c, at, fence); err != nil {
+		if err := m.skip(ctx, c, at, fence, func(*millrace.Head) error { return nil }); err != nil {
 			return err
 		}
 		tag, err := dst.Exec(ctx, `
@@ -226,8 +226,9 @@ WHERE name = $1 AND converged_at IS NULL`, m.cfg.Name, millrace.AppendCheckpoint
 	return m.done(ctx, src, dst, StepFollowing)
 }
 
-// skip moves at behind the fence.
-func (m *Migration) skip(ctx context.Context, c capturer, at *millrace.Checkpoint, fence string) error {
+// skip moves at behind the fence, and shows each entry before it, which is valid during
+// the call.
+func (m *Migration) skip(ctx context.Context, c capturer, at *millrace.Checkpoint, fence string, each func(*millrace.Head) error) error {
 	if !c.Skips() {
 		return nil
 	}
@@ -259,6 +260,9 @@ func (m *Migration) skip(ctx context.Context, c capturer, at *millrace.Checkpoin
 				var is bool
 				if is, err = isFence(&h, fence); is {
 					found = true
+				}
+				if err == nil {
+					err = each(&h)
 				}
 				if h.Kind == millrace.KindSchema || h.Kind == millrace.KindLoadBegin || h.Kind == millrace.KindDrop {
 					err = fmt.Errorf("%w: table %v; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, h.Table)

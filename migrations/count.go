@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/table"
@@ -114,40 +116,49 @@ SELECT coalesce(sum(pg_relation_size(oid)), 0)::bigint FROM tree GROUP BY i ORDE
 	return nil
 }
 
-// rowCounts counts the rows of tables in one message.
-func rowCounts(ctx context.Context, conn *pgx.Conn, where side, names []table.Name) ([]int64, error) {
-	if len(names) == 0 {
-		return nil, nil
-	}
+// rowCountsSQL counts the rows of tables, of which there is one at least.
+func rowCountsSQL(names []table.Name) string {
 	var parts []string
 	for i, n := range names {
 		parts = append(parts, fmt.Sprintf("SELECT %d, count(*) FROM %s", i, n.Quoted()))
 	}
-	rows, err := conn.Query(ctx, strings.Join(parts, " UNION ALL ")+" ORDER BY 1", pgx.QueryExecModeSimpleProtocol)
-	if err != nil {
-		return nil, fmt.Errorf("count rows at the %s: %w", where, err)
-	}
-	counts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (n int64, err error) {
-		var i int
-		return n, row.Scan(&i, &n)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("count rows at the %s: %w", where, err)
+	return strings.Join(parts, " UNION ALL ") + " ORDER BY 1"
+}
+
+// rowCounts reads the answer to rowCountsSQL.
+func rowCounts(r *pgconn.Result) ([]int64, error) {
+	var counts []int64
+	for _, row := range r.Rows {
+		n, err := strconv.ParseInt(string(row[1]), 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		counts = append(counts, n)
 	}
 	return counts, nil
 }
 
 // closing counts the rows of the closing side, whose tables lock holds.
 func (t *tally) closing(ctx context.Context, lock *pgx.Conn) error {
+	if len(t.small) == 0 {
+		return nil
+	}
 	var names []table.Name
 	for _, c := range t.small {
 		names = append(names, c.here)
 	}
-	counts, err := rowCounts(ctx, lock, t.from, names)
+	results, err := lock.PgConn().Exec(ctx, rowCountsSQL(names)).ReadAll()
+	var counts []int64
+	if err == nil {
+		counts, err = rowCounts(results[0])
+	}
+	if err != nil {
+		return fmt.Errorf("count rows at the %s: %w", t.from, err)
+	}
 	for i, n := range counts {
 		t.small[i].rows = n
 	}
-	return err
+	return nil
 }
 
 // compare compares what was captured since with what the opening side has entered as
@@ -183,21 +194,29 @@ func (t *tally) compare(ctx context.Context, f *follower) error {
 	return nil
 }
 
-// opening reads what the opening side has entered, and counts its rows.
+// opening reads what the opening side has entered, and counts its rows, in one message.
 func (t *tally) opening(ctx context.Context, f *follower) (batches []string, rows []int64, err error) {
-	found, err := f.dst.Query(ctx, fmt.Sprintf("SELECT counts::text FROM millrace.migration_batch WHERE name = %s AND last_index > %s", literal(f.m.cfg.Name), t.index), pgx.QueryExecModeSimpleProtocol)
-	if err == nil {
-		batches, err = pgx.CollectRows(found, pgx.RowTo[string])
+	sql := fmt.Sprintf("SELECT counts::text FROM millrace.migration_batch WHERE name = %s AND last_index > %s", literal(f.m.cfg.Name), t.index)
+	if len(t.small) > 0 {
+		var names []table.Name
+		for _, c := range t.small {
+			names = append(names, c.there)
+		}
+		sql += "; " + rowCountsSQL(names)
 	}
+	results, err := f.dst.PgConn().Exec(ctx, sql).ReadAll()
 	if err != nil {
-		return nil, nil, fmt.Errorf("count batches at the %s: %w", t.to, err)
+		return nil, nil, fmt.Errorf("count at the %s: %w", t.to, err)
 	}
-	var names []table.Name
-	for _, c := range t.small {
-		names = append(names, c.there)
+	for _, row := range results[0].Rows {
+		batches = append(batches, string(row[0]))
 	}
-	rows, err = rowCounts(ctx, f.dst, t.to, names)
-	return batches, rows, err
+	if len(t.small) > 0 {
+		if rows, err = rowCounts(results[1]); err != nil {
+			return nil, nil, fmt.Errorf("count rows at the %s: %w", t.to, err)
+		}
+	}
+	return batches, rows, nil
 }
 
 // plus adds up what was captured.

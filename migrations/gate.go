@@ -270,16 +270,7 @@ func (g *gate) tryRow(ctx context.Context, m *manager, then string) error {
 	if _, err := g.isOpen(ctx); err != nil {
 		return err
 	}
-	if _, err := g.conn.Exec(ctx, "BEGIN", pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("try to write who takes writes, at the %s: %w", g.where, err)
-	}
-	if err := g.row(ctx, m, then); err != nil {
-		return err
-	}
-	if _, err := g.conn.Exec(ctx, "ROLLBACK", pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("try to write who takes writes, at the %s: %w", g.where, err)
-	}
-	return nil
+	return g.row(ctx, "BEGIN; ", m, then+"; ROLLBACK")
 }
 
 // isOpen reports whether the side takes writes.
@@ -290,15 +281,15 @@ func (g *gate) isOpen(ctx context.Context) (open bool, err error) {
 	return open, err
 }
 
-// row writes the side's row and another token, which is for the term, within the
-// transaction that its connection is in; then runs more statements. It is one message,
-// because writers wait.
-func (g *gate) row(ctx context.Context, m *manager, then string) error {
+// row writes the side's row and another token, which is for the term, between other
+// statements, in the transaction that is open then. It is one message, because writers
+// wait.
+func (g *gate) row(ctx context.Context, first string, m *manager, then string) error {
 	token, err := newToken()
 	if err != nil {
 		return err
 	}
-	sql := fmt.Sprintf(`UPDATE millrace.migration_manager SET active = %[2]s, locked = false, term = %[3]d, fence = %[4]s, changed_at = clock_timestamp() WHERE name = %[1]s;
+	sql := first + fmt.Sprintf(`UPDATE millrace.migration_manager SET active = %[2]s, locked = false, term = %[3]d, fence = %[4]s, changed_at = clock_timestamp() WHERE name = %[1]s;
 UPDATE millrace.migration_applier SET token = %[5]s WHERE name = %[1]s; SELECT pg_notify('millrace_migration', %[1]s); %[6]s`,
 		literal(g.name), literal(string(m.Active)), m.Term, literal(m.Fence), literal(token), then)
 	if _, err := g.conn.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {

@@ -53,7 +53,7 @@ func TestGateStands(t *testing.T) {
 	r.follow()
 	for _, sql := range []string{"ALTER TABLE t DISABLE TRIGGER USER", "CREATE TABLE high PARTITION OF whole FOR VALUES FROM (100) TO (200)"} {
 		r.m.passed = func(step string) {
-			if step == "drained" {
+			if step == "paused" {
 				r.src.Exec(sql)
 			}
 		}

@@ -13,6 +13,7 @@ import (
 // exchanged. What stands between hold and open is the pause that they notice:
 //
 //	arm     the way back begins to keep changes; gates stand on both sides
+//	prove   a row of each table goes the way back, and is taken back at its end
 //	drain   changes are applied until nearly none is left
 //	hold    the tables are locked at the closing side: writers wait
 //	fence   a message is written there, and changes are applied up to it

@@ -246,7 +246,7 @@ func cutoverKilled(t *testing.T, mode millrace.Mode) {
 	r.cfg.PauseBudget = 20 * time.Second
 	r.renew()
 	r.follow()
-	steps := []string{"guarded", "armed", "drained", "held", "fenced", "ahead", "marked", "closing", "closed", "opening", "at the fence"}
+	steps := []string{"guarded", "armed", "proven", "drained", "held", "fenced", "ahead", "closing", "closed", "opening", "at the fence"}
 	if mode == millrace.ModeTrigger && *killsFlag == 1 { // where it differs
 		steps = []string{"fenced", "closed"}
 	}

@@ -61,6 +61,10 @@ func (c *closer) run(ctx context.Context, rehearse bool) (*Pause, error) {
 		return nil, err
 	}
 	defer letGo()
+	if err := c.w.prove(ctx, c.from); err != nil {
+		return nil, err
+	}
+	c.way.pass("proven")
 	f := &follower{m: c.way, src: src, dst: dst}
 	if err := f.open(ctx); err != nil {
 		return nil, err
@@ -374,7 +378,7 @@ func (c *closer) flip(ctx context.Context, lock *pgx.Conn) error {
 		return err
 	}
 	c.way.pass("closing")
-	return locked.row(ctx, c.decision(), "COMMIT")
+	return locked.row(ctx, "", c.decision(), "COMMIT")
 }
 
 // undo opens the closing side's gate again where its row does not say that it is

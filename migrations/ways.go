@@ -188,7 +188,7 @@ func (w *ways) decided(ctx context.Context) (now *manager, err error) {
 		if late != now.Active {
 			return nil, fmt.Errorf("%w: the rows of the two sides contradict each other: %+v at the source, %+v at the target; mend: see which side takes writes, and correct millrace.migration_manager at both", ErrOther, *a, *b)
 		}
-		if err := w.gates[late].row(ctx, now, w.from(late).fenceSQL(now.Fence)); err != nil {
+		if err := w.gates[late].row(ctx, "", now, w.from(late).fenceSQL(now.Fence)); err != nil {
 			return nil, err
 		}
 	}
@@ -229,10 +229,10 @@ func (w *ways) decided(ctx context.Context) (now *manager, err error) {
 // what to do.
 func (w *ways) opens(ctx context.Context, to *manager) error {
 	g := w.gates[to.Active]
-	if _, err := g.conn.Exec(ctx, "BEGIN; SET LOCAL synchronous_commit = off", pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("write who takes writes, at the %s: %w", g.where, err)
-	}
-	if err := g.row(ctx, to, w.from(to.Active).fenceSQL(to.Fence)+"; COMMIT"); err != nil {
+	if err := g.row(ctx, "BEGIN; SET LOCAL synchronous_commit = off; ", to, w.from(to.Active).fenceSQL(to.Fence)+"; COMMIT"); err != nil {
+		if _, again := g.conn.Exec(ctx, "ROLLBACK"); again != nil {
+			err = errors.Join(err, again)
+		}
 		return err
 	}
 	w.m.pass("opening")
