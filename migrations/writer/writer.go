@@ -64,7 +64,7 @@ type Writer struct {
 
 	mu sync.Mutex
 	known
-	changed chan struct{} // closed when that changes
+	changed chan struct{} // closed when that changes, or a side tells that something has
 	asking  chan struct{} // closed when both sides have been asked; nil if nobody asks
 	failed  error         // of the last that has asked
 }
@@ -248,9 +248,14 @@ func (w *Writer) learn(a *answer, target bool) {
 	if !w.known.take(a, target) {
 		return
 	}
+	w.wakeLocked()
+	w.log.Info("writers go over", "migration", w.cfg.Migration, "id", w.known.id, "to_target", w.known.target, "term", w.known.term)
+}
+
+// wakeLocked has those try again that wait.
+func (w *Writer) wakeLocked() {
 	close(w.changed)
 	w.changed = make(chan struct{})
-	w.log.Info("writers go over", "migration", w.cfg.Migration, "id", w.known.id, "to_target", w.known.target, "term", w.known.term)
 }
 
 // watch listens to one side, and asks now and then.
@@ -283,6 +288,12 @@ func (w *Writer) listen(ctx context.Context, pool *pgxpool.Pool) error {
 		}
 		if own.IsClosed() {
 			return err
+		}
+		if err == nil {
+			// Its gate may have opened behind what is known already.
+			w.mu.Lock()
+			w.wakeLocked()
+			w.mu.Unlock()
 		}
 		if err := w.ask(ctx); err != nil {
 			return err

@@ -31,9 +31,10 @@ func TestHeldNotFailed(t *testing.T) {
 	src, dst := pgtest.New(t), pgtest.New(t)
 	src.Exec("CREATE TABLE hits (id bigint PRIMARY KEY)")
 	name := table.Name{Schema: "public", Name: "hits"}
+	const budget = 30 * time.Second // the machine may be busy
 	m, err := migrations.New(migrations.Config{
 		Name: "held", SourceURL: src.URL, TargetURL: dst.URL, Tables: []migrations.Table{{From: name, To: name}}, SpoolDir: t.TempDir(),
-		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: 30 * time.Second, // the machine may be busy
+		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: budget,
 	})
 	must(t, err)
 	w, err := writer.Open(ctx, writer.Config{Migration: "held", Source: src.Pool, Target: dst.Pool, Poll: time.Second})
@@ -72,16 +73,36 @@ func TestHeldNotFailed(t *testing.T) {
 	for i, move := range []func(context.Context) (*migrations.Pause, error){m.Cutover, m.Rollback, m.Cutover} {
 		until(t, "writes", func() bool { mu.Lock(); defer mu.Unlock(); return len(took) > 200 })
 		mu.Lock()
+		slices.Sort(took)
+		before := took[len(took)*99/100]
 		took = nil
 		mu.Unlock()
 		p, err := move(ctx)
 		must(t, err)
+		over := time.Now()
 		until(t, "writes", func() bool { mu.Lock(); defer mu.Unlock(); return len(took) > 400 })
 		mu.Lock()
 		slices.Sort(took)
-		t.Logf("move %d: tables held for %v; writes: median %v, 99th of 100 %v, longest %v", i+1, p.Total, took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+		longest := took[len(took)-1]
+		t.Logf("move %d: tables held for %v; writes: median %v, 99th of 100 %v, longest %v", i+1, p.Total, took[len(took)/2], took[len(took)*99/100], longest)
 		took = nil
 		mu.Unlock()
+		if p.Total > budget || longest > 2*budget {
+			t.Errorf("move %d: tables were held for %v, a write for %v; the budget is %v", i+1, p.Total, longest, budget)
+		}
+		// Soon writes take no longer than before.
+		until(t, "writes to be as fast as before", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if len(took) < 100 {
+				return false
+			}
+			slices.Sort(took)
+			p99 := took[98*len(took)/100]
+			took = nil
+			return p99 <= 2*before+5*time.Millisecond
+		})
+		t.Logf("move %d: writes take no longer than before since %v", i+1, time.Since(over))
 	}
 	stop()
 	group.Wait()
