@@ -24,6 +24,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/pgserver"
 	"github.com/millrace-db/millrace/internal/pgtest"
@@ -40,6 +41,7 @@ var (
 	rateFlag    = flag.Int("rate", 1000, "writes a second while writers go over")
 	clientsFlag = flag.Int("clients", 16, "clients that make them")
 	budgetFlag  = flag.Duration("budget", 2*time.Second, "pause budget")
+	captureFlag = flag.String("capture", "wal", "how changes are captured: wal or trigger, at both sides")
 	versionFlag = flag.String("to", "15,17", "versions of the target, between commas; the source is a Postgres 15")
 
 	servers = map[string]*pgserver.Server{}
@@ -97,6 +99,9 @@ func targets(b *testing.B) []int {
 func migration(b *testing.B, name string, src, dst *pgtest.DB, noChecksums bool, tables ...string) *migrations.Migration {
 	b.Helper()
 	cfg := migrations.Config{Name: name, SourceURL: src.URL, TargetURL: dst.URL, SpoolDir: b.TempDir(), PauseBudget: *budgetFlag, NoChecksums: noChecksums}
+	if *captureFlag == "trigger" {
+		cfg.Capture, cfg.TargetCapture = millrace.ModeTrigger, millrace.ModeTrigger
+	}
 	for _, t := range tables {
 		at := table.Name{Schema: "public", Name: t}
 		cfg.Tables = append(cfg.Tables, migrations.Table{From: at, To: at})

@@ -194,8 +194,12 @@ func pauses(b *testing.B, version int) {
 		time.Sleep(calm)
 		f := notice(before, c.since(began.Add(-step)))
 		all[name], held[name] = append(all[name], f), append(held[name], milliseconds(p.Total))
+		steps := map[string]float64{}
+		for _, one := range p.Steps {
+			steps[one.Step] = milliseconds(one.At)
+		}
 		figure(b, map[string]any{
-			"what": name, "move": i, "gap_ms": milliseconds(f.gap), "longest_write_ms": milliseconds(f.longest), "tables_held_ms": milliseconds(p.Total), "locked_ms": milliseconds(p.Locked), "drained_ms": milliseconds(p.Drained),
+			"what": name, "move": i, "steps_ms": steps, "gap_ms": milliseconds(f.gap), "longest_write_ms": milliseconds(f.longest), "tables_held_ms": milliseconds(p.Total), "locked_ms": milliseconds(p.Locked), "drained_ms": milliseconds(p.Drained),
 			"p99_before_ms": milliseconds(f.before), "longest_gap_before_ms": milliseconds(f.idle), "p99_normal_after_ms": milliseconds(f.settled), "writes_before": len(before),
 		})
 	}
@@ -219,7 +223,7 @@ func pauses(b *testing.B, version int) {
 		idle, worstIdle := pick(func(f felt) time.Duration { return f.idle })
 		figure(b, map[string]any{
 			"what": name + "s", "moves": len(all[name]), "gap_ms": gap, "worst_gap_ms": worstGap, "longest_write_ms": longest, "worst_longest_write_ms": worstLongest, "p99_normal_after_ms": settled, "worst_p99_normal_after_ms": worstSettled,
-			"p99_before_ms": before, "worst_p99_before_ms": worstBefore, "longest_gap_before_ms": idle, "worst_longest_gap_before_ms": worstIdle, "tables_held_ms": median(held[name]), "worst_tables_held_ms": slices.Max(held[name]), "rate": *rateFlag,
+			"p99_before_ms": before, "worst_p99_before_ms": worstBefore, "longest_gap_before_ms": idle, "worst_longest_gap_before_ms": worstIdle, "tables_held_ms": median(held[name]), "worst_tables_held_ms": slices.Max(held[name]), "rate": *rateFlag, "capture": *captureFlag,
 		})
 		b.ReportMetric(gap, name+"-ms")
 	}

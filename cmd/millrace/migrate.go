@@ -392,6 +392,11 @@ func (a *app) migrateMove(open opening, name, short string, move func(*migration
 			}
 			if p.Total > 0 {
 				fmt.Fprintf(a.stdout, "writers were held for %v: locked after %v, drained after %v\n", p.Total.Round(time.Microsecond), p.Locked.Round(time.Microsecond), p.Drained.Round(time.Microsecond))
+				var steps []string
+				for _, one := range p.Steps {
+					steps = append(steps, fmt.Sprintf("%s %v", one.Step, one.At.Round(time.Microsecond)))
+				}
+				fmt.Fprintf(a.stdout, "of that: %s\n", strings.Join(steps, ", "))
 			}
 			fmt.Fprintf(a.stdout, "the %s takes writes (term %d)\n", p.Active, p.Term)
 			return nil
