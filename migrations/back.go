@@ -239,7 +239,7 @@ func (m *Migration) skip(ctx context.Context, c capturer, at *millrace.Checkpoin
 	defer from.Close() //nolint:errcheck // what was not taken comes again
 	var hash millrace.UnitHash
 	for found := false; !found; {
-		u, err := from.Next(ctx, context.Background())
+		u, err := from.Next(ctx, ctx)
 		if err != nil {
 			return err
 		}

@@ -114,14 +114,9 @@ func (m *Migration) where(s side) side {
 
 // capture makes the capture of the source's changes, of the columns that move.
 func (m *Migration) capture(ctx context.Context, src queryer) (capturer, error) {
-	var names []string
-	columns, keys := make(map[string][]string), make(map[string][]string)
+	columns := make(map[string][]string)
 	for i := range m.cfg.Tables {
 		t := &m.cfg.Tables[i]
-		names = append(names, t.From.String())
-		if t.key != nil {
-			keys[t.From.String()] = t.key
-		}
 		if len(t.Omit) == 0 {
 			continue
 		}
@@ -133,6 +128,20 @@ func (m *Migration) capture(ctx context.Context, src queryer) (capturer, error) 
 			return nil, fmt.Errorf("%w: table %v is gone from the source; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, t.From)
 		}
 		columns[t.From.String()] = t.choice(info).Columns
+	}
+	return m.captureOf(columns)
+}
+
+// captureOf makes the capture of given columns, or of all.
+func (m *Migration) captureOf(columns map[string][]string) (capturer, error) {
+	var names []string
+	keys := make(map[string][]string)
+	for i := range m.cfg.Tables {
+		t := &m.cfg.Tables[i]
+		names = append(names, t.From.String())
+		if t.key != nil {
+			keys[t.From.String()] = t.key
+		}
 	}
 	if m.cfg.Capture == millrace.ModeTrigger {
 		c, err := trigger.New(trigger.Config{

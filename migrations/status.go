@@ -220,7 +220,7 @@ FROM millrace.migration_place p WHERE p.name = $1`, m.cfg.Name).
 	if err != nil {
 		return nil, err
 	}
-	c, err := m.capture(ctx, src)
+	c, err := m.captureOf(nil) // tables may be gone
 	if err != nil {
 		return nil, err
 	}
