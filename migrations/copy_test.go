@@ -83,6 +83,8 @@ func TestChecksum(t *testing.T) {
 // TestPause pauses the copy in its middle, and has a second process refused.
 func TestPause(t *testing.T) {
 	r := newRig(t, 15, "CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t SELECT i, repeat('a', 1000) FROM generate_series(1, 3000) i", tablesOf("t")...)
+	r.cfg.RowsPerSecond = 1000 // so that it goes on for long enough to look
+	r.renew()
 	r.must("prepare", r.m.Prepare(r.ctx(), nil))
 	paused := make(chan struct{})
 	var chunks atomic.Int64

@@ -46,6 +46,11 @@
 //   - A row that moved from a block that was not read to one that was, is missed;
 //     one that moved the other way is met twice. Both have been changed.
 //
+// Two rows with the same key, or the same value where it has to be unique, come from
+// two snapshots behind P, and in each of them only one had it: both were changed in
+// between. So whichever of them is taken away, before a change is applied, comes back.
+// That is why keys need not be there while rows are copied.
+//
 // When the changes have come to E and no row is missing, the target has converged.
 // From there on it is, behind each batch, exactly the source at that index, and a
 // row that is not where a change expects it is an error.

@@ -307,7 +307,7 @@ func (m *mapping) checkUnique(src, root []uniqueIndex, heaps map[string][]unique
 			}
 		}
 		if !found && !aside {
-			problems = append(problems, capture.Refuse(ErrBlocked, "table "+m.to.String()+" at the target", "its "+heap+" has no unique index over the key ("+strings.Join(key, ", ")+"), by which rows are found", "CREATE UNIQUE INDEX ON "+heap+" ("+quoteAll("", key)+") at the target"))
+			problems = append(problems, capture.Refuse(ErrBlocked, "table "+m.to.String()+" at the target", "its "+heap+" has no unique index over the key ("+strings.Join(key, ", ")+"), by which rows are found", "CREATE UNIQUE INDEX ON "+heap+" ("+quoteAll("", key)+") at the target; or DROP TABLE, if a copy that was aborted has left it, and prepare makes it"))
 		}
 	}
 	return problems
