@@ -1,6 +1,7 @@
 package migrations
 
 import (
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,6 +61,11 @@ func TestKeysAside(t *testing.T) {
 			t.Errorf("rows that were in the way of %s: %s, want some", c.what, got)
 		}
 	}
+	status, err := r.m.Status(r.ctx())
+	r.must("status", err)
+	if c := status.Copy; c.Keys != 3 || c.KeysMade != 3 || fmt.Sprint(c.RowsThere-c.RowsTwice) != r.dst.String("SELECT count(*) FROM keyed") {
+		t.Errorf("status: %+v, and the table has %s rows", c, r.dst.String("SELECT count(*) FROM keyed"))
+	}
 	r.must("follow", r.m.Follow(r.ctx(), Converged))
 	r.catchUp()
 	r.same()
@@ -79,8 +85,12 @@ func TestKeysKilled(t *testing.T) {
 			t.Fatalf("%s keys are noted as made, want one more", got)
 		}
 		waitFor(t, "the migration to be free", func() bool { return r.dst.String("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "0" })
-		if _, err := r.m.Plan(r.ctx()); err != nil {
-			t.Errorf("plan in between: %v", err)
+		report, err := r.m.Plan(r.ctx())
+		r.must("plan in between", err)
+		for _, f := range report.Findings {
+			if strings.Contains(f.Text, "unique index") {
+				t.Errorf("the plan in between finds %v", f)
+			}
 		}
 	}
 	r.must("copy", r.m.Copy(r.ctx()))

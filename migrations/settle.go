@@ -137,9 +137,12 @@ func (m *Migration) settleKeys(ctx context.Context, dst *pgx.Conn, t *settling) 
 	if t.loose {
 		err := pgx.BeginFunc(ctx, dst, func(tx pgx.Tx) error {
 			removed, err := removeDoubles(ctx, tx, t.to.Quoted(), quoteAll("", t.keyNames()), "")
-			if removed > 0 {
-				m.log.Info("rows that had moved while they were copied were there twice", "table", t.to.String(), "rows", removed)
+			if err != nil || removed == 0 {
+				return err
 			}
+			m.log.Info("rows that had moved while they were copied were there twice", "table", t.to.String(), "rows", removed)
+			_, err = tx.Exec(ctx, `UPDATE millrace.migration_key SET removed = removed + $3
+WHERE ctid = (SELECT ctid FROM millrace.migration_key WHERE name = $1 AND table_name = $2 ORDER BY heap, number LIMIT 1)`, m.cfg.Name, t.to.String(), removed)
 			return err
 		})
 		if err != nil {

@@ -42,6 +42,11 @@ type CopyStatus struct {
 	BlocksDone int64 `json:"blocks_done"`
 	Rows       int64 `json:"rows"`       // as the source sent them
 	RowsThere  int64 `json:"rows_there"` // as the target has stored them
+	// Keys of tables that prepare has made stand aside while rows are copied; KeysMade
+	// are there again, and RowsTwice rows were taken away for them.
+	Keys      int   `json:"keys"`
+	KeysMade  int   `json:"keys_made"`
+	RowsTwice int64 `json:"rows_twice"`
 	// RowsPerSecond is of the last minute, ETA when the copy ends at that pace.
 	RowsPerSecond float64    `json:"rows_per_second"`
 	ETA           *time.Time `json:"eta,omitempty"`
@@ -160,6 +165,8 @@ func (s *Status) phase() string {
 		return "preparing" + waits
 	case s.Step == StepPrepared && s.Copy == nil:
 		return "prepared"
+	case s.Step == StepPrepared && s.Copy.ChunksDone == s.Copy.Chunks:
+		return "making keys and indexes"
 	case s.Step == StepPrepared:
 		return "copying" + waits
 	case s.Step == StepCopied:
@@ -188,6 +195,12 @@ FROM millrace.migration_chunk WHERE name = $1`, m.cfg.Name).
 	}
 	if c.Chunks == 0 {
 		return nil, nil
+	}
+	if version, err := installed(ctx, dst); err != nil || version < 6 {
+		return c, err
+	}
+	if err := dst.QueryRow(ctx, "SELECT count(*), count(made_at), coalesce(sum(removed), 0)::bigint FROM millrace.migration_key WHERE name = $1", m.cfg.Name).Scan(&c.Keys, &c.KeysMade, &c.RowsTwice); err != nil {
+		return nil, fmt.Errorf("read which keys stand aside: %w", err)
 	}
 	if seconds > 0 && c.ChunksDone < c.Chunks {
 		c.RowsPerSecond = float64(recent) / seconds

@@ -35,6 +35,7 @@ import (
 //nolint:gochecknoglobals // flags of the test binary, and its clusters
 var (
 	rowsFlag    = flag.Int("rows", 300_000, "rows that are copied, in four tables")
+	plainFlag   = flag.Bool("plain", true, "copy without checksums too")
 	roundsFlag  = flag.Int("rounds", 3, "rounds, what is compared by turns")
 	changesFlag = flag.Int("changes", 100_000, "changes of a round of the benchmark that applies them")
 	movesFlag   = flag.Int("moves", 3, "how often writers go over, and how often they come back")
