@@ -183,24 +183,31 @@ func copyColumns(columns []millrace.Datum) []millrace.Datum {
 	return all
 }
 
+// staged counts what stage has written: unchanged are puts with columns that are.
+type staged struct{ puts, deletes, unchanged int64 }
+
 // stage writes the changes in COPY's text form, for the staging table: op, which
 // columns are unchanged, the key, the key of the row that has them, all columns.
 // exact says that the target is the source; otherwise a row that had another key may
 // be one of another time, and its columns are not taken.
-func (t *tableBatch) stage(dst []byte, exact bool) (_ []byte, puts int64, err error) {
+func (t *tableBatch) stage(dst []byte, exact bool) (_ []byte, has staged, err error) {
 	var texts [][]byte
 	for key, c := range t.rows {
 		if texts, err = t.m.codec.Decode([]byte(key), texts[:0]); err != nil {
-			return nil, 0, fmt.Errorf("read a key of %v: %w", t.m.from, err)
+			return nil, has, fmt.Errorf("read a key of %v: %w", t.m.from, err)
 		}
 		op := byte('p')
 		if c.deleted {
 			op = 'd'
+			has.deletes++
 		} else {
-			puts++
+			has.puts++
 		}
 		dst = append(dst, op, '\t')
-		dst = appendUnchanged(dst, c.columns)
+		var some bool
+		if dst, some = appendUnchanged(dst, c.columns); some {
+			has.unchanged++
+		}
 		for _, text := range texts {
 			dst = appendField(append(dst, '\t'), text)
 		}
@@ -210,7 +217,7 @@ func (t *tableBatch) stage(dst []byte, exact bool) (_ []byte, puts int64, err er
 		}
 		if base != nil {
 			if texts, err = t.m.codec.Decode(base, texts[:0]); err != nil {
-				return nil, 0, fmt.Errorf("read a key of %v: %w", t.m.from, err)
+				return nil, has, fmt.Errorf("read a key of %v: %w", t.m.from, err)
 			}
 		}
 		for i := range t.m.key {
@@ -231,13 +238,13 @@ func (t *tableBatch) stage(dst []byte, exact bool) (_ []byte, puts int64, err er
 		}
 		dst = append(dst, '\n')
 	}
-	return dst, puts, nil
+	return dst, has, nil
 }
 
 // appendUnchanged writes a digit a column, 1 for those that are unchanged, or NULL
 // where none is.
-func appendUnchanged(dst []byte, columns []millrace.Datum) []byte {
-	start, some := len(dst), false
+func appendUnchanged(dst []byte, columns []millrace.Datum) (_ []byte, some bool) {
+	start := len(dst)
 	for i := range columns {
 		if columns[i].State == millrace.ColumnUnchanged {
 			dst, some = append(dst, '1'), true
@@ -246,9 +253,9 @@ func appendUnchanged(dst []byte, columns []millrace.Datum) []byte {
 		}
 	}
 	if !some {
-		return append(dst[:start], `\N`...)
+		return append(dst[:start], `\N`...), false
 	}
-	return dst
+	return dst, true
 }
 
 // appendField writes a text as COPY reads it.

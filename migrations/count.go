@@ -40,7 +40,7 @@ const countSize = 1 << 20
 
 // count compares the records of batches, and chooses tables.
 func (c *closer) count(ctx context.Context, f *follower) (*tally, error) {
-	t := &tally{w: c.w, from: c.from, to: c.to, index: f.before}
+	t := &tally{w: c.w, from: c.from, to: c.to, index: f.at.Index}
 	// Each side prunes what is old by its own clock.
 	var first string
 	oldest := make([]string, 2)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -105,28 +104,32 @@ type follower struct {
 	from     changes
 	capture  capturer
 	sink     *sink
-	batch    *batch
-	at       *millrace.Checkpoint // behind the last unit that was taken
-	hash     millrace.UnitHash
+	at       *millrace.Checkpoint // behind the last unit that is committed
 	pending  *chunk.Pending
 	// horizon is the place behind which the copied rows are as their changes say.
 	horizon uint64
 	mend    *mend
 	certify *certifier
 
-	// Of the batch under way:
-	before millrace.Index // at the last commit
-	units  int64
+	gatherer *gatherer
+	// ahead gives the batch that is being gathered, if one is: it may use the sink once
+	// free is closed, and ends early when stop is called. spare is a batch that is empty.
+	ahead chan *gathered
+	free  chan struct{}
+	stop  context.CancelFunc
+	spare *batch
+	byID  map[millrace.TableID]*mapping
+
 	// fence is what is waited for, if anything; fenced tells that everything up to it is
 	// committed.
-	fence          *fence
-	passed, fenced bool
-	verify         []*millrace.Entry // ranges to compare behind its commit
+	fence  *fence
+	fenced bool
 	// hot has each batch be what has come while the one before was applied, and what is
 	// entered at the source of them be owed.
 	hot     bool
 	owed    []*record
 	tended  time.Time
+	shown   *chunk.Snapshot // to pending, once nothing is being gathered
 	pausing bool
 }
 
@@ -161,7 +164,7 @@ func (m *Migration) follow(ctx context.Context, until Until) (err error) {
 		if err := f.tend(ctx); err != nil {
 			return err
 		}
-		if f.pausing {
+		if f.pausing && f.ahead == nil {
 			if err := wait.For(ctx, tendInterval); err != nil {
 				return err
 			}
@@ -192,7 +195,6 @@ func (f *follower) open(ctx context.Context) (err error) {
 			return fmt.Errorf("read the place of migration %s: %w", m.cfg.Name, err)
 		}
 	}
-	f.before = f.at.Index
 	all, err := m.mappings(ctx, f.src, f.dst, &f.at.Catalog)
 	if err != nil {
 		return err
@@ -209,11 +211,10 @@ func (f *follower) open(ctx context.Context) (err error) {
 		return err
 	}
 	f.pending = chunk.NewPending(now)
-	byID := make(map[millrace.TableID]*mapping)
+	f.byID = make(map[millrace.TableID]*mapping)
 	for _, t := range all {
-		byID[t.id] = t
+		f.byID[t.id] = t
 	}
-	f.batch = newBatch(byID)
 	if f.sink, err = m.openSink(ctx, all, converged); err != nil {
 		return err
 	}
@@ -229,205 +230,99 @@ func (f *follower) open(ctx context.Context) (err error) {
 		return err
 	}
 	f.from, f.capture = open, c
+	f.gatherer = &gatherer{m: m, from: open, sink: f.sink, at: f.at, pending: f.pending}
 	m.log.Info("following", "index", f.at.Index.String(), "position", f.at.Position.String(), "converged", converged)
 	return nil
 }
 
 func (f *follower) close() {
+	if f.ahead != nil {
+		f.stop()
+		<-f.ahead
+	}
 	_ = f.from.Close() // what was not taken comes again
 	f.sink.close()
 	f.certify.close()
 }
 
-// once gathers a batch and commits it.
+// once takes the batch that was gathered and commits it. Meanwhile the next one is
+// gathered.
 func (f *follower) once(ctx context.Context) error {
-	if err := f.gather(ctx); err != nil {
+	t, err := f.gathered(ctx)
+	if err != nil {
 		return err
 	}
-	if f.at.Index == f.before {
+	if t.at.Index == f.at.Index {
+		f.spare = t.batch
 		return nil
 	}
-	if err := f.commit(ctx); err != nil {
+	if f.mayGather(t.at) {
+		f.gather(ctx)
+	}
+	if err := f.commit(ctx, t); err != nil {
 		return err
 	}
-	for _, e := range f.verify {
+	for _, e := range t.verify {
 		if err := f.certify.compare(ctx, f, e); err != nil {
 			return err
 		}
 	}
-	f.verify = f.verify[:0]
 	if err := f.certify.again(ctx, f); err != nil {
 		return err
 	}
 	return f.converge(ctx)
 }
 
-// gather takes units until BatchInterval has passed since the first, there are
-// enough, or one states what the source has: that is compared behind it.
-func (f *follower) gather(ctx context.Context) error {
-	idle, cancel := context.WithTimeout(ctx, tendInterval)
-	defer cancel()
-	if more, err := f.next(ctx, idle); err != nil || !more || !f.from.Gathers() {
-		return err
-	}
-	interval := f.m.cfg.BatchInterval
-	if f.hot {
-		interval = 0
-	}
-	rest, cancel := context.WithTimeout(ctx, interval)
-	defer cancel()
-	for f.batch.size < f.m.cfg.BatchBytes && len(f.verify) == 0 && !f.passed {
-		if more, err := f.next(ctx, rest); err != nil || !more {
+// commit applies what a batch holds and moves the place, at the target; then it tells
+// the source.
+func (f *follower) commit(ctx context.Context, t *gathered) error {
+	if t.batch.holds() {
+		if err := f.sink.apply(ctx, t.batch); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// next takes the next unit; it returns false where none comes before until ends.
-func (f *follower) next(ctx, until context.Context) (bool, error) {
-	u, err := f.from.Next(ctx, until)
-	if err != nil || u == nil {
-		return false, err
-	}
-	err = f.take(ctx, u)
-	if closing := u.Body.Close(); err == nil {
-		err = closing
-	}
-	return err == nil, err
-}
-
-// maxRun is how many bytes of a unit are read at once.
-const maxRun = 1 << 20
-
-// take takes a unit into the batch. What is too much for memory goes into the
-// target's transaction, which ends no sooner than the unit does.
-func (f *follower) take(ctx context.Context, u *millrace.Unit) error {
-	at := *f.at
-	f.hash.Reset()
-	var keys [][]byte
-	var all bool
-	var end millrace.UnitEnd
-	for last := false; !last; {
-		run, err := u.Body.Next(maxRun)
-		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("%w: a unit has no end", millrace.ErrMalformed)
-		}
-		if err != nil {
-			return err
-		}
-		for len(run) > 0 {
-			var h millrace.Head
-			if run, err = millrace.NextHead(run, &h); err != nil {
-				return err
-			}
-			f.hash.Add(h.Table, h.Raw)
-			at.Index++
-			if h.Last {
-				last, end = true, h.End
-			}
-			var e millrace.Entry
-			switch h.Kind {
-			case millrace.KindHeartbeat:
-				continue
-			case millrace.KindMessage:
-				is, err := f.fence.passedBy(&h)
-				if err != nil {
-					return err
-				}
-				f.passed = f.passed || is
-				continue
-			default:
-				if err := millrace.DecodeEntry(h.Body, &e); err != nil {
-					return err
-				}
-			}
-			if h.Kind == millrace.KindVerify {
-				f.verify = append(f.verify, cloneVerify(&e))
-				continue
-			}
-			if err := f.batch.add(&e); err != nil {
-				return err
-			}
-			if f.mend != nil {
-				all = all || e.Kind == millrace.KindTruncate
-				keys = append(keys, mendKey(e.Table, e.Key))
-				if len(e.From) > 0 {
-					keys = append(keys, mendKey(e.Table, e.From))
-				}
-			}
-		}
-		f.hash.Absorb()
-		if !last && f.batch.size >= f.m.cfg.BatchBytes {
-			if err := f.sink.apply(ctx, f.batch); err != nil {
-				return err
-			}
-			f.batch.clear()
-		}
-	}
-	if x := end.XID; x != 0 {
-		xid := f.pending.Emitted(x)
-		if f.mend != nil {
-			f.mend.note(xid, keys, all)
-		}
-	}
-	at.Chain = f.hash.Chain(f.at.Chain)
-	at.Position, at.Time = u.Position, u.Time
-	f.passed = f.passed || f.fence != nil && f.from.Behind(f.fence)
-	f.at = &at
-	f.units++
-	return nil
-}
-
-// commit applies what the batch holds and moves the place, at the target; then it
-// tells the source.
-func (f *follower) commit(ctx context.Context) error {
-	if f.batch.holds() {
-		if err := f.sink.apply(ctx, f.batch); err != nil {
-			return err
-		}
-	}
-	r := &record{First: f.before + 1, Last: f.at.Index, Chain: f.at.Chain, Position: f.at.Position.String(), Units: f.units, Time: f.at.Time, Counts: make(map[string]Counts)}
+	r := &record{First: f.at.Index + 1, Last: t.at.Index, Chain: t.at.Chain, Position: t.at.Position.String(), Units: t.units, Time: t.at.Time, Counts: make(map[string]Counts)}
 	captured := *r
 	captured.Counts = make(map[string]Counts)
-	for _, t := range f.batch.tables {
-		if t.counts != (Counts{}) {
-			r.Counts[t.m.from.String()] = t.counts
-			captured.Counts[t.m.from.String()] = Counts{Puts: t.counts.Puts, Deletes: t.counts.Deletes, Truncates: t.counts.Truncates}
+	for _, b := range t.batch.tables {
+		if b.counts != (Counts{}) {
+			r.Counts[b.m.from.String()] = b.counts
+			captured.Counts[b.m.from.String()] = Counts{Puts: b.counts.Puts, Deletes: b.counts.Deletes, Truncates: b.counts.Truncates}
 		}
 	}
-	if err := f.certify.commit(ctx, f.sink, f.at.Index); err != nil {
+	if err := f.certify.commit(ctx, f.sink, t.at.Index); err != nil {
 		return err
 	}
-	if err := f.sink.commit(ctx, f.before, f.at, r); err != nil {
+	if err := f.sink.commit(ctx, f.at.Index, t.at, r); err != nil {
 		return err
 	}
-	f.before, f.units = f.at.Index, 0
-	f.batch.reset()
+	f.at = t.at
+	t.batch.reset()
+	f.spare = t.batch
 	if f.hot && !captured.empty() {
 		f.owed = append(f.owed, &captured)
 	} else if !captured.empty() {
-		if err := f.sink.record(ctx, f.src, &captured); err != nil {
+		if err := f.sink.record(ctx, f.src, quickRecordSQL, &captured); err != nil {
 			return err
 		}
 	}
 	f.from.Confirm(f.at.Position)
-	f.fenced = f.passed
+	f.fenced = f.fenced || t.passed != nil && t.passed == f.fence
 	return nil
 }
 
 // awaitFence has f wait for a fence that is still to be written.
 func (f *follower) awaitFence() error {
 	message, err := newToken()
-	f.fence = &fence{message: message}
-	f.passed, f.fenced = false, false
+	f.fence, f.fenced = &fence{message: message}, false
+	f.gatherer.fence.Store(f.fence)
 	return err
 }
 
 // enterOwed enters at the source what is owed there.
 func (f *follower) enterOwed(ctx context.Context) error {
 	for _, r := range f.owed {
-		if err := f.sink.record(ctx, f.src, r); err != nil {
+		if err := f.sink.record(ctx, f.src, quickRecordSQL, r); err != nil {
 			return err
 		}
 	}
@@ -509,7 +404,7 @@ func (f *follower) tend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.pending.Show(now)
+	f.shown = &now
 	for _, conn := range []*pgx.Conn{f.src, f.dst} {
 		if _, err := conn.Exec(ctx, "DELETE FROM millrace.migration_batch WHERE name = $1 AND written_at < now() - $2::text::interval", f.m.cfg.Name, keepBatches); err != nil {
 			return fmt.Errorf("prune batches: %w", err)

@@ -87,7 +87,7 @@ WHERE name = $1 AND table_id = (SELECT min(table_id::bigint)::oid FROM millrace.
 		if err := row.Scan(&id, &texts); err != nil {
 			return id, err
 		}
-		t := f.batch.tables[millrace.TableID(id)]
+		t := f.spare.tables[millrace.TableID(id)]
 		if t == nil {
 			return id, fmt.Errorf("table %d does not move", id)
 		}
@@ -173,7 +173,7 @@ func (f *follower) putMissing(ctx context.Context) error {
 	d := f.mend
 	f.mend = nil
 	left := 0
-	b := f.batch.tables[d.t.id]
+	b := f.spare.tables[d.t.id]
 	for _, key := range d.keys {
 		if d.window.LeavesOut(mendKey(d.t.id, key)) {
 			left++
@@ -181,11 +181,11 @@ func (f *follower) putMissing(ctx context.Context) error {
 		}
 		b.rows[string(key)] = &rowChange{deleted: d.rows[string(key)] == nil, columns: d.rows[string(key)]}
 	}
-	if err := f.sink.apply(ctx, f.batch); err != nil {
+	if err := f.sink.apply(ctx, f.spare); err != nil {
 		return err
 	}
-	f.batch.reset()
-	if err := f.sink.commit(ctx, f.before, f.at, &record{}); err != nil {
+	f.spare.reset()
+	if err := f.sink.commit(ctx, f.at.Index, f.at, &record{}); err != nil {
 		return err
 	}
 	f.m.log.Info("rows were read", "table", d.t.from.String(), "rows", len(d.keys)-left, "changed_meanwhile", left)

@@ -95,7 +95,7 @@ func (c *closer) drain(ctx context.Context, f *follower) error {
 		if err != nil {
 			return err
 		}
-		if f.before == f.at.Index && behind <= f.capture.Nearly() {
+		if behind <= f.capture.Nearly() {
 			break
 		}
 		if err := f.once(ctx); err != nil {

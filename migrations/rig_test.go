@@ -180,7 +180,7 @@ func upTo(ctx context.Context) Until {
 		if end == 0 {
 			end, _ = f.sourceEnd(ctx) // what fails is asked for again
 		}
-		return end > 0 && f.before == f.at.Index && f.at.Position.Token() >= end
+		return end > 0 && f.at.Position.Token() >= end
 	}
 }
 

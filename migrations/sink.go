@@ -26,11 +26,14 @@ type sink struct {
 	open  bool // a transaction is
 	// applying is called for what goes into the transaction, if it is set.
 	applying func(*tableBatch)
-	buf      []byte
+	// staged are the merges whose staging tables hold rows that this transaction has
+	// merged; its end empties them.
+	staged map[*merge]bool
+	buf    []byte
 }
 
 func (m *Migration) openSink(ctx context.Context, all []*mapping, exact bool) (_ *sink, err error) {
-	s := &sink{m: m, tables: all, exact: exact}
+	s := &sink{m: m, tables: all, exact: exact, staged: make(map[*merge]bool)}
 	if s.conn, err = m.connect(ctx, target); err != nil {
 		return nil, err
 	}
@@ -105,15 +108,21 @@ type job struct {
 }
 
 func (s *sink) table(ctx context.Context, g *merge, tb *tableBatch) (err error) {
-	var puts, missing, removed int64
+	if s.staged[g] { // this transaction has merged a part before
+		if _, err := s.conn.Exec(ctx, "DELETE FROM "+g.staging); err != nil {
+			return fmt.Errorf("empty the staging table: %w", err)
+		}
+	}
+	s.staged[g] = true
+	var has staged
 	s.buf = s.buf[:0]
-	if s.buf, puts, err = tb.stage(s.buf, s.exact); err != nil {
+	if s.buf, has, err = tb.stage(s.buf, s.exact); err != nil {
 		return err
 	}
 	if _, err := s.conn.PgConn().CopyFrom(ctx, bytes.NewReader(s.buf), g.copyIn); err != nil {
 		return fmt.Errorf("stage: %w", err)
 	}
-	var done, updated, inserted int64
+	var done, missing, removed, updated, inserted int64
 	var jobs []job
 	if tb.truncated {
 		jobs = append(jobs, job{g.truncate, &removed})
@@ -121,19 +130,55 @@ func (s *sink) table(ctx context.Context, g *merge, tb *tableBatch) (err error) 
 			jobs = append(jobs, job{fmt.Sprintf("DELETE FROM millrace.migration_missing WHERE name = %s AND table_id = %d", literal(s.m.cfg.Name), tb.m.id), &done})
 		}
 	}
-	jobs = append(jobs, job{g.complete, &done})
-	if s.exact {
-		jobs = append(jobs, job{"DELETE FROM " + g.staging + " WHERE u IS NOT NULL", &missing}, job{g.remove, &removed})
-		for _, sql := range g.holders {
-			jobs = append(jobs, job{sql, &done})
-		}
-	} else {
-		jobs = append(jobs, job{g.unmissed, &done}, job{g.missed, &done}, job{g.forgo, &missing}, job{g.remove, &removed})
-		for _, sql := range g.parking {
-			jobs = append(jobs, job{sql, &done})
+	if has.unchanged > 0 {
+		jobs = append(jobs, job{g.complete, &done})
+		if s.exact {
+			jobs = append(jobs, job{"DELETE FROM " + g.staging + " WHERE u IS NOT NULL", &missing})
 		}
 	}
-	jobs = append(jobs, job{g.update, &updated}, job{g.insert, &inserted}, job{"DELETE FROM " + g.staging, &done})
+	if !s.exact {
+		jobs = append(jobs, job{g.unmissed, &done})
+		if has.unchanged > 0 {
+			jobs = append(jobs, job{g.missed, &done}, job{g.forgo, &missing})
+		}
+	}
+	if has.deletes > 0 || has.unchanged > 0 && !s.exact { // what is missing goes too
+		jobs = append(jobs, job{g.remove, &removed})
+	}
+	if has.puts > 0 {
+		held := g.holders
+		if !s.exact {
+			held = g.parking
+		}
+		for _, sql := range held {
+			jobs = append(jobs, job{sql, &done})
+		}
+		jobs = append(jobs, job{g.update, &updated})
+	}
+	if err := s.run(ctx, jobs); err != nil {
+		return err
+	}
+	if s.exact && missing > 0 {
+		return fmt.Errorf("%w: %d rows are not there that changes are of; mend: look who else writes to %v at the target; then millrace migrate abort -f FILE, and begin again", ErrConflict, missing, tb.m.to)
+	}
+	if updated < has.puts-missing {
+		if err := s.run(ctx, []job{{g.insert, &inserted}}); err != nil {
+			return err
+		}
+	}
+	if updated+inserted != has.puts-missing {
+		return fmt.Errorf("%w: %d rows were to be put, %d were updated and %d inserted, %d wait; mend: look whether a rule or trigger at the target keeps rows out of %v", ErrConflict, has.puts, updated, inserted, missing, tb.m.to)
+	}
+	tb.counts.Keys += int64(len(tb.rows))
+	tb.counts.Updated += updated
+	tb.counts.Inserted += inserted
+	tb.counts.Deleted += removed
+	tb.counts.Missing += missing
+	return nil
+}
+
+// run runs statements one after the other, in one exchange.
+func (s *sink) run(ctx context.Context, jobs []job) error {
 	var text strings.Builder
 	for _, j := range jobs {
 		text.WriteString(j.sql)
@@ -143,23 +188,12 @@ func (s *sink) table(ctx context.Context, g *merge, tb *tableBatch) (err error) 
 	if err != nil {
 		return err
 	}
-	if len(results) != len(jobs) {
+	if len(results) != len(jobs) && len(jobs) > 0 {
 		return fmt.Errorf("the target answered %d of %d statements", len(results), len(jobs))
 	}
-	for i, r := range results {
-		*jobs[i].rows += r.CommandTag.RowsAffected()
+	for i, j := range jobs {
+		*j.rows += results[i].CommandTag.RowsAffected()
 	}
-	if s.exact && missing > 0 {
-		return fmt.Errorf("%w: %d rows are not there that changes are of; mend: look who else writes to %v at the target; then millrace migrate abort -f FILE, and begin again", ErrConflict, missing, tb.m.to)
-	}
-	if updated+inserted != puts-missing {
-		return fmt.Errorf("%w: %d rows were to be put, %d were updated and %d inserted, %d wait; mend: look whether a rule or trigger at the target keeps rows out of %v", ErrConflict, puts, updated, inserted, missing, tb.m.to)
-	}
-	tb.counts.Keys += int64(len(tb.rows))
-	tb.counts.Updated += updated
-	tb.counts.Inserted += inserted
-	tb.counts.Deleted += removed
-	tb.counts.Missing += missing
 	return nil
 }
 
@@ -179,6 +213,14 @@ const recordSQL = `
 INSERT INTO millrace.migration_batch (name, first_index, last_index, chain, position, units, counts, source_time)
 VALUES ($1, $2::text::numeric, $3::text::numeric, $4, $5, $6, $7::text::jsonb, $8) ON CONFLICT DO NOTHING`
 
+// quickRecordSQL is recordSQL for the source, where a batch is entered by itself: nobody
+// waits until it is on disk. What a crash of the source takes is entered again when
+// following begins again. At the target it is in the transaction that the source's
+// leave to forget depends on, and must not be used.
+const quickRecordSQL = `WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+INSERT INTO millrace.migration_batch (name, first_index, last_index, chain, position, units, counts, source_time)
+SELECT $1, $2::text::numeric, $3::text::numeric, $4, $5, $6, $7::text::jsonb, $8 FROM quick ON CONFLICT DO NOTHING`
+
 // commit moves the place and ends the transaction. before is where the place has to
 // stand; it is somewhere else where a process that was killed had sent its commit, and
 // following begins again then.
@@ -197,7 +239,7 @@ WHERE name = $1 AND index = $2::text::numeric`,
 		return fmt.Errorf("the place is not at index %v any more", before)
 	}
 	if !r.empty() {
-		if err := s.record(ctx, s.conn, r); err != nil {
+		if err := s.record(ctx, s.conn, recordSQL, r); err != nil {
 			return err
 		}
 	}
@@ -205,16 +247,17 @@ WHERE name = $1 AND index = $2::text::numeric`,
 		return fmt.Errorf("commit at the target: %w", err)
 	}
 	s.open = false
+	clear(s.staged)
 	return nil
 }
 
 // record enters a batch at a side.
-func (s *sink) record(ctx context.Context, conn *pgx.Conn, r *record) error {
+func (s *sink) record(ctx context.Context, conn *pgx.Conn, sql string, r *record) error {
 	text, err := json.Marshal(r.Counts)
 	if err != nil {
 		return err
 	}
-	if _, err := conn.Exec(ctx, recordSQL, s.m.cfg.Name, r.First.String(), r.Last.String(), r.Chain[:], r.Position, r.Units, string(text), r.Time); err != nil {
+	if _, err := conn.Exec(ctx, sql, s.m.cfg.Name, r.First.String(), r.Last.String(), r.Chain[:], r.Position, r.Units, string(text), r.Time); err != nil {
 		return fmt.Errorf("enter a batch: %w", err)
 	}
 	return nil
