@@ -48,6 +48,16 @@ func loads() []load {
 				UPDATE records SET changed = changed + interval '1 second' WHERE id = 1 + i * 7 % 20000`,
 		},
 		{
+			// The same with the indexes that such a table has where people look things up in
+			// it: each update makes new entries in all of them.
+			name: "hot-indexed", tables: []string{"records"}, changes: 4,
+			setup: records(20_000) + `; CREATE INDEX ON records (zone_id, name, type); CREATE INDEX ON records (name text_pattern_ops); CREATE INDEX ON records (content); CREATE INDEX ON records (changed)`,
+			once: `UPDATE records SET content = md5(i::text), changed = changed + interval '1 second' WHERE id = 1 + i % 200;
+				UPDATE records SET ttl = 60 + i % 100, changed = changed + interval '1 second' WHERE id = 1 + i * 31 % 200;
+				UPDATE records SET content = md5((i + 1)::text), changed = changed + interval '1 second' WHERE id = 1 + i * 17 % 1000;
+				UPDATE records SET changed = changed + interval '1 second' WHERE id = 1 + i * 7 % 20000`,
+		},
+		{
 			// 6 updates, 2 inserts and 2 deletes; half the updates go to 200 of the records.
 			name: "dns", tables: []string{"records"}, changes: 10,
 			setup: records(100_000),
@@ -130,9 +140,11 @@ func follows(b *testing.B, l load, version int) {
 		for _, w := range order {
 			runtime.GC()
 			simple(b, ours.Pool, "CHECKPOINT")
+			spent := watch()
 			began := time.Now()
 			w.run(fmt.Sprint(round))
 			now[w.name] = float64(n*l.changes) / time.Since(began).Seconds()
+			spent.spent(b, w.name+" spent", map[string]any{"round": round})
 			ended()
 			ended = func() {}
 			rates[w.name] = append(rates[w.name], now[w.name])
