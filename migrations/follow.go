@@ -410,5 +410,8 @@ func (f *follower) tend(ctx context.Context) error {
 			return fmt.Errorf("prune batches: %w", err)
 		}
 	}
+	if err := f.closeGaps(ctx); err != nil {
+		return err
+	}
 	return f.certify.tend(ctx, f)
 }

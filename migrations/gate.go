@@ -94,6 +94,9 @@ func (g *gate) install(ctx context.Context, tables []table.Name) error {
 			return fmt.Errorf("make the gate at the %s: %w", g.where, err)
 		}
 	}
+	if err := g.watchPartitions(ctx); err != nil {
+		return err
+	}
 	for _, t := range tables {
 		if err := g.guard(ctx, t); err != nil {
 			return fmt.Errorf("guard table %v at the %s: %w", t, g.where, err)
@@ -206,8 +209,9 @@ func (g *gate) remove(ctx context.Context, tables []table.Name, keep bool) error
 	}
 	for _, t := range tables {
 		rows, err := g.conn.Query(ctx, `
-WITH RECURSIVE tree (oid) AS (SELECT to_regclass($1)::oid UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid)
-SELECT g.tgname || ' ON ' || c.oid::regclass FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_trigger g ON g.tgrelid = c.oid AND g.tgname IN ($2, $3)`, t.Quoted(), denyTrigger, denyRows)
+WITH RECURSIVE tree (oid, level) AS (SELECT to_regclass($1)::oid, 0 UNION SELECT i.inhrelid, level + 1 FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid)
+SELECT g.tgname || ' ON ' || c.oid::regclass FROM tree JOIN pg_class c ON c.oid = tree.oid JOIN pg_trigger g ON g.tgrelid = c.oid AND g.tgname IN ($2, $3)
+ORDER BY level -- from above, or the event trigger might put some back`, t.Quoted(), denyTrigger, denyRows)
 		if err != nil {
 			return fmt.Errorf("look for triggers at the %s: %w", g.where, err)
 		}
@@ -230,7 +234,7 @@ SELECT g.tgname || ' ON ' || c.oid::regclass FROM tree JOIN pg_class c ON c.oid 
 			return fmt.Errorf("take the gate at the %s away: %w", g.where, err)
 		}
 	}
-	return nil
+	return g.forgetPartitions(ctx)
 }
 
 // set closes the gate for a term, or opens it where nobody else can be at work. It takes

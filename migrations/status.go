@@ -29,6 +29,10 @@ type Status struct {
 	Copy    *CopyStatus   `json:"copy,omitempty"`
 	Follow  *FollowStatus `json:"follow,omitempty"`
 	Batches []Batch       `json:"batches"` // the newest, newest first
+	// Unguarded are tables of the side that takes no writes on which nothing denies them:
+	// somebody has made them, or disabled their triggers. The process that follows closes
+	// them.
+	Unguarded []string `json:"unguarded,omitempty"`
 	// Emergency is what stands at the source for clients that still go there; absent
 	// where nothing does.
 	Emergency *EmergencyStatus `json:"emergency,omitempty"`
@@ -137,6 +141,9 @@ AND ((classid::bigint << 32) | objid::bigint) = hashtextextended('millrace.migra
 	if s.Batches, err = m.batches(ctx, src, dst); err != nil {
 		return nil, err
 	}
+	if s.Unguarded, err = (&gate{conn: dst, where: target, name: m.known()}).unguarded(ctx, m.tables(target)); err != nil {
+		return nil, err
+	}
 	s.Phase = s.phase()
 	return s, nil
 }
@@ -147,7 +154,7 @@ func (m *Migration) awayStatus(ctx context.Context, s *Status) (*Status, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.Step, s.StepAt, s.Paused, s.Running, s.Follow, s.Batches = away.Step, away.StepAt, away.Paused, away.Running, away.Follow, away.Batches
+	s.Step, s.StepAt, s.Paused, s.Running, s.Follow, s.Batches, s.Unguarded = away.Step, away.StepAt, away.Paused, away.Running, away.Follow, away.Batches, away.Unguarded
 	s.Phase = "writers are at the target; the way back is " + away.Phase
 	return s, nil
 }
