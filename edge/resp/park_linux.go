@@ -27,6 +27,7 @@ func (c *conn) park() bool {
 		return false
 	}
 	l := c.s.loops.of(c)
+	c.room() // gives back what a large command took
 	if l == nil || !c.detach(sc, l) {
 		c.stays = stay
 		return false
