@@ -27,8 +27,8 @@ func (a *app) verifyCommand() *cobra.Command {
 		Long: `Compare the rows of all edges with the source, beside the running stream: transfer sends what the source has
 in ranges of keys, and each edge compares what it has stored. TABLE is schema.table; all tables otherwise.
 
-With --wait the results of all edges that report are awaited and printed; exit code 1 if any differs or has no
-result. Without, millrace status shows them as they come. The command goes to this host's transfer, which must be
+With --wait the results of all edges that report are awaited and printed, those behind relays in one line for each relay
+at the top; exit code 1 if any differs or has no result. Without, millrace status shows them as they come. The command goes to this host's transfer, which must be
 publishing the stream.`,
 		Example: "  millrace verify --wait\n  millrace verify public.accounts",
 		Args:    func(_ *cobra.Command, args []string) error { return qualified(args) },
@@ -130,9 +130,12 @@ func (c *commander) passes(ctx context.Context, tables []string, before []admin.
 	return passes, nil
 }
 
-// verifyResult is what one edge has found in one table.
+// verifyResult is what one edge, or those below one, have found in one table.
 type verifyResult struct {
-	Edge  string `json:"edge"`
+	Edge string `json:"edge"`
+	// Below tells that it is of so many edges that follow Edge, and not of Edge: Equal is
+	// that of the one with the fewest ranges, Different and Skipped count edges.
+	Below int    `json:"below,omitempty"`
 	Table string `json:"table"`
 	// Result is equal, different, skipped (some ranges were, or have no result),
 	// or none.
@@ -209,16 +212,19 @@ func behindPass(edges []edgestatus.Edge, epoch millrace.Epoch, last millrace.Ind
 	for i := range edges {
 		e := &edges[i]
 		compared := e.Epoch == epoch && e.Index >= last && (e.Verifying == 0 || e.Verifying > last)
-		if reports(e) && !compared {
+		if !e.Reports() {
+			continue
+		}
+		if !compared {
 			late = append(late, plain(e.Edge))
+		}
+		if b := e.Below; b != nil {
+			if n := b.Reporting - b.Verified(epoch, last); n > 0 {
+				late = append(late, fmt.Sprintf("%d below %s", n, plain(e.Edge)))
+			}
 		}
 	}
 	return late
-}
-
-// reports tells whether results are to be expected of an edge.
-func reports(e *edgestatus.Edge) bool {
-	return !e.Silent && e.State != edgestatus.StateStopped && e.State != edgestatus.StateFault
 }
 
 func resultsOf(edges []edgestatus.Edge, passes []admin.VerifyStatus) []verifyResult {
@@ -226,14 +232,53 @@ func resultsOf(edges []edgestatus.Edge, passes []admin.VerifyStatus) []verifyRes
 	for i := range edges {
 		for j := range passes {
 			all = append(all, resultOf(&edges[i], &passes[j]))
+			if b := edges[i].Below; b != nil && b.Edges > 0 {
+				all = append(all, resultBelow(&edges[i], &passes[j]))
+			}
 		}
 	}
 	return all
 }
 
+// resultBelow is what the edges have found that follow another one, and those that follow
+// them.
+func resultBelow(e *edgestatus.Edge, pass *admin.VerifyStatus) verifyResult {
+	b := e.Below
+	r := verifyResult{Edge: e.Edge, Below: b.Edges, Table: pass.Table, Result: resultNone, reports: true}
+	if !e.Reports() || b.Reporting == 0 {
+		r.reports, r.Why = false, "none of them reports"
+		return r
+	}
+	p, ok := b.Pass(pass.Table)
+	if !ok || p.ID != pass.ID {
+		p = edgestatus.PassSummary{}
+	}
+	// Who holds less than all of the stream may not hold the table.
+	lacking := b.Reporting - b.Partial - (p.Edges - p.Partial)
+	if p.Edges > 0 {
+		r.Equal = p.Equal
+	}
+	switch {
+	case p.Different > 0:
+		r.Result, r.Different = resultDifferent, uint64(p.Different)
+		r.Why = fmt.Sprintf("ranges differ at %d of them; mend: millrace load %s", p.Different, pass.Table)
+	case lacking > 0:
+		r.Why = fmt.Sprintf("%d of %d that report have no result of this pass: they were started again since, or another pass has begun", lacking, b.Reporting)
+	case p.Edges == 0:
+		r.reports, r.apart, r.Why = false, true, "they hold less than all of the table"
+	case p.Skipped > 0:
+		r.Result, r.Skipped, r.Why = resultSkipped, uint64(p.Skipped), fmt.Sprintf("%d of them have passed over ranges", p.Skipped)
+	case p.Equal < pass.Ranges:
+		r.Result, r.Why = resultSkipped, fmt.Sprintf("at some of them %d of %d ranges have no result: they were started again meanwhile", pass.Ranges-p.Equal, pass.Ranges)
+	default:
+		r.Result = resultEqual
+	}
+	return r
+}
+
 func resultOf(e *edgestatus.Edge, pass *admin.VerifyStatus) verifyResult {
 	r := verifyResult{Edge: e.Edge, Table: pass.Table, Result: resultNone}
-	if r.reports = reports(e); !r.reports {
+	if r.reports = e.Reports(); !r.reports {
 		r.Why = "the edge is " + plain(edgeState(e))
 		return r
 	}
@@ -314,7 +359,11 @@ func (c *commander) printTable(results []verifyResult) error {
 	fmt.Fprintln(w, "EDGE\tTABLE\tRESULT\tRANGES\tROWS\tINDEX\t")
 	for i := range results {
 		r := &results[i]
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", plain(r.Edge), plain(r.Table), r.Result, r.Equal+r.Different+r.Skipped, r.Rows, r.Index, r.Why)
+		edge := plain(r.Edge)
+		if r.Below > 0 {
+			edge = fmt.Sprintf("%d below %s", r.Below, edge)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%d\t%s\n", edge, plain(r.Table), r.Result, r.Equal+r.Different+r.Skipped, r.Rows, r.Index, r.Why)
 	}
 	return w.Flush()
 }

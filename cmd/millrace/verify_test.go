@@ -374,6 +374,34 @@ func TestVerifyCommand(t *testing.T) {
 		t.Errorf("verify --json: %s (%v)", out, err)
 	}
 
+	// Those behind a relay are waited for as well, and have a line of their own.
+	below := func(r edgestatus.Report) edgestatus.Edge {
+		r.Epoch, r.State = good.Epoch, edgestatus.StateStream
+		return edgestatus.Edge{Report: r}
+	}
+	relay := &edgestatus.Report{Edge: "relay", State: edgestatus.StateStream, Index: 110, Verify: good.Verify}
+	relay.Below = edgestatus.Summarise([]edgestatus.Edge{
+		below(edgestatus.Report{Edge: "leaf-1", Index: 110, Verify: good.Verify}), below(edgestatus.Report{Edge: "leaf-2", Index: 99}),
+	}, nil)
+	o.put(t, relay)
+	o.forget()
+	_, stderr = o.run(t, exitFailure, "verify", "--wait", "--timeout", "3s")
+	wantWords(t, "edges behind a relay that are late", stderr, "within 3s", "1 below relay")
+	relay.Below = edgestatus.Summarise([]edgestatus.Edge{
+		below(edgestatus.Report{Edge: "leaf-1", Index: 110, Verify: good.Verify}),
+		below(edgestatus.Report{Edge: "leaf-2", Index: 100, Verify: []edgestatus.TableVerify{tableVerify("public.items", different)}}),
+	}, nil)
+	o.put(t, relay)
+	o.forget()
+	out, stderr = o.run(t, exitFailure, "verify", "--wait")
+	wantWords(t, "verify behind a relay", out, "2 below relay", "ranges differ at 1 of them", "1 of 2 that report have no result of this pass")
+	wantWords(t, "its error", stderr, "differ", "2 of 12")
+	relay.Below = edgestatus.Summarise([]edgestatus.Edge{below(edgestatus.Report{Edge: "leaf-1", Index: 110, Verify: good.Verify})}, nil)
+	o.put(t, relay)
+	if r := resultBelow(&edgestatus.Edge{Report: *relay}, &admin.VerifyStatus{Table: "public.items", ID: 7, Ranges: 2}); r.Result != resultEqual || !r.reports {
+		t.Errorf("all below a relay are equal: %+v", r)
+	}
+
 	// The same is in the status.
 	o.put(t, &edgestatus.Report{Edge: "dead", State: edgestatus.StateStream, Index: 1, Interval: 0.001, Error: "no route\nto host\x1b[2J"})
 	until(t, "the dead edge is silent", func() error {
@@ -391,8 +419,8 @@ func TestVerifyCommand(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &places); err != nil || len(places) != 1 {
 		t.Fatalf("status --json: %s (%v)", out, err)
 	}
-	if edges, _ := places[0]["edges"].([]any); len(edges) != 5 {
-		t.Errorf("status --json has %d edges, want 5: %s", len(edges), out)
+	if edges, _ := places[0]["edges"].([]any); len(edges) != 6 {
+		t.Errorf("status --json has %d edges, want 6: %s", len(edges), out)
 	}
 	for _, name := range []string{"stream", "epoch", "index", "chain", "lag_seconds"} {
 		if _, ok := places[0][name]; !ok {

@@ -69,7 +69,7 @@ func (f *Fleet) Take(m topic.Message) {
 
 // slim leaves the numbers, and of what differs what a summary says.
 func (r *Report) slim() {
-	r.differs, r.tables = r.Differs(), tablesOf(r)
+	r.differs, r.tables, r.passes = r.Differs(), tablesOf(r), passesOf(r)
 	r.Verify, r.Diverged, r.Log, r.Error = nil, nil, nil, short(r.Error, maxWhy)
 }
 

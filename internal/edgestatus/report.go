@@ -97,9 +97,10 @@ type Report struct {
 	// Interval is how often the edge reports in any case, in seconds.
 	Interval float64 `json:"interval_seconds"`
 
-	// differs and tables are kept of what a slim fleet leaves out.
+	// differs, tables and passes are kept of what a slim fleet leaves out.
 	differs bool
 	tables  []TableSummary
+	passes  []PassSummary
 }
 
 // Held is a table that a partial edge holds.
@@ -277,9 +278,9 @@ func (r *Report) shrink() bool {
 		r.Diverged = r.Diverged[:n/2]
 		return true
 	}
-	if b := r.Below; b != nil && len(b.Worst)+len(b.Last)+len(b.Tables)+len(b.Forks) > 0 {
+	if b := r.Below; b != nil && len(b.Worst)+len(b.Last)+len(b.Tables)+len(b.Forks)+len(b.Passes) > 0 {
 		short := *b // the counts stay
-		short.Worst, short.Last, short.Tables, short.Forks = nil, nil, nil, nil
+		short.Worst, short.Last, short.Tables, short.Forks, short.Passes = nil, nil, nil, nil, nil
 		r.Below = &short
 		return true
 	}

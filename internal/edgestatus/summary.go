@@ -3,7 +3,6 @@ package edgestatus
 import (
 	"cmp"
 	"maps"
-	"math"
 	"slices"
 
 	"github.com/millrace-db/millrace"
@@ -17,6 +16,7 @@ const (
 	maxChains   = 16
 	maxForks    = 10
 	maxTables   = 20
+	maxPasses   = 32
 	maxWorst    = 20
 	maxLast     = 20
 	maxName     = 80
@@ -75,37 +75,17 @@ type Summary struct {
 	Compared int    `json:"compared"`
 	Forked   int    `json:"forked"`
 	Forks    []Fork `json:"forks,omitempty"`
+	// Reporting are the edges of which results of verification are to be expected, Partial
+	// those of them that hold less than all of the stream.
+	Reporting int `json:"reporting,omitempty"`
+	Partial   int `json:"partial,omitempty"`
+	// Passes are the newest passes of verification that edges have results of: of 32
+	// tables at most, those with the newest.
+	Passes []PassSummary `json:"passes,omitempty"`
 	// Worst are edges that somebody should look at, the worst first, and Last those
 	// that have come least far; each at most twenty.
 	Worst []Line `json:"worst,omitempty"`
 	Last  []Line `json:"last,omitempty"`
-}
-
-// EpochSummary is of the edges that hold one epoch.
-type EpochSummary struct {
-	Epoch   millrace.Epoch `json:"epoch"`
-	Edges   int            `json:"edges"`
-	Lowest  millrace.Index `json:"lowest"`
-	Highest millrace.Index `json:"highest"`
-	// Bins say how far edges are: each stands for a number of edges that are at its
-	// index or after it, so what is counted from them is never too much. Their indexes
-	// ascend.
-	Bins []Bin `json:"bins"`
-	// Chains are those at the highest indexes.
-	Chains []ChainAt `json:"chains,omitempty"`
-}
-
-// Bin is a number of edges that have come to an index.
-type Bin struct {
-	Index millrace.Index `json:"index"`
-	Edges int            `json:"edges"`
-}
-
-// ChainAt is the chain that an edge, and perhaps others, have at an index.
-type ChainAt struct {
-	Index millrace.Index `json:"index"`
-	Chain string         `json:"chain"`
-	Edge  string         `json:"edge"`
 }
 
 // Fork is an edge that has another history than the one it was compared with.
@@ -157,17 +137,20 @@ const behindLag = 60
 
 // valid tells that a summary which somebody else has made can be added to others.
 func (s *Summary) valid() bool {
-	numbers := []int{s.Edges, s.Silent, s.Stopped, s.Gone, s.Relays, s.Levels, s.OtherEpochs, s.LagUnknown, s.Room, s.Different, s.MoreTables, s.Forked, s.Compared}
+	numbers := []int{s.Edges, s.Silent, s.Stopped, s.Gone, s.Relays, s.Levels, s.OtherEpochs, s.LagUnknown, s.Room, s.Different, s.MoreTables, s.Forked, s.Compared, s.Reporting, s.Partial}
 	numbers = append(numbers, s.Lag...)
 	numbers = slices.AppendSeq(slices.AppendSeq(numbers, maps.Values(s.States)), maps.Values(s.Versions))
 	for i := range s.Epochs {
 		numbers = append(numbers, s.Epochs[i].Edges)
-		for _, b := range s.Epochs[i].Bins {
+		for _, b := range slices.Concat(s.Epochs[i].Bins, s.Epochs[i].Verified) {
 			numbers = append(numbers, b.Edges)
 		}
 	}
 	for i := range s.Tables {
 		numbers = append(numbers, s.Tables[i].Edges)
+	}
+	for i := range s.Passes {
+		numbers = append(numbers, s.Passes[i].Edges, s.Passes[i].Partial, s.Passes[i].Different, s.Passes[i].Skipped)
 	}
 	return !slices.ContainsFunc(numbers, func(n int) bool { return n < 0 || n > maxCount })
 }
@@ -185,6 +168,10 @@ func (s *Summary) clip() {
 		t := &s.Tables[i]
 		t.Table, t.Edge, t.Reason = short(t.Table, maxName), short(t.Edge, maxName), short(t.Reason, maxWhy)
 	}
+	s.Passes = s.Passes[:min(len(s.Passes), maxPasses)]
+	for i := range s.Passes {
+		s.Passes[i].Table = short(s.Passes[i].Table, maxName)
+	}
 	for _, lines := range [][]Line{s.Worst, s.Last} {
 		for i := range lines {
 			l := &lines[i]
@@ -194,7 +181,7 @@ func (s *Summary) clip() {
 	s.Epochs = s.Epochs[:min(len(s.Epochs), maxEpochs)]
 	for i := range s.Epochs {
 		e := &s.Epochs[i]
-		e.Bins, e.Chains = bins(e.Bins, maxBins), e.Chains[:min(len(e.Chains), maxChains)]
+		e.Bins, e.Verified, e.Chains = bins(e.Bins, maxBins), bins(e.Verified, maxBins), e.Chains[:min(len(e.Chains), maxChains)]
 		for j := range e.Chains {
 			c := &e.Chains[j]
 			c.Chain, c.Edge = short(c.Chain, maxChain), short(c.Edge, maxName)
@@ -245,6 +232,14 @@ func (s *Summary) add(e *Edge, known chainOf) {
 		s.Different++
 		s.tables(tablesOf(&e.Report))
 	}
+	if e.Reports() {
+		s.Reporting++
+		if len(e.Holds) > 0 {
+			s.Partial++
+		}
+		one.Verified = []Bin{{e.comparedTo(), 1}}
+		s.passes(passesOf(&e.Report))
+	}
 	s.epochs([]EpochSummary{one})
 	if line.Rank > 0 {
 		s.worst([]Line{line})
@@ -253,7 +248,11 @@ func (s *Summary) add(e *Edge, known chainOf) {
 	if e.Below != nil {
 		s.Relays++
 		s.Levels = max(s.Levels, 1)
-		s.merge(e.Below, 1)
+		below := e.Below
+		if e.Silent {
+			below = below.unreported()
+		}
+		s.merge(below, 1)
 		if e.Silent {
 			s.Silent += e.Below.Edges - e.Below.Silent
 		}
@@ -263,7 +262,7 @@ func (s *Summary) add(e *Edge, known chainOf) {
 // finish brings it into its last form.
 func (s *Summary) finish() *Summary {
 	for i := range s.Epochs {
-		s.Epochs[i].Bins = bins(s.Epochs[i].Bins, maxBins)
+		s.Epochs[i].Bins, s.Epochs[i].Verified = bins(s.Epochs[i].Bins, maxBins), bins(s.Epochs[i].Verified, maxBins)
 	}
 	return s
 }
@@ -343,6 +342,9 @@ func (s *Summary) merge(o *Summary, levels int) {
 	s.MoreTables += o.MoreTables
 	s.Forked += o.Forked
 	s.Compared += o.Compared
+	s.Reporting += o.Reporting
+	s.Partial += o.Partial
+	s.passes(o.Passes)
 	s.forks(o.Forks)
 	s.tables(o.Tables)
 	s.epochs(o.Epochs)
@@ -418,120 +420,4 @@ func keep[T any](all []T, n int, order func(a, b T) int) []T {
 	}
 	slices.SortStableFunc(all, order)
 	return all[:min(len(all), n)]
-}
-
-// epochs adds up what is said of epochs.
-func (s *Summary) epochs(more []EpochSummary) {
-	for i := range more {
-		m := &more[i]
-		at := slices.IndexFunc(s.Epochs, func(o EpochSummary) bool { return o.Epoch == m.Epoch })
-		if at < 0 {
-			s.Epochs = append(s.Epochs, EpochSummary{Epoch: m.Epoch, Lowest: millrace.Index(math.MaxUint64)})
-			at = len(s.Epochs) - 1
-		}
-		e := &s.Epochs[at]
-		e.Edges += m.Edges
-		e.Lowest, e.Highest = min(e.Lowest, m.Lowest), max(e.Highest, m.Highest)
-		if e.Bins = append(e.Bins, m.Bins...); len(e.Bins) > 8*maxBins {
-			e.Bins = bins(e.Bins, maxBins)
-		}
-		s.chains(e, m.Chains)
-	}
-	// Whatever one edge says, the epochs that most hold stay.
-	slices.SortFunc(s.Epochs, func(a, b EpochSummary) int {
-		return cmp.Or(cmp.Compare(b.Edges, a.Edges), cmp.Compare(b.Epoch, a.Epoch))
-	})
-	for len(s.Epochs) > maxEpochs {
-		s.OtherEpochs += s.Epochs[len(s.Epochs)-1].Edges
-		s.Epochs = s.Epochs[:len(s.Epochs)-1]
-	}
-	slices.SortFunc(s.Epochs, func(a, b EpochSummary) int { return cmp.Compare(b.Epoch, a.Epoch) })
-}
-
-// bins puts equal indexes together and, where there are more than most, neighbours of
-// which there are few. What is told from them is short of a part 2/most of the edges at
-// most, and of none where all are on one side.
-func bins(all []Bin, most int) []Bin {
-	slices.SortFunc(all, func(a, b Bin) int { return cmp.Compare(a.Index, b.Index) })
-	total := 0
-	few := all[:0]
-	for _, b := range all {
-		total += b.Edges
-		if n := len(few); n > 0 && few[n-1].Index == b.Index {
-			few[n-1].Edges += b.Edges
-			continue
-		}
-		few = append(few, b)
-	}
-	if len(few) <= most {
-		return few
-	}
-	limit := (2*total + most - 1) / most
-	fewer := few[:1]
-	for _, b := range few[1:] {
-		if last := &fewer[len(fewer)-1]; last.Edges+b.Edges <= limit {
-			last.Edges += b.Edges
-		} else {
-			fewer = append(fewer, b)
-		}
-	}
-	return fewer
-}
-
-// chains compares edges at the same index with each other, and keeps those of the
-// highest indexes.
-func (s *Summary) chains(e *EpochSummary, more []ChainAt) {
-	for _, c := range more {
-		i := slices.IndexFunc(e.Chains, func(o ChainAt) bool { return o.Index == c.Index })
-		switch {
-		case i < 0:
-			e.Chains = append(e.Chains, c)
-		case e.Chains[i].Chain != c.Chain:
-			s.Forked++
-			s.forks([]Fork{{Epoch: e.Epoch, Index: c.Index, Edge: c.Edge, Chain: c.Chain, With: "edge " + e.Chains[i].Edge, Other: e.Chains[i].Chain}})
-		}
-	}
-	e.Chains = keep(e.Chains, maxChains, func(a, b ChainAt) int { return cmp.Compare(b.Index, a.Index) })
-}
-
-// Reached returns how many edges hold at least index of an epoch, or a later epoch. It
-// is never too many; where indexes lie close together it may be too few, until all of
-// them are past it.
-func (s *Summary) Reached(epoch millrace.Epoch, index millrace.Index) (n int) {
-	for i := range s.Epochs {
-		e := &s.Epochs[i]
-		switch {
-		case e.Epoch > epoch:
-			n += e.Edges
-		case e.Epoch == epoch:
-			for _, b := range e.Bins {
-				if b.Index >= index {
-					n += b.Edges
-				}
-			}
-		}
-	}
-	return n
-}
-
-// Lowest returns the lowest index of the edges that hold an epoch; ok is false if none
-// does.
-func (s *Summary) Lowest(epoch millrace.Epoch) (index millrace.Index, ok bool) {
-	for i := range s.Epochs {
-		if s.Epochs[i].Epoch == epoch {
-			return s.Epochs[i].Lowest, true
-		}
-	}
-	return 0, false
-}
-
-// Behind returns how many edges hold an older epoch, or none.
-func (s *Summary) Behind(epoch millrace.Epoch) (n int) {
-	n = s.OtherEpochs
-	for i := range s.Epochs {
-		if s.Epochs[i].Epoch < epoch {
-			n += s.Epochs[i].Edges
-		}
-	}
-	return n
 }

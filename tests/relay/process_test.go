@@ -107,6 +107,10 @@ func TestTree(t *testing.T) {
 	leaf := r.edge("leaf", left, right)
 	r.await(copyLimit, leaf, root)
 
+	// Edges behind relays compare their rows too, and are waited for.
+	if p := r.s.Run(r.transfer.Config, "verify", "--wait", "--timeout", "1m"); p.ExitCode() != 0 || !strings.Contains(p.Stdout(), "3 below root") {
+		t.Errorf("verify --wait: exit code %d: %s%s", p.ExitCode(), p.Stdout(), p.Stderr())
+	}
 	first := r.upstream(leaf, left, right)
 	s, err := leaf.Status(t.Context())
 	if err != nil || s.Upstream == nil || !slices.Equal(s.Upstream.Path, []string{first.ID, "root"}) {
