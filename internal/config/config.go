@@ -177,6 +177,7 @@ type Edge struct {
 
 	Upstream    Choice   `key:"upstream" unit:"kafka, or URLs" default:"kafka" doc:"Where the edge takes its streams from: kafka, or other edges that keep a log, as in [https://10.0.0.7:7443, unix:/run/millrace.sock], one of which it follows. Edges with the same list spread over it. kafka may stand among them, and is one more then."`
 	Secondaries []string `key:"secondaries" unit:"URLs, or kafka" doc:"What is followed where none of edge.upstream serves what is needed, for instance because their logs, or the topic, do not reach so far back: edges, or kafka."`
+	Follow      Follow   `key:"follow" doc:"When this edge leaves the edge that it follows for another one of the two lists."`
 	Relay       Relay    `key:"relay" doc:"What this edge gives to those that follow it, which it does where it keeps a log and answers HTTP."`
 }
 
@@ -192,6 +193,15 @@ type Images struct {
 type Relay struct {
 	MaxPeers int  `key:"max_peers" unit:"edges" default:"64" doc:"The most edges that follow each stream here at once; further ones are turned away and try others. 1 to 1000."`
 	MaxRate  Size `key:"max_rate" unit:"bytes" default:"0" doc:"The most bytes that one of them gets in a second. 0 for no limit; otherwise at least 64KiB."`
+}
+
+// Follow are the times that the choice of an upstream goes by.
+type Follow struct {
+	Silence Duration `key:"silence" unit:"duration" default:"5s" doc:"How long the one that is followed may send nothing, though it says every second where it stands, before it counts as gone. Longer where links are lost for seconds at a time. 2s to 10m."`
+	Stale   Duration `key:"stale" unit:"duration" default:"10s" doc:"How long it may bring nothing new before others are asked whether they have more. 1s to 1h."`
+	Margin  Duration `key:"margin" unit:"duration" default:"5s" doc:"By how much, by the source's clock, another one must be fresher to be gone over to. 100ms to 1h."`
+	Probe   Duration `key:"probe" unit:"duration" default:"10s" doc:"How often others are asked while there is a reason to; otherwise they are asked once a minute. 1s to 1m."`
+	Ban     Duration `key:"ban" unit:"duration" default:"10m" doc:"How long one that twice gave what is not of the history is not asked. 1m to 168h."`
 }
 
 // UpstreamKafka is the stream's topic.

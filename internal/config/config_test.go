@@ -216,6 +216,28 @@ func TestDefaultsOfAnEdge(t *testing.T) {
 	}
 }
 
+// The times of the choice of an upstream have bounds, and defaults.
+func TestFollow(t *testing.T) {
+	edge := func(text string) (*Config, error) {
+		return Parse("m.yaml", []byte("streams:\n  - name: a\nedge:\n  upstream: [\"http://up:1\"]\n"+text), nil)
+	}
+	s := func(n int) Duration { return Duration(time.Duration(n) * time.Second) }
+	for text, want := range map[string]Follow{
+		"":                                   {Silence: s(5), Stale: s(10), Margin: s(5), Probe: s(10), Ban: s(600)},
+		"  follow: {silence: 1m, ban: 1h}\n": {Silence: s(60), Stale: s(10), Margin: s(5), Probe: s(10), Ban: s(3600)},
+	} {
+		if c, err := edge(text); err != nil || c.Edge.Follow != want {
+			t.Errorf("%q: got %+v, %v", text, c.Edge.Follow, err)
+		}
+	}
+	for _, wrong := range []string{"silence: 1s", "stale: 0s", "margin: 2h", "probe: 2m", "ban: 1s"} {
+		name, _, _ := strings.Cut(wrong, ":")
+		if _, err := edge("  follow: {" + wrong + "}\n"); err == nil || !strings.Contains(err.Error(), "edge.follow."+name+": ") {
+			t.Errorf("%s: %v", wrong, err)
+		}
+	}
+}
+
 func TestEnvironmentWins(t *testing.T) {
 	c, err := Parse("m.yaml", []byte(example), []string{
 		"MILLRACE_STREAMS_BANK_SOURCE_URL=postgres://other/db",

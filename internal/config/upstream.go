@@ -3,6 +3,7 @@ package config
 import (
 	"net/url"
 	"strings"
+	"time"
 )
 
 // upstreams checks where an edge takes its streams from, and what it gives to others.
@@ -26,6 +27,12 @@ func (k *checker) upstreams() {
 			seen[text] = list.path
 		}
 	}
+	f := &e.Follow
+	k.between("edge.follow.silence", f.Silence, 2*time.Second, 10*time.Minute)
+	k.between("edge.follow.stale", f.Stale, time.Second, time.Hour)
+	k.between("edge.follow.margin", f.Margin, 100*time.Millisecond, time.Hour)
+	k.between("edge.follow.probe", f.Probe, time.Second, time.Minute)
+	k.between("edge.follow.ban", f.Ban, time.Minute, 7*24*time.Hour)
 	if e.Relay.MaxPeers < 1 || e.Relay.MaxPeers > 1000 {
 		k.bad("edge.relay.max_peers", "%d: want 1 to 1000", e.Relay.MaxPeers)
 	}

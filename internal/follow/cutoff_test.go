@@ -253,6 +253,28 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+// An upstream that sends nothing any more is taken for gone when the configuration says.
+func TestSilenceIsConfigured(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	up := b.edge(filepath.Join(t.TempDir(), "up"))
+	b.unit()
+	up.at(1)
+	child := b.edgeWith(filepath.Join(t.TempDir(), "child"), options{config: func(k *config.Config) {
+		k.Streams[0].Kafka.Brokers, k.Edge.Upstream = nil, []string{up.url}
+		k.Edge.Follow.Silence = config.Duration(2500 * time.Millisecond)
+	}})
+	child.at(1)
+	child.until("it follows", func() bool { return child.stream.UpstreamStatus().Node == "up" })
+	up.cut.cut()
+	child.until("its upstream counts as silent", func() bool {
+		return strings.Contains(child.log.String(), "nothing has come for 2.5s")
+	})
+	up.cut.heal()
+	b.unit()
+	child.at(2)
+}
+
 // ask reads an answer of an edge.
 func ask(t *testing.T, url string, into any) {
 	t.Helper()

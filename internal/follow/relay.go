@@ -27,7 +27,10 @@ func (f *Stream) newUpstreams(peers *tlsfiles.Client, metrics prometheus.Registe
 	if f.edge.FollowsKafka() {
 		return nil, nil
 	}
+	times := &f.edge.Follow
 	c := relay.ClientConfig{
+		Silence: time.Duration(times.Silence), Stale: time.Duration(times.Stale), Margin: time.Duration(times.Margin),
+		Probe: time.Duration(times.Probe), Ban: time.Duration(times.Ban),
 		Node: f.edge.ID, Stream: f.config.Name, Applied: f.applied, Filter: millrace.AppendFilter(nil, f.filter),
 		Logger: f.log, Registerer: metrics,
 	}

@@ -46,6 +46,7 @@ func (r *tree) insert(n int) {
 func (r *tree) edge(id string, upstreams ...*harness.Edge) *harness.Edge {
 	r.t.Helper()
 	e := r.s.NewEdge(id)
+	e.More = "  report: 1s\n"
 	for _, u := range upstreams {
 		e.Upstream = append(e.Upstream, "http://"+u.Address)
 	}
