@@ -126,6 +126,14 @@ func TestBouncer(t *testing.T) {
 	}
 	more(count)
 
+	// One that does not end is not waited for.
+	r.cfg.Bouncers[0].Command = []string{"/bin/sh", "-c", `[ "$MILLRACE_SIDE" = source ] || exec sleep 100`}
+	r.renew()
+	if _, err := r.m.Cutover(r.ctx()); !errors.Is(err, ErrBudget) {
+		t.Errorf("cutover with a command that does not end: got %v, want ErrBudget", err)
+	}
+	more(count)
+
 	// A client that stays in its transaction, for longer than the budget.
 	r.cfg.Bouncers[0].File, r.cfg.Bouncers[0].Command = file, nil
 	r.cfg.PauseBudget = 300 * time.Millisecond

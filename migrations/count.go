@@ -38,31 +38,48 @@ type counted struct {
 // are counted while writers wait.
 const countSize = 1 << 20
 
-// count compares the records of batches, and chooses tables.
-func (c *closer) count(ctx context.Context, f *follower) (*tally, error) {
-	t := &tally{w: c.w, from: c.from, to: c.to, index: f.at.Index}
-	// Each side prunes what is old by its own clock.
-	var first string
-	oldest := make([]string, 2)
-	for i, conn := range []*pgx.Conn{f.src, f.dst} {
-		if err := conn.QueryRow(ctx, "SELECT coalesce(min(last_index), 0)::text FROM millrace.migration_batch WHERE name = $1", f.m.cfg.Name).Scan(&oldest[i]); err != nil {
-			return nil, fmt.Errorf("count batches: %w", err)
-		}
-	}
-	if err := f.dst.QueryRow(ctx, "SELECT greatest($1::text::numeric, $2::text::numeric)::text", oldest[0], oldest[1]).Scan(&first); err != nil {
-		return nil, fmt.Errorf("count batches: %w", err)
-	}
-	var sums [2]string
-	for i, conn := range []*pgx.Conn{f.src, f.dst} {
-		if err := conn.QueryRow(ctx, `
+// batchSums says what the batches of a migration ($1) come to, from one index to another.
+const batchSums = `
 WITH b AS (SELECT * FROM millrace.migration_batch WHERE name = $1 AND last_index BETWEEN $2::text::numeric AND $3::text::numeric),
 t AS (SELECT k, sum(coalesce((v->>'puts')::bigint, 0)) puts, sum(coalesce((v->>'deletes')::bigint, 0)) deletes, sum(coalesce((v->>'truncates')::bigint, 0)) truncates
     FROM b, jsonb_each(b.counts) AS e (k, v) GROUP BY k)
 SELECT (SELECT count(*) || ' batches with ' || coalesce(sum(units), 0) || ' transactions up to index ' || coalesce(max(last_index), 0) || ', chains ' || coalesce(sum(hashtextextended(last_index || encode(chain, 'hex'), 0)::numeric), 0) FROM b)
-    || coalesce((SELECT string_agg(format('; %s: %s puts, %s deletes, %s truncates', k, puts, deletes, truncates), '' ORDER BY k COLLATE "C") FROM t), '')`,
-			f.m.cfg.Name, first, t.index.String()).Scan(&sums[i]); err != nil {
+    || coalesce((SELECT string_agg(format('; %s: %s puts, %s deletes, %s truncates', k, puts, deletes, truncates), '' ORDER BY k COLLATE "C") FROM t), '')`
+
+// count compares the records of batches, and chooses tables.
+func (c *closer) count(ctx context.Context, f *follower) (*tally, error) {
+	t := &tally{w: c.w, from: c.from, to: c.to, index: f.at.Index}
+	// Each side prunes what is old, by its own clock: the older ones of one side may be gone.
+	var first millrace.Index
+	var oldest, young [2]millrace.Index
+	conns := []*pgx.Conn{f.src, f.dst}
+	for i, conn := range conns {
+		var all, some string
+		err := conn.QueryRow(ctx, "SELECT coalesce(min(last_index), 0)::text, coalesce(min(last_index) FILTER (WHERE written_at > now() - $2::text::interval / 2), $3::text::numeric + 1)::text FROM millrace.migration_batch WHERE name = $1",
+			f.m.cfg.Name, keepBatches, t.index.String()).Scan(&all, &some)
+		if err == nil {
+			_, err = fmt.Sscan(all+" "+some, &oldest[i], &young[i])
+		}
+		if err != nil {
 			return nil, fmt.Errorf("count batches: %w", err)
 		}
+	}
+	for i := range conns {
+		if first = max(first, oldest[i]); oldest[i] == 0 {
+			first = max(first, young[1-i])
+		}
+	}
+	var sums [2]string
+	sum := func(i int) func(context.Context) error {
+		return func(ctx context.Context) error {
+			if err := conns[i].QueryRow(ctx, batchSums, f.m.cfg.Name, first.String(), t.index.String()).Scan(&sums[i]); err != nil {
+				return fmt.Errorf("count batches: %w", err)
+			}
+			return nil
+		}
+	}
+	if err := together(ctx, sum(0), sum(1)); err != nil {
+		return nil, err
 	}
 	if sums[0] != sums[1] {
 		return nil, fmt.Errorf("%w: captured at the %s were %s; applied at the %s were %s; mend: millrace migrate verify -f FILE, then look in millrace.migration_batch at both sides", ErrCounts, c.from, sums[0], c.to, sums[1])
