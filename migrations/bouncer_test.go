@@ -128,6 +128,7 @@ func TestBouncer(t *testing.T) {
 
 	// One that does not end is not waited for.
 	r.cfg.Bouncers[0].Command = []string{"/bin/sh", "-c", `[ "$MILLRACE_SIDE" = source ] || exec sleep 100`}
+	r.cfg.PauseBudget = 2 * time.Second
 	r.renew()
 	if _, err := r.m.Cutover(r.ctx()); !errors.Is(err, ErrBudget) {
 		t.Errorf("cutover with a command that does not end: got %v, want ErrBudget", err)
