@@ -286,7 +286,21 @@ type triggerChanges struct {
 
 func (s *triggerChanges) Next(ctx, until context.Context) (*millrace.Unit, error) {
 	u, err := s.NextBy(ctx, until)
+	if u != nil {
+		u.Body = &triggerBody{u.Body, s.c}
+	}
 	return u, s.c.mend(err)
+}
+
+// triggerBody reads the source while it is read itself.
+type triggerBody struct {
+	millrace.Body
+	c *byTriggers
+}
+
+func (b *triggerBody) Next(max int) ([]byte, error) {
+	run, err := b.Body.Next(max)
+	return run, b.c.mend(err)
 }
 
 func (s *triggerChanges) Ahead(context.Context, *pgx.Conn) (uint64, error) {
