@@ -46,6 +46,11 @@ func TestCaptureMixed(t *testing.T) {
 func TestCaptureByTriggers(t *testing.T) {
 	r := newRigBy(t, millrace.ModeTrigger, 17, `CREATE TABLE seats (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, who text);
 		INSERT INTO seats SELECT n, 'guest ' || n FROM generate_series(1, 1000) n`, tablesOf("seats")...)
+	var script strings.Builder
+	r.must("prepare --dry-run", r.m.Prepare(r.ctx(), &script))
+	if text := script.String(); !strings.Contains(text, "CREATE OR REPLACE TRIGGER") || !strings.Contains(text, "millrace.applier") || strings.Contains(text, "CREATE ROLE") {
+		t.Errorf("prepare --dry-run: %s", text)
+	}
 	r.follow()
 	r.src.Exec("UPDATE seats SET id = 1001 - id; DELETE FROM seats WHERE id % 10 = 0")
 	r.src.Exec("BEGIN; INSERT INTO seats VALUES (1, 'twice'); DELETE FROM seats WHERE id = 1 AND who <> 'twice'; COMMIT")
