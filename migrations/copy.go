@@ -51,10 +51,14 @@ func (m *Migration) Copy(ctx context.Context) error {
 			}
 		}
 	}
-	if all, err = m.copyChunks(ctx, src, dst, all, &from.Catalog); err != nil {
+	tables, err := m.toSettle(ctx, src, dst, all, d.Made)
+	if err != nil {
 		return err
 	}
-	if err := m.settle(ctx, src, dst, all, d.Made); err != nil {
+	if all, err = m.copyChunks(ctx, src, dst, all, &from.Catalog, tables); err != nil {
+		return err
+	}
+	if err := m.settle(ctx, src, dst, all, tables); err != nil {
 		return err
 	}
 	return m.done(ctx, src, dst, StepCopied)
@@ -236,7 +240,7 @@ SELECT $1, $2, b, CASE WHEN b + $4 >= $3 THEN 0 ELSE b + $4 END FROM generate_se
 
 // copyChunks copies what is left, several chunks at once. It returns the mappings,
 // which have other keys when some had to be made on the way.
-func (m *Migration) copyChunks(ctx context.Context, src, dst *pgx.Conn, all []*mapping, catalog *millrace.Catalog) ([]*mapping, error) {
+func (m *Migration) copyChunks(ctx context.Context, src, dst *pgx.Conn, all []*mapping, catalog *millrace.Catalog, tables []*settling) ([]*mapping, error) {
 	var names []string
 	for _, t := range all {
 		names = append(names, t.from.String())
@@ -253,7 +257,7 @@ func (m *Migration) copyChunks(ctx context.Context, src, dst *pgx.Conn, all []*m
 		if err != nil || len(left) == 0 {
 			return all, err
 		}
-		rewritten, err := m.copyLeft(ctx, all, left)
+		rewritten, err := m.copyLeft(ctx, all, left, tables)
 		if err != nil {
 			return nil, err
 		}
@@ -286,8 +290,20 @@ WHERE c.name = $1 AND c.rows_read IS NULL ORDER BY 1, 2, 6`, m.cfg.Name, names)
 }
 
 // copyLeft copies chunks, and returns one for each heap that has another file.
-func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkToCopy) (rewritten []*chunkToCopy, err error) {
+// Who copies the last chunk of a table settles it, if others have chunks of other
+// tables to copy meanwhile.
+func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkToCopy, tables []*settling) (rewritten []*chunkToCopy, err error) {
 	work := newQueue(left)
+	for _, t := range tables {
+		t.left.Store(0)
+	}
+	settlings := make([]*settling, len(all)) // by place among the mappings
+	for i, t := range all {
+		settlings[i] = tables[slices.IndexFunc(tables, func(s *settling) bool { return s.to == t.to })]
+	}
+	for _, c := range left {
+		settlings[c.table].left.Add(1)
+	}
 	found := make(chan *chunkToCopy, len(left))
 	throttle := newThrottle(m, len(left))
 	group, ctx := errgroup.WithContext(ctx)
@@ -323,6 +339,11 @@ func (m *Migration) copyLeft(ctx context.Context, all []*mapping, left []*chunkT
 				throttle.copied(c.read)
 				if m.copied != nil {
 					m.copied()
+				}
+				if t := settlings[c.table]; t.left.Add(-1) == 0 && work.some() {
+					if err := m.settleTable(ctx, dst, t); err != nil {
+						return err
+					}
 				}
 			}
 			return nil

@@ -1,6 +1,9 @@
 package migrations
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // queue hands out chunks. Workers are kept apart: where several write to the end of
 // one heap, each reads through what the others have written to find its own rows.
@@ -55,4 +58,11 @@ func (q *queue) next(last *queued) (*queued, *chunkToCopy) {
 	best.left = best.left[1:]
 	best.busy++
 	return best, c
+}
+
+// some reports whether chunks are left.
+func (q *queue) some() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.ContainsFunc(q.heaps, func(h *queued) bool { return len(h.left) > 0 })
 }

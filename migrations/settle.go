@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -12,27 +13,40 @@ import (
 	"github.com/millrace-db/millrace/capture/table"
 )
 
-// settle does what comes when every row is there: it takes away what is there twice,
-// makes the keys that stood aside and the indexes that were left for later, as many at
-// once as there are workers, and notes behind which place the target is the source.
-func (m *Migration) settle(ctx context.Context, src, dst *pgx.Conn, all []*mapping, made []string) error {
-	var settled []*settling
+// settling is a table of the target that is to be settled when its rows are there: what
+// is there twice is taken away, and keys that stood aside and indexes that were left for
+// later are made.
+type settling struct {
+	*mapping
+	after []string     // statements that make what was left for later
+	left  atomic.Int64 // chunks of it
+	done  bool
+}
+
+// toSettle returns the tables of the target.
+func (m *Migration) toSettle(ctx context.Context, src, dst *pgx.Conn, all []*mapping, made []string) (tables []*settling, err error) {
 	for i := range m.cfg.Tables {
 		t := &m.cfg.Tables[i]
-		if slices.ContainsFunc(settled, func(s *settling) bool { return s.to == t.To }) {
+		if slices.ContainsFunc(tables, func(s *settling) bool { return s.to == t.To }) {
 			continue // another partition of the source's goes there too
 		}
 		s := &settling{mapping: all[i]}
 		if slices.Contains(made, t.To.String()) {
 			d, _, err := define(ctx, src, dst, t, all[i].id)
 			if err != nil {
-				return err
+				return nil, err
 			}
 			s.after = d.after
 		}
-		settled = append(settled, s)
+		tables = append(tables, s)
 	}
-	if err := m.settleTables(ctx, all, settled); err != nil {
+	return tables, nil
+}
+
+// settle settles the tables that are not settled yet, as many at once as there are
+// workers, and notes behind which place the target is the source.
+func (m *Migration) settle(ctx context.Context, src, dst *pgx.Conn, all []*mapping, tables []*settling) error {
+	if err := m.settleTables(ctx, all, tables); err != nil {
 		return err
 	}
 	c, err := m.capture(ctx, src)
@@ -49,10 +63,34 @@ func (m *Migration) settle(ctx context.Context, src, dst *pgx.Conn, all []*mappi
 	return nil
 }
 
-// settling is a table of the target whose rows are all there.
-type settling struct {
-	*mapping
-	after []string // statements that make what was left for later
+// settleTable settles a table, on one connection.
+func (m *Migration) settleTable(ctx context.Context, dst *pgx.Conn, t *settling) error {
+	if err := m.settleKeys(ctx, dst, t); err != nil {
+		return err
+	}
+	for _, text := range t.after {
+		if err := m.makeIndex(ctx, dst, t, text); err != nil {
+			return err
+		}
+	}
+	return m.analyze(ctx, dst, t)
+}
+
+func (m *Migration) makeIndex(ctx context.Context, dst *pgx.Conn, t *settling, text string) error {
+	m.log.Info("making an index", "table", t.to.String(), "sql", text)
+	if _, err := dst.Exec(ctx, text); err != nil {
+		return fmt.Errorf("make an index at the target: %s: %w", text, err)
+	}
+	return nil
+}
+
+// analyze is the last: expressions of indexes have statistics too.
+func (m *Migration) analyze(ctx context.Context, dst *pgx.Conn, t *settling) error {
+	if _, err := dst.Exec(ctx, "ANALYZE "+t.to.Quoted()); err != nil {
+		return fmt.Errorf("analyze %v at the target: %w", t.to, err)
+	}
+	t.done = true
+	return nil
 }
 
 // settleTables works on several tables, and on several indexes of one, at once.
@@ -85,6 +123,9 @@ func (m *Migration) settleTables(ctx context.Context, all []*mapping, tables []*
 		return do(conn)
 	}
 	for _, t := range tables {
+		if t.done {
+			continue
+		}
 		group.Go(func() error {
 			if err := with(func(conn *pgx.Conn) error { return m.settleKeys(ctx, conn, t) }); err != nil {
 				return err
@@ -92,24 +133,13 @@ func (m *Migration) settleTables(ctx context.Context, all []*mapping, tables []*
 			var indexes errgroup.Group
 			for _, text := range t.after {
 				indexes.Go(func() error {
-					return with(func(conn *pgx.Conn) error {
-						m.log.Info("making an index", "table", t.to.String(), "sql", text)
-						if _, err := conn.Exec(ctx, text); err != nil {
-							return fmt.Errorf("make an index at the target: %s: %w", text, err)
-						}
-						return nil
-					})
+					return with(func(conn *pgx.Conn) error { return m.makeIndex(ctx, conn, t, text) })
 				})
 			}
 			if err := indexes.Wait(); err != nil {
 				return err
 			}
-			return with(func(conn *pgx.Conn) error {
-				if _, err := conn.Exec(ctx, "ANALYZE "+t.to.Quoted()); err != nil {
-					return fmt.Errorf("analyze %v at the target: %w", t.to, err)
-				}
-				return nil
-			})
+			return with(func(conn *pgx.Conn) error { return m.analyze(ctx, conn, t) })
 		})
 	}
 	return group.Wait()
