@@ -171,7 +171,11 @@ func (t *mapping) copyOut(c *chunkToCopy) string {
 	}
 	var columns []string
 	for _, k := range t.carried {
-		columns = append(columns, table.Quote(k.source))
+		name := table.Quote(k.source)
+		if t.binary && k.sourceCast != k.targetCast { // a wider one, which has other bytes
+			name += "::" + k.targetCast
+		}
+		columns = append(columns, name)
 	}
 	for _, d := range t.derived {
 		columns = append(columns, "("+d.sql+")::"+d.targetCast)

@@ -129,7 +129,7 @@ func mapColumns(t *Table, schema *millrace.Schema, src []sourceColumn, dst []tar
 			problems = append(problems, capture.Warn("table "+t.From.String(), fmt.Sprintf("its column %s may be NULL, the target's %s may not: the first such row stops the migration", c.Name, name), fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL at the target", t.To.Quoted(), table.Quote(name))))
 		}
 		used[name] = true
-		m.binary = m.binary && src[j].cast == d.cast && sameBytes(src[j].oid, src[j].kind) && sameBytes(d.oid, d.kind)
+		m.binary = m.binary && (src[j].cast != d.cast || sameBytes(src[j].oid, src[j].kind)) && sameBytes(d.oid, d.kind)
 		m.carried = append(m.carried, carried{source: c.Name, target: name, sourceCast: src[j].cast, targetCast: d.cast, fixed: d.always})
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
