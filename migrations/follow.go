@@ -110,6 +110,7 @@ type follower struct {
 	horizon uint64
 	mend    *mend
 	certify *certifier
+	adopt   adoption
 
 	gatherer *gatherer
 	// ahead gives the batch that is being gathered, if one is: it may use the sink once
@@ -133,7 +134,8 @@ type follower struct {
 	pausing bool
 }
 
-func (m *Migration) follow(ctx context.Context, until Until) (err error) {
+// followUntil is one follower, from connecting to the first failure.
+func (m *Migration) followUntil(ctx context.Context, until Until, adopt *adoption) (err error) {
 	src, dst, err := m.both(ctx)
 	if err != nil {
 		return err
@@ -150,7 +152,7 @@ func (m *Migration) follow(ctx context.Context, until Until) (err error) {
 	if err := m.take(ctx, dst); err != nil {
 		return err
 	}
-	f := &follower{m: m, src: src, dst: dst}
+	f := &follower{m: m, src: src, dst: dst, adopt: *adopt}
 	if err := f.open(ctx); err != nil {
 		return err
 	}
@@ -195,7 +197,8 @@ func (f *follower) open(ctx context.Context) (err error) {
 			return fmt.Errorf("read the place of migration %s: %w", m.cfg.Name, err)
 		}
 	}
-	all, err := m.mappings(ctx, f.src, f.dst, &f.at.Catalog)
+	catalog := f.adopt.expect(&f.at.Catalog)
+	all, err := m.mappings(ctx, f.src, f.dst, catalog)
 	if err != nil {
 		return err
 	}
@@ -218,7 +221,7 @@ func (f *follower) open(ctx context.Context) (err error) {
 	if f.sink, err = m.openSink(ctx, all, converged); err != nil {
 		return err
 	}
-	if f.certify, err = m.openCertifier(ctx, all, f.at.Catalog.Schemas); err != nil {
+	if f.certify, err = m.openCertifier(ctx, all, catalog.Schemas); err != nil {
 		f.sink.close()
 		return err
 	}
@@ -230,7 +233,7 @@ func (f *follower) open(ctx context.Context) (err error) {
 		return err
 	}
 	f.from, f.capture = open, c
-	f.gatherer = &gatherer{m: m, from: open, sink: f.sink, at: f.at, pending: f.pending}
+	f.gatherer = &gatherer{m: m, from: open, sink: f.sink, at: f.at, pending: f.pending, adopt: f.adopt}
 	m.log.Info("following", "index", f.at.Index.String(), "position", f.at.Position.String(), "converged", converged)
 	return nil
 }

@@ -75,6 +75,7 @@ type gatherer struct {
 	// pending and mend are told which transactions change what.
 	pending *chunk.Pending
 	mend    *mend
+	adopt   adoption
 	fence   atomic.Pointer[fence] // what is waited for, if anything
 }
 
@@ -105,7 +106,7 @@ func (g *gatherer) gather(ctx context.Context, into *batch, interval time.Durati
 	idle, cancel := context.WithTimeout(ctx, tendInterval)
 	defer cancel()
 	more, err := g.next(ctx, idle, t, free)
-	if err != nil || !more || !g.from.Gathers() {
+	if err != nil || !more || g.adopt.single || !g.from.Gathers() {
 		t.err = err
 		return t
 	}
@@ -211,6 +212,12 @@ func (g *gatherer) take(ctx context.Context, u *millrace.Unit, t *gathered, free
 			}
 			if h.Kind == millrace.KindVerify {
 				t.verify = append(t.verify, cloneVerify(&e))
+				continue
+			}
+			if h.Kind == millrace.KindSchema {
+				if err := g.described(&at, e.Schema, t); err != nil {
+					return err
+				}
 				continue
 			}
 			if err := t.batch.add(&e); err != nil {

@@ -199,6 +199,7 @@ FROM tree JOIN pg_class c ON c.oid = tree.oid`, t.to.Quoted()).Scan(&t.shape)
 	if err != nil {
 		return fmt.Errorf("look at %v: %w", t.to, err)
 	}
+	t.shape += " " + t.schema.Version.String() // and the source's
 	return nil
 }
 
