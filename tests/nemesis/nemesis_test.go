@@ -184,7 +184,7 @@ func TestWalk(t *testing.T) {
 				taken[s.Do] = true
 			}
 		}
-		for _, do := range []string{"sql", "pass", "check", "kill transfer", "kill edge", "end connection", "zombie", "pause broker", "crash", "disable trigger"} {
+		for _, do := range []string{"sql", "pass", "check", "kill transfer", "kill edge", "end connection", "zombie", "pause broker", "crash", "disable trigger", "trim", "kill relay", "hang relay"} {
 			if do == "disable trigger" && m == byWAL {
 				continue
 			}

@@ -112,7 +112,11 @@ type run struct {
 	sessions []*pgx.Conn
 	transfer *harness.Transfer
 	edges    []*harness.Edge
-	witness  *harness.Witness
+	// leaf is the edge that follows others; nil if there is none yet. trimmed tells that
+	// the topic does not begin at its start any more.
+	leaf    *harness.Edge
+	trimmed bool
+	witness *harness.Witness
 	// env is added to the environment of transfer when it starts again: planted
 	// bugs.
 	env    []string
@@ -137,7 +141,7 @@ func newRun(t *testing.T, g *ground, variant harness.Variant) *run {
 	db := pgtest.On(t, g.server)
 	r := &run{t: t, g: g, epoch: 1, limit: settleLimit, counts: map[string]int{}, s: &harness.System{
 		T: t, DB: db, Kafka: g.kafka.Cluster, Stream: "walk", Topic: kafkatest.Topic(t), Dir: testdir.For(t),
-		SourceURL: db.URL, Capture: string(g.mode), Variant: variant, Lease: time.Second, Sparse: true,
+		SourceURL: db.URL, Capture: string(g.mode), Variant: variant, Lease: time.Second, Sparse: true, MoreKafka: retained,
 	}}
 	if g.mode == byTrigger {
 		// More windows in the same time, and logs that change their segment now and
@@ -197,12 +201,6 @@ func (r *run) forgetPrepared() {
 	}
 }
 
-func (r *run) addEdge() {
-	e := r.s.NewEdge(fmt.Sprintf("edge-%d", len(r.edges)+1))
-	e.Start()
-	r.edges = append(r.edges, e)
-}
-
 // walk does the steps. Its error says what is wrong with the stream; what is
 // wrong with the walk itself ends the test.
 func (r *run) walk(steps []step) error {
@@ -258,6 +256,12 @@ func (r *run) do(s step) error {
 		return r.load(s.Table)
 	case "verify":
 		return r.verify(s.Table)
+	case "trim":
+		return r.trim(s)
+	case "kill relay":
+		return r.relay(false)
+	case "hang relay":
+		return r.relay(true)
 	case "pause broker":
 		r.pauseBroker(time.Duration(s.MS) * time.Millisecond)
 	default:
