@@ -128,6 +128,11 @@ func (g *gatherer) gather(ctx context.Context, into *batch, interval time.Durati
 			return t
 		}
 	}
+	for more := interval == 0; more && !g.enough(t); { // what is there needs no time
+		if more, t.err = g.next(ctx, rest, t, free); t.err != nil {
+			return t
+		}
+	}
 	return t
 }
 
