@@ -129,11 +129,13 @@ func (s *Source) Hurry() {
 	s.wake()
 }
 
-// Newest is the tick of the newest window: every later one has a higher one. It is called
-// by the goroutine that calls Next.
+// Newest is the tick of the newest window that has begun: every later one has a higher one.
 func (s *Source) Newest() uint64 {
 	s.turn.Lock()
 	defer s.turn.Unlock()
+	if s.body != nil && !s.body.finished {
+		return s.tick + 1 // its tick is not written yet
+	}
 	return s.tick
 }
 
