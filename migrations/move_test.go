@@ -234,6 +234,8 @@ func (r *rig) accounted(all []accepted) {
 	}
 }
 
+var targetFlag = flag.Int("migrate.target", 17, "version of the target's server for TestCutoverKilled")
+
 var killsFlag = flag.Int("migrate.kills", 1, "how often TestCutoverKilled kills at each step of cutover; with more than one, at each of rollback too")
 
 // TestCutoverKilled kills the process at each step of going over and of coming back.
@@ -242,7 +244,7 @@ var killsFlag = flag.Int("migrate.kills", 1, "how often TestCutoverKilled kills 
 func TestCutoverKilled(t *testing.T) { bothModes(t, cutoverKilled) }
 
 func cutoverKilled(t *testing.T, mode millrace.Mode) {
-	r := newRigBy(t, mode, 17, hits, tablesOf("hits", "other")...)
+	r := newRigBy(t, mode, *targetFlag, hits, tablesOf("hits", "other")...)
 	r.cfg.PauseBudget = 20 * time.Second
 	r.renew()
 	r.follow()
