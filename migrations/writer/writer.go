@@ -65,8 +65,13 @@ type Writer struct {
 	mu sync.Mutex
 	known
 	changed chan struct{} // closed when that changes, or a side tells that something has
-	asking  chan struct{} // closed when both sides have been asked; nil if nobody asks
-	failed  error         // of the last that has asked
+	asking  [2]*question  // to each side, by whether it is the target's; nil if nobody asks
+}
+
+// question is put to a side; err is what came of it when done is closed.
+type question struct {
+	done chan struct{}
+	err  error
 }
 
 // Open asks both sides and begins to watch them. One of them may be away, if the other
@@ -97,14 +102,15 @@ func Open(ctx context.Context, cfg Config) (*Writer, error) {
 	return w, nil
 }
 
-// Close ends the watching. The pools stay open.
+// Close ends the watching; Do is called no more then. The pools stay open.
 func (w *Writer) Close() {
 	w.cancel()
 	w.group.Wait()
 }
 
 // Pool returns the pool of the side that takes writes, as far as is known, and how
-// often that has changed in this migration. A write through it may be denied: use Do.
+// often that has changed in this migration. A write through it may be denied: use Do. It
+// is nil while neither pool is known to lead to that side.
 func (w *Writer) Pool() (pool *pgxpool.Pool, term int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -112,7 +118,10 @@ func (w *Writer) Pool() (pool *pgxpool.Pool, term int64) {
 }
 
 func (w *Writer) poolLocked() *pgxpool.Pool {
-	if w.target {
+	switch w.pool {
+	case nowhere:
+		return nil
+	case toTarget:
 		return w.cfg.Target
 	}
 	return w.cfg.Source
@@ -130,8 +139,11 @@ func (w *Writer) Do(ctx context.Context, fn func(ctx context.Context, pool *pgxp
 		w.mu.Lock()
 		pool, changed := w.poolLocked(), w.changed
 		w.mu.Unlock()
-		err := fn(ctx, pool)
-		if !Denied(err) {
+		err := errNowhere
+		if pool != nil {
+			err = fn(ctx, pool)
+		}
+		if pool != nil && !Denied(err) {
 			return err
 		}
 		if deadline.IsZero() {
@@ -146,6 +158,9 @@ func (w *Writer) Do(ctx context.Context, fn func(ctx context.Context, pool *pgxp
 		}
 	}
 }
+
+// errNowhere is why a write waits that was not tried.
+var errNowhere = errors.New("the side that takes them has not been heard of")
 
 // The pause before a write that was denied is made again, where nothing is told.
 const (
@@ -177,50 +192,52 @@ func Denied(err error) bool {
 // askLimit is how long a side may take to answer.
 const askLimit = 5 * time.Second
 
-// ask asks both sides who takes writes; the newer answer counts. Only one asks at a time.
+// ask asks both sides who takes writes and waits for their answers; the newer one counts.
 func (w *Writer) ask(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-w.begin():
+	var errs []error
+	for _, q := range w.begin() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-q.done:
+		}
+		if q.err != nil {
+			errs = append(errs, q.err)
+		}
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.failed
+	if len(errs) == 2 {
+		return fmt.Errorf("ask who takes writes: %w", errors.Join(errs...))
+	}
+	return nil
 }
 
-// begin has both sides asked, if they are not being asked already, and returns what is
-// closed when that is over.
-func (w *Writer) begin() <-chan struct{} {
+// begin has both sides asked that are not being asked already. One that does not answer
+// does not keep the other one from being asked again.
+func (w *Writer) begin() [2]*question {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.asking != nil {
-		return w.asking
+	for i := range w.asking {
+		if w.asking[i] != nil {
+			continue
+		}
+		q := &question{done: make(chan struct{})}
+		w.asking[i] = q
+		w.group.Go(func() {
+			q.err = w.askOne(where(i))
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.asking[i] = nil
+			close(q.done)
+		})
 	}
-	done := make(chan struct{})
-	w.asking = done
-	w.group.Go(func() {
-		errs := make(chan error, 2)
-		for _, toTarget := range []bool{false, true} {
-			go func() { errs <- w.askOne(toTarget) }()
-		}
-		failed := []error{<-errs, <-errs}
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.failed = nil; failed[0] != nil && failed[1] != nil {
-			w.failed = fmt.Errorf("ask who takes writes: %w", errors.Join(failed...))
-		}
-		w.asking = nil
-		close(done)
-	})
-	return done
+	return w.asking
 }
 
 // askOne asks one side.
-func (w *Writer) askOne(target bool) error {
-	pool, side := w.cfg.Source, "source"
-	if target {
-		pool, side = w.cfg.Target, "target"
+func (w *Writer) askOne(of where) error {
+	pool := w.cfg.Source
+	if of == toTarget {
+		pool = w.cfg.Target
 	}
 	ctx, cancel := context.WithTimeout(w.life, askLimit)
 	defer cancel()
@@ -230,26 +247,26 @@ func (w *Writer) askOne(target bool) error {
 	}
 	var a answer
 	err := pool.QueryRow(ctx, `
-SELECT active, term, coalesce(to_jsonb(m)->>'id', ''), coalesce(to_jsonb(m)->>'side', $2) FROM millrace.migration_manager m WHERE name = $1`, w.cfg.Migration, side).Scan(&a.active, &a.term, &a.id, &a.side)
+SELECT active, term, coalesce(to_jsonb(m)->>'id', ''), coalesce(to_jsonb(m)->>'side', $2) FROM millrace.migration_manager m WHERE name = $1`, w.cfg.Migration, of.String()).Scan(&a.active, &a.term, &a.id, &a.side)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	w.learn(&a, target)
+	w.learn(&a, of)
 	return nil
 }
 
 // learn takes an answer of the side that a pool leads to.
-func (w *Writer) learn(a *answer, target bool) {
+func (w *Writer) learn(a *answer, of where) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.known.take(a, target) {
+	if !w.known.take(a, of) {
 		return
 	}
 	w.wakeLocked()
-	w.log.Info("writers go over", "migration", w.cfg.Migration, "id", w.known.id, "to_target", w.known.target, "term", w.known.term)
+	w.log.Info("writers go over", "migration", w.cfg.Migration, "id", w.known.id, "to", w.known.pool.String(), "term", w.known.term)
 }
 
 // wakeLocked has those try again that wait.
