@@ -79,7 +79,7 @@ func (v *View) look() error {
 // note adds the record of a database to what is known of the view's snapshot.
 func (v *View) note(database string, t tree) {
 	known := v.s.seen.Load()
-	if v.seen == nil || known.id != v.seen.id || len(known.trees) == maxSeenTrees || known.tree(database) != nil {
+	if v.seen == nil || known == nil || known.id != v.seen.id || len(known.trees) == maxSeenTrees || known.tree(database) != nil {
 		return
 	}
 	sn := *known

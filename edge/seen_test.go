@@ -143,6 +143,22 @@ func TestWriterLeavesWhatViewsLookUp(t *testing.T) {
 			look(v, "2", "new")
 		})
 	}
+	// Before the writer has left anything there is what it announced.
+	announced := *left
+	announced.trees = nil
+	s.seen.Store(nil)
+	s.coming.Store(&announced)
+	view(func(v *View) {
+		if v.seen != &announced {
+			t.Error("a view looks up what was announced")
+		}
+		look(v, "3", "new")
+		look(v, "1", "")
+		look(v, "2", "new")
+	})
+	s.coming.Store(nil)
+	view(func(v *View) { look(v, "3", "new") })
+
 	// Nor is the list for ever, so that it holds what is being read.
 	old := *s.seen.Load()
 	old.listed -= 2 * int64(lookAgain)
