@@ -3,8 +3,11 @@ package edge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -219,4 +222,68 @@ func TestFailedCommitIsNotAnnounced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Beside a writer that never pauses each view sees one unit: its head, what is in each
+// row, and whether a row is there that comes and goes.
+func TestViewsBesideWriter(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	schema := testSchema(1, 1, "t", oidInt8, "note")
+	tf := f.loaded(schema)
+	const rows, comes = 20, 20 // the one behind them is there after even units
+	unit := func(n int) {
+		var entries []*millrace.Entry
+		for id := range rows {
+			entries = append(entries, tf.put(strconv.Itoa(id), strconv.Itoa(n)))
+		}
+		if n%2 == 0 {
+			entries = append(entries, tf.put(strconv.Itoa(comes), strconv.Itoa(n)))
+		} else {
+			entries = append(entries, tf.delete(strconv.Itoa(comes)))
+		}
+		f.must(entries...)
+	}
+	unit(0)
+	first := s.Index()
+	var keys [][]byte
+	for id := range rows + 1 {
+		keys = append(keys, encodeKey(t, schema, strconv.Itoa(id)))
+	}
+	var ended atomic.Bool
+	var work sync.WaitGroup
+	for range 3 {
+		work.Go(func() {
+			var row Row
+			for !ended.Load() {
+				err := s.View(t.Context(), func(v *View) error {
+					table, err := v.Table("public.t")
+					if err != nil {
+						return err
+					}
+					n := int(v.Index()-first) / (rows + 1)
+					for id, key := range keys {
+						err := table.Get(key, &row)
+						if there := id < rows || n%2 == 0; there && err == nil {
+							if got, want := rowString(&row), fmt.Sprintf("%d=%d", id, n); got != want {
+								return fmt.Errorf("unit %d: row %q, want %q", n, got, want)
+							}
+						} else if there || !errors.Is(err, ErrNotFound) {
+							return fmt.Errorf("unit %d: row %d: %w", n, id, err)
+						}
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for n := 1; n <= 100 && !t.Failed(); n++ {
+		unit(n)
+	}
+	ended.Store(true)
+	work.Wait()
 }
