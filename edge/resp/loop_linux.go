@@ -8,8 +8,13 @@ import (
 	"syscall"
 )
 
-// batchSize is how many connections a loop answers together at most.
-const batchSize = 128
+const (
+	// batchSize is how many connections a loop answers together at most.
+	batchSize = 128
+	// turns is how many times a loop goes on before it lets others have its processor: a
+	// loop whose clients never pause does not come to wait, which would do that.
+	turns = 32
+)
 
 // loop waits for the connections that wait for a command, all of them in one goroutine,
 // and answers those together for which something has come: with one call for all that
@@ -138,7 +143,7 @@ func (l *loop) expel(c *conn) {
 func (l *loop) run() {
 	defer close(l.ended)
 	var events [batchSize]syscall.EpollEvent
-	for {
+	for turn := 1; ; turn++ {
 		n, err := syscall.EpollWait(l.epoll, events[:], -1)
 		if err != nil && !errors.Is(err, syscall.EINTR) {
 			panic(fmt.Sprintf("wait for connections: %v", err)) // the descriptor is the loop's own
@@ -157,12 +162,15 @@ func (l *loop) run() {
 		}
 		l.mu.Unlock()
 		l.answer()
-		l.release()
+		if l.release() || turn%turns == 0 {
+			runtime.Gosched()
+		}
 	}
 }
 
-// release lets those go that were answered: back to waiting, away, or to their end.
-func (l *loop) release() {
+// release lets those go that were answered: back to waiting, away, or to their end. It
+// reports whether any has gone.
+func (l *loop) release() bool {
 	over := l.batch[:0]
 	l.mu.Lock()
 	for _, c := range l.batch {
@@ -181,4 +189,5 @@ func (l *loop) release() {
 		}
 	}
 	clear(l.batch)
+	return len(over) > 0
 }
