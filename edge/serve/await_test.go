@@ -122,6 +122,15 @@ func TestMinIndexOfAnOlderEpoch(t *testing.T) {
 	store, src := newStore(t)
 	s := newServer(t, store, func(c *serve.Config) { c.Streams["bank"] = aged{store} })
 	at := event.ID{Epoch: 2, Index: src.index + 1000}
+	newer := openStore(t, t.TempDir(), 0)
+	next := newSource(t, newer)
+	next.epoch = 3
+	a := accountsSchema()
+	next.unit(schemaEntry(a), loadEntry(a, millrace.KindLoadBegin, 1))
+	next.unit(loadEntry(a, millrace.KindLoadEnd, 1), put(t, a, "5", "9", "2024-01-02 03:04:05+00", "NULL"))
+	if a := get(t, newServer(t, newer), streamURL+"/tables/public.accounts/rows/5?min_index="+at.String()); a.status != 200 || a.header.Get("X-Millrace-Epoch") != "3" {
+		t.Errorf("from a store of a newer epoch: got %d %s", a.status, a.body)
+	}
 	// The row is then read from the store of epoch 1, and that is not passed off as the answer.
 	if a := get(t, s, streamURL+"/tables/public.accounts/rows/5?min_index="+at.String()); a.status != 503 || a.code(t) != "moved" {
 		t.Errorf("got %d %s", a.status, a.body)

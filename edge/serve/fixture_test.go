@@ -71,6 +71,7 @@ type source struct {
 	time    time.Time
 	catalog millrace.Catalog
 	lsn     millrace.LSN
+	epoch   millrace.Epoch
 }
 
 func newSource(t testing.TB, store *edge.Store) *source {
@@ -80,7 +81,7 @@ func newSource(t testing.TB, store *edge.Store) *source {
 		t.Fatal(err)
 	}
 	t.Cleanup(w.Close)
-	return &source{t: t, store: store, w: w, lsn: 4711}
+	return &source{t: t, store: store, w: w, lsn: 4711, epoch: 1}
 }
 
 // unit applies entries and commits them.
@@ -106,7 +107,7 @@ func (s *source) unit(entries ...*millrace.Entry) {
 		}
 	}
 	c := &millrace.Checkpoint{
-		Stream: testStream, Epoch: 1, Index: s.index, Chain: millrace.NewChain(testStream, 1), Term: 3, Offset: 5, Time: s.time,
+		Stream: testStream, Epoch: s.epoch, Index: s.index, Chain: millrace.NewChain(testStream, s.epoch), Term: 3, Offset: 5, Time: s.time,
 		Position: millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "millrace_bank", LSN: s.lsn},
 		Catalog:  s.catalog.Clone(),
 	}
