@@ -48,10 +48,12 @@ type Config struct {
 
 // Reporter sends the reports of one edge about one stream.
 type Reporter struct {
-	config  Config
-	open    *topic.Topic
-	sent    *prometheus.CounterVec
-	failing bool
+	config Config
+	// lastLimit bounds the last report.
+	lastLimit time.Duration
+	open      *topic.Topic
+	sent      *prometheus.CounterVec
+	failing   bool
 	// retracted tells that no report of this edge's own is left in the topic, where
 	// it would be counted beside the one that goes up the tree.
 	retracted bool
@@ -65,7 +67,7 @@ func NewReporter(c Config) (*Reporter, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Reporter{config: c, sent: prometheus.NewCounterVec(prometheus.CounterOpts{
+	r := &Reporter{config: c, lastLimit: lastLimit, sent: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_edge_reports_total", Help: "Reports of this edge to the topic of reports, by result: sent or failed.",
 	}, []string{"result"})}
 	r.sent.WithLabelValues("sent")
@@ -98,7 +100,7 @@ func (r *Reporter) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			if !r.failing {
-				r.report(context.WithoutCancel(ctx), lastLimit, StateStopped)
+				r.report(context.WithoutCancel(ctx), r.lastLimit, StateStopped)
 			}
 			return
 		case <-tick.C:
