@@ -25,10 +25,6 @@ func TestWatch(t *testing.T) {
 		// Every backend reports at the end of a transaction, a second after its
 		// last report; older servers only to a collector.
 		mustExec(t, writer, "create table if not exists last (n int); insert into last values (1)")
-		if r.String("select (current_setting('server_version_num')::int >= 150000)::text") == "true" {
-			// What somebody else reads at that moment would be left for later otherwise.
-			mustExec(t, writer, "select pg_stat_force_next_flush()")
-		}
 		for deadline := time.Now().Add(limit); r.String("select n_tup_ins from pg_stat_user_tables where relname = 'last'") != r.String("select count(*) from last"); {
 			if time.Now().After(deadline) {
 				t.Fatal("the statistics do not come")
@@ -46,6 +42,7 @@ func TestWatch(t *testing.T) {
 	// looks takes the two looks that a suspicion needs.
 	looks := func() ([]Suspect, error) {
 		t.Helper()
+		clear(w.asked) // asking takes long on a loaded machine, and then is not done again soon
 		if s, err := w.Look(r.ctx(), r.conn); err != nil || len(s) > 0 {
 			t.Fatalf("first look: %v, %v", s, err)
 		}
@@ -74,9 +71,11 @@ func TestWatch(t *testing.T) {
 		t.Errorf("the same again: %v, %v", s, err)
 	}
 	statistics("insert into a values (8, 'k', 8), (3, 'k', 9)")
-	w.asked[r.log("a").ID] = time.Now().Add(time.Hour)
-	if s, err := looks(); err != nil || len(s) > 0 {
-		t.Errorf("soon after rows were asked: %v, %v", s, err)
+	for range 2 {
+		w.asked[r.log("a").ID] = time.Now().Add(time.Hour)
+		if s, err := w.Look(r.ctx(), r.conn); err != nil || len(s) > 0 {
+			t.Errorf("soon after rows were asked: %v, %v", s, err)
+		}
 	}
 	clear(w.asked)
 	if s, err := w.Look(r.ctx(), r.conn); err != nil || len(s) != 1 || s[0].Missing != 2 {
