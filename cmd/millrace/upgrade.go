@@ -91,17 +91,19 @@ func (k *keeper) notify() {
 // reign follows the streams until ctx ends, one of them stops, or a successor has taken
 // them over, which it returns. One that fails to, however far it has come, changes nothing.
 func (k *keeper) reign(ctx context.Context) (*handover.Successor, error) {
-	follow := k.follow
-	if k.start.from != nil {
-		follow = k.inherit
-	} else {
+	// A process is followed by another one when it keeps the streams, and not before.
+	kept := make(chan struct{})
+	follow := func(ctx context.Context) error { return k.inherit(ctx, kept) }
+	if k.start.from == nil {
 		k.notify()
+		close(kept)
+		follow = k.follow
 	}
 	for {
 		following, stop := context.WithCancel(ctx)
 		followed, ready := make(chan error, 1), make(chan *handover.Successor, 1)
 		go func() { followed <- follow(following) }()
-		go func() { ready <- k.awaitSuccessor(following) }()
+		go func() { ready <- k.awaitSuccessor(following, kept) }()
 		var s *handover.Successor
 		var err error
 		select {
@@ -154,8 +156,8 @@ func (k *keeper) takeOver(ctx context.Context) error {
 }
 
 // inherit is takeBack of a successor, which waits until its predecessor has given the
-// streams up.
-func (k *keeper) inherit(ctx context.Context) error {
+// streams up. kept is closed when it has them.
+func (k *keeper) inherit(ctx context.Context, kept chan<- struct{}) error {
 	from := k.start.from
 	if err := from.Ready(); err != nil {
 		// It has ended, however that came: what it kept is free.
@@ -179,14 +181,20 @@ func (k *keeper) inherit(ctx context.Context) error {
 		if err := from.Took(); err != nil {
 			k.log.Warn("the process that answered before is gone", "error", err)
 		}
+		close(kept)
 		return k.follow(ctx)
 	})
 	return group.Wait()
 }
 
-// awaitSuccessor starts a successor when it is asked to, and returns the one that
-// answers; nil when ctx has ended. One that fails changes nothing.
-func (k *keeper) awaitSuccessor(ctx context.Context) *handover.Successor {
+// awaitSuccessor starts a successor when it is asked to, once the streams are kept here, and
+// returns the one that answers; nil when ctx has ended. One that fails changes nothing.
+func (k *keeper) awaitSuccessor(ctx context.Context, kept <-chan struct{}) *handover.Successor {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-kept:
+	}
 	for {
 		select {
 		case <-ctx.Done():
