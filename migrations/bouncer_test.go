@@ -206,4 +206,15 @@ func TestOpeningFails(t *testing.T) {
 	r.same()
 	_, err = r.m.Rollback(r.ctx())
 	r.must("rollback", err)
+
+	// A process that was stopped where it was to open the target comes to it only now.
+	w, err := r.m.openWays(r.ctx())
+	r.must("open", err)
+	defer w.close()
+	if err := w.gates[target].open(r.ctx(), 1); !errors.Is(err, ErrRunning) {
+		t.Errorf("opening the target for term 1, in term 2: got %v, want ErrRunning", err)
+	}
+	if open := r.open(); !open[source] || open[target] {
+		t.Errorf("open: %v, want the source alone", open)
+	}
 }
