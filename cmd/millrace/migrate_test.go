@@ -60,6 +60,11 @@ func TestMigrateCommands(t *testing.T) {
 	if err := json.Unmarshal([]byte(program(t, dir, "migrate", "verify", "--json", "-f", file)), &certificate); err != nil || !certificate.Equal || len(certificate.Tables) != 1 || certificate.Tables[0].Rows != 499 {
 		t.Errorf("verify: %+v, %v", certificate, err)
 	}
+	for _, c := range []struct{ flag, want string }{{"--full=false", "1 ranges carried forward, 0 changed since: equal"}, {"--full", "0 ranges carried forward, 0 changed since: equal"}} {
+		if got := program(t, dir, "migrate", "verify", c.flag, "-f", file); !strings.Contains(got, c.want) || !strings.HasPrefix(got, "index ") {
+			t.Errorf("verify %s: %s", c.flag, got)
+		}
+	}
 	program(t, dir, "migrate", "pause", "-f", file)
 	var status struct {
 		Step, Phase string
