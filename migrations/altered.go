@@ -126,8 +126,9 @@ func (m *Migration) mayAdopt(ctx context.Context, s *millrace.Schema) error {
 		return fmt.Errorf("read the place of migration %s: %w", m.cfg.Name, err)
 	}
 	const again = "millrace migrate abort -f FILE, and begin again"
+	from, _ := m.sides()
 	refuse := func(format string, args ...any) error {
-		return fmt.Errorf("%w: %s at the source: %s; mend: %s", ErrChanged, s.QualifiedName(), fmt.Sprintf(format, args...), again)
+		return fmt.Errorf("%w: %s at the %s: %s; mend: %s", ErrChanged, s.QualifiedName(), from, fmt.Sprintf(format, args...), again)
 	}
 	if at == nil || !converged {
 		return refuse("it was altered before the target had converged")
@@ -170,6 +171,14 @@ func (m *Migration) mayAdopt(ctx context.Context, s *millrace.Schema) error {
 	return nil
 }
 
+// sides are what people call the two sides of the way.
+func (m *Migration) sides() (from, to side) {
+	if m.base != "" {
+		return target, source
+	}
+	return source, target
+}
+
 // hasPlace looks whether the target has a column for one that is new at the source.
 func (m *Migration) hasPlace(ctx context.Context, src, dst *pgx.Conn, t *Table, name string) error {
 	at := name
@@ -190,12 +199,13 @@ func (m *Migration) hasPlace(ctx context.Context, src, dst *pgx.Conn, t *Table, 
 SELECT count(*) > 0, coalesce(bool_or(atthasmissing OR atthasdef), false) FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2 AND attnum > 0 AND NOT attisdropped`, t.To.Quoted(), at).Scan(&there, &filled); err != nil {
 		return fmt.Errorf("look up column %s of %v: %w", at, t.To, err)
 	}
-	add := fmt.Sprintf("ALTER TABLE %s ADD COLUMN %s %s at the target, then millrace migrate follow -f FILE", t.To.Quoted(), table.Quote(at), typ)
+	from, to := m.sides()
+	add := fmt.Sprintf("ALTER TABLE %s ADD COLUMN %s %s at the %s, then millrace migrate follow -f FILE", t.To.Quoted(), table.Quote(at), typ, to)
 	switch {
 	case !there:
-		return fmt.Errorf("%w: %v at the source has a new column %s, and the target's %v has no place for it; mend: %s", ErrChanged, t.From, name, t.To, add)
+		return fmt.Errorf("%w: %v at the %s has a new column %s, and the %s's %v has no place for it; mend: %s", ErrChanged, t.From, from, name, to, t.To, add)
 	case filled:
-		return fmt.Errorf("%w: %v at the source has a new column %s that is NULL in every row, and the target's column %s has a default, by which rows that are there may have another value; mend: ALTER TABLE %s DROP COLUMN %s; %s", ErrChanged, t.From, name, at, t.To.Quoted(), table.Quote(at), add)
+		return fmt.Errorf("%w: %v at the %s has a new column %s that is NULL in every row, and the %s's column %s has a default, by which rows that are there may have another value; mend: ALTER TABLE %s DROP COLUMN %s; %s", ErrChanged, t.From, from, name, to, at, t.To.Quoted(), table.Quote(at), add)
 	}
 	return nil
 }
