@@ -234,6 +234,30 @@ func (r *epochReign) wantImage(why string, epoch millrace.Epoch) {
 	r.takeImage(why, epoch)
 }
 
+// retryLater sets when retryImage comes, after the more failures the later.
+func (r *epochReign) retryLater() time.Duration {
+	b := &r.boot
+	again := min(r.bootRules.retryMin<<min(b.fails, 10), r.bootRules.retryMax)
+	again = again/2 + rand.N(again) //nolint:gosec // to spread load
+	b.fails++
+	b.again = time.After(again)
+	return again
+}
+
+// wantEpoch wants an image of a newer epoch, which cannot be copied. Where no peer is named
+// it is tried later whether it can be.
+func (r *epochReign) wantEpoch(epoch millrace.Epoch) {
+	if len(r.peers()) > 0 {
+		r.wantImage(bootGone, epoch)
+		return
+	}
+	if epoch != r.boot.epoch {
+		r.boot.fails = 0
+	}
+	r.boot.why, r.boot.epoch = bootGone, epoch
+	r.retryLater()
+}
+
 // retryImage asks peers again. For a newer epoch it is first seen whether its source can be
 // copied by now, which asks for an image where it cannot.
 func (r *epochReign) retryImage() {
@@ -313,76 +337,6 @@ func (r *epochReign) imageTaken() error {
 	return nil
 }
 
-// awaitConfirmed closes confirmed when source and image are known to be of one history,
-// and the store is not behind readers; where nobody can say so and no signature vouches for
-// the image, it waits.
-func (r *epochReign) awaitConfirmed(t *bootTask, store *edge.Store, confirmed chan<- struct{}) {
-	limit := time.NewTimer(r.bootRules.confirm)
-	defer limit.Stop()
-	for {
-		changed := store.Changed()
-		here, there := r.home.Place(), store.Place()
-		if (t.agreed || there.Index > t.image) && (there.Epoch > here.Epoch || there.Index >= here.Index) {
-			close(confirmed)
-			return
-		}
-		select {
-		case <-r.ctx.Done():
-			return
-		case <-t.follow.ended:
-			return
-		case <-limit.C:
-			if r.trusted != nil {
-				r.log.Warn("nothing has come from the source since the image; its rows are answered all the same, as its history is signed", "image", t.image)
-				close(confirmed)
-				return
-			}
-			if !r.tellUnconfirmed(t) {
-				t.unconfirmed = fmt.Errorf("no source has confirmed in %v that it goes on from the image of index %v", r.bootRules.confirm+r.bootRules.unconfirmed, t.image)
-				t.follow.cancel()
-				return
-			}
-			limit.Reset(r.bootRules.unconfirmed)
-		case <-changed:
-		}
-	}
-}
-
-// tellUnconfirmed says that no source has confirmed an image yet. It reports whether that is
-// news.
-func (r *epochReign) tellUnconfirmed(t *bootTask) (news bool) {
-	r.showBoot(func(b *serve.Bootstrap) {
-		if news = b.State == serve.BootstrapFollowing; news {
-			b.State = serve.BootstrapUnconfirmed
-		}
-	})
-	if news {
-		r.log.Warn("no source has confirmed the image yet; until one has, nothing is answered from it", "image", t.image,
-			"mend", "see that a source can be reached that goes on from it; with signing.trusted, signatures vouch for an image")
-	}
-	return news
-}
-
-// imageFollowed gives up a restored store whose applier has stopped: the source does not
-// go on from it, or nobody has said that it does.
-func (r *epochReign) imageFollowed() error {
-	t := r.boot.task
-	if t.unconfirmed != nil {
-		return r.noImage(t.unconfirmed)
-	}
-	err := t.follow.err
-	if err == nil {
-		err = errors.New("its applier has ended")
-	}
-	if shown := r.Bootstrap(); shown != nil {
-		r.tellRefused(shown.From, err)
-	}
-	if err := r.boots.refused.add(t.from, err); err != nil {
-		r.log.Warn("what is left of an image", "error", err)
-	}
-	return r.noImage(fmt.Errorf("follow the source from image %s: %w", t.from.Manifest.Name(), err))
-}
-
 // dropImage ends the taking of an image.
 func (r *epochReign) dropImage() error {
 	t := r.boot.task
@@ -411,10 +365,7 @@ func (r *epochReign) noImage(err error) error {
 	b := &r.boot
 	again := time.Duration(0)
 	if b.why == bootGone {
-		again = min(r.bootRules.retryMin<<min(b.fails, 10), r.bootRules.retryMax)
-		again = again/2 + rand.N(again) //nolint:gosec // to spread load
-		b.fails++
-		b.again = time.After(again)
+		again = r.retryLater()
 	}
 	r.showBoot(func(s *serve.Bootstrap) {
 		s.State, s.Problem, s.EndedAt = serve.BootstrapFailed, err.Error(), time.Now().UTC()

@@ -483,6 +483,15 @@ func TestBootstrapIntoEpochPauses(t *testing.T) {
 		t.Errorf("they are asked again in %v", again)
 	}
 	away.end()
+	// Where no peer is named, the copy is not begun at every look either.
+	away = b.edgeWith(dir, options{rules: func(r *bootRules) { r.look, r.retryMin, r.retryMax = 10*time.Millisecond, time.Hour, time.Hour }})
+	away.until("the copy has stopped", func() bool { return strings.Contains(away.log.String(), "the next epoch cannot be gone over to yet") })
+	looked.Store(0)
+	away.until("it has looked for newer epochs again", func() bool { return looked.Load() > 20 })
+	if n := strings.Count(away.log.String(), "a newer epoch has begun"); n != 1 {
+		t.Errorf("the copy was begun %d times", n)
+	}
+	away.end()
 	// And after the pause they are asked, as is whether the topic was made again.
 	away = b.edgeWith(dir, options{rules: func(r *bootRules) { r.look = 10 * time.Millisecond }}, peer.URL+"/images")
 	once = asked.Load()

@@ -246,7 +246,7 @@ func (r *epochReign) stoppedNext() error {
 		// Should the topic have been made again, the copy begins again too.
 		derr := r.home.DropNext()
 		if derr == nil && passed(err) {
-			r.wantImage(bootGone, epoch)
+			r.wantEpoch(epoch)
 		}
 		return derr
 	}
