@@ -29,8 +29,10 @@ func TestNewPartitions(t *testing.T) {
 		CREATE TABLE moved_1 PARTITION OF moved FOR VALUES FROM (0) TO (50); CREATE TABLE beside PARTITION OF above FOR VALUES FROM (100) TO (200);
 		CREATE TABLE unrelated (id int)`)
 	r.src.Exec("ALTER TABLE whole ATTACH PARTITION top FOR VALUES FROM (200) TO (300)")
-	for _, sql := range []string{"INSERT INTO high VALUES (101)", "TRUNCATE high", "INSERT INTO top VALUES (202)", "DELETE FROM top_1", "INSERT INTO whole VALUES (102)",
-		"INSERT INTO moved_1 VALUES (1)", "INSERT INTO above VALUES (2)"} {
+	for _, sql := range []string{
+		"INSERT INTO high VALUES (101)", "TRUNCATE high", "INSERT INTO top VALUES (202)", "DELETE FROM top_1", "INSERT INTO whole VALUES (102)",
+		"INSERT INTO moved_1 VALUES (1)", "INSERT INTO above VALUES (2)",
+	} {
 		denied(sql)
 	}
 	r.src.Exec("INSERT INTO above VALUES (101); INSERT INTO unrelated VALUES (1)") // nobody moves these

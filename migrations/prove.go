@@ -285,9 +285,12 @@ func (s *sink) tryTable(ctx context.Context, g *merge, tb *tableBatch) (n int64,
 	}
 	var kept, updated, inserted, done int64
 	jobs := []job{
-		{"SET LOCAL lock_timeout = '" + proveWait + "'", &done}, {g.complete, &done},
+		{"SET LOCAL lock_timeout = '" + proveWait + "'", &done},
+		{g.complete, &done},
 		// Others write here: one row that is as it was, and stays so, is left.
-		{tb.m.agreed(g.staging), &done}, {"SELECT FROM " + g.staging, &kept}, {g.remove, &done},
+		{tb.m.agreed(g.staging), &done},
+		{"SELECT FROM " + g.staging, &kept},
+		{g.remove, &done},
 	}
 	for _, sql := range g.holders {
 		jobs = append(jobs, job{sql, &done})

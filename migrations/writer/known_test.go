@@ -14,19 +14,29 @@ func TestKnown(t *testing.T) {
 	}
 	for name, all := range map[string][]said{
 		"there and back": {
-			{toSource, answer{"source", "source", "x", 0}, toSource}, {toTarget, answer{"source", "target", "x", 0}, toSource},
-			{toSource, answer{"target", "source", "x", 1}, toTarget}, {toTarget, answer{"source", "target", "x", 0}, toTarget}, {toTarget, answer{"target", "target", "x", 1}, toTarget},
-			{toTarget, answer{"source", "target", "x", 2}, toSource}, {toSource, answer{"target", "source", "x", 1}, toSource},
+			{toSource, answer{"source", "source", "x", 0}, toSource},
+			{toTarget, answer{"source", "target", "x", 0}, toSource},
+			{toSource, answer{"target", "source", "x", 1}, toTarget},
+			{toTarget, answer{"source", "target", "x", 0}, toTarget},
+			{toTarget, answer{"target", "target", "x", 1}, toTarget},
+			{toTarget, answer{"source", "target", "x", 2}, toSource},
+			{toSource, answer{"target", "source", "x", 1}, toSource},
 		},
 		"of a version that says less": {{toTarget, answer{"source", "target", "", 0}, toSource}, {toTarget, answer{"target", "target", "", 1}, toTarget}, {toSource, answer{"source", "source", "", 0}, toTarget}, {toSource, answer{"source", "source", "", 2}, toSource}},
 		"the next goes the other way": {
-			{toSource, answer{"target", "source", "x", 3}, nowhere}, {toTarget, answer{"target", "target", "x", 3}, toTarget},
-			{toTarget, answer{"source", "source", "y", 0}, toTarget}, {toSource, answer{"target", "source", "x", 3}, toTarget}, {toSource, answer{"source", "target", "y", 0}, toTarget},
-			{toTarget, answer{"target", "source", "y", 1}, toSource}, {toSource, answer{"target", "target", "y", 1}, toSource},
+			{toSource, answer{"target", "source", "x", 3}, nowhere},
+			{toTarget, answer{"target", "target", "x", 3}, toTarget},
+			{toTarget, answer{"source", "source", "y", 0}, toTarget},
+			{toSource, answer{"target", "source", "x", 3}, toTarget},
+			{toSource, answer{"source", "target", "y", 0}, toTarget},
+			{toTarget, answer{"target", "source", "y", 1}, toSource},
+			{toSource, answer{"target", "target", "y", 1}, toSource},
 		},
 		"the next goes elsewhere": {
-			{toSource, answer{"target", "source", "x", 1}, nowhere}, {toTarget, answer{"target", "target", "x", 1}, toTarget},
-			{toTarget, answer{"source", "source", "y", 0}, toTarget}, {toSource, answer{"target", "source", "x", 1}, toTarget},
+			{toSource, answer{"target", "source", "x", 1}, nowhere},
+			{toTarget, answer{"target", "target", "x", 1}, toTarget},
+			{toTarget, answer{"source", "source", "y", 0}, toTarget},
+			{toSource, answer{"target", "source", "x", 1}, toTarget},
 			{toTarget, answer{"target", "source", "y", 1}, nowhere}, // the old source may be open
 		},
 	} {

@@ -262,11 +262,11 @@ SELECT active, term, coalesce(to_jsonb(m)->>'id', ''), coalesce(to_jsonb(m)->>'s
 func (w *Writer) learn(a *answer, of where) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.known.take(a, of) {
+	if !w.take(a, of) {
 		return
 	}
 	w.wakeLocked()
-	w.log.Info("writers go over", "migration", w.cfg.Migration, "id", w.known.id, "to", w.known.pool.String(), "term", w.known.term)
+	w.log.Info("writers go over", "migration", w.cfg.Migration, "id", w.id, "to", w.pool.String(), "term", w.term)
 }
 
 // wakeLocked has those try again that wait.
