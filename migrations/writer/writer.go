@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -61,6 +62,7 @@ type Writer struct {
 	life   context.Context // ends with Close
 	cancel context.CancelFunc
 	group  sync.WaitGroup
+	there  [2]atomic.Bool // each side is known to have what it is asked for
 
 	mu sync.Mutex
 	known
@@ -153,7 +155,7 @@ func (w *Writer) Do(ctx context.Context, fn func(ctx context.Context, pool *pgxp
 		if left <= 0 {
 			return fmt.Errorf("%w, for %v: %w", ErrHeld, w.cfg.Hold, err)
 		}
-		if err := w.awaitChange(ctx, changed, min(pause, left)); err != nil {
+		if err := w.awaitChange(ctx, changed, pause, left); err != nil {
 			return err
 		}
 	}
@@ -168,12 +170,24 @@ const (
 	lastPause  = 100 * time.Millisecond
 )
 
-// awaitChange has both sides asked, and waits until something has changed or a pause is
-// over. It does not wait for a side that does not answer.
-func (w *Writer) awaitChange(ctx context.Context, changed chan struct{}, pause time.Duration) error {
-	w.begin()
-	timer := time.NewTimer(pause)
+// awaitChange has both sides asked, and waits until something has changed; where nothing
+// has, for a pause. It does not wait for a side that does not answer, and has nobody
+// try again what is about to be told.
+func (w *Writer) awaitChange(ctx context.Context, changed chan struct{}, pause, left time.Duration) error {
+	timer := time.NewTimer(min(lastPause, left))
 	defer timer.Stop()
+	for _, q := range w.begin() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+			return nil
+		case <-timer.C:
+			return nil
+		case <-q.done:
+		}
+	}
+	timer.Reset(min(pause, left))
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -241,9 +255,12 @@ func (w *Writer) askOne(of where) error {
 	}
 	ctx, cancel := context.WithTimeout(w.life, askLimit)
 	defer cancel()
-	var there bool
-	if err := pool.QueryRow(ctx, "SELECT to_regclass('millrace.migration_manager') IS NOT NULL").Scan(&there); err != nil || !there {
-		return err
+	if there := &w.there[of]; !there.Load() {
+		var is bool
+		if err := pool.QueryRow(ctx, "SELECT to_regclass('millrace.migration_manager') IS NOT NULL").Scan(&is); err != nil || !is {
+			return err
+		}
+		there.Store(true)
 	}
 	var a answer
 	err := pool.QueryRow(ctx, `
@@ -252,6 +269,7 @@ SELECT active, term, coalesce(to_jsonb(m)->>'id', ''), coalesce(to_jsonb(m)->>'s
 		return nil
 	}
 	if err != nil {
+		w.there[of].Store(false) // it may have been dropped
 		return err
 	}
 	w.learn(&a, of)
