@@ -57,7 +57,8 @@ type Config struct {
 	// NoChecksums leaves out reading the rows of a chunk back. They are counted all
 	// the same.
 	NoChecksums bool
-	// BatchInterval is how long changes are gathered, BatchBytes how many at most.
+	// BatchInterval is how long changes are gathered, unless the target is still at work
+	// on those before, BatchBytes how many at most. Two batches are held at most.
 	// Defaults 500 ms and 16 MiB.
 	BatchInterval time.Duration
 	BatchBytes    int64

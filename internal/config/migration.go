@@ -104,8 +104,8 @@ type MigrationCopy struct {
 
 // MigrationFollow says how changes are followed.
 type MigrationFollow struct {
-	BatchInterval Duration `key:"batch_interval" unit:"duration" default:"500ms" doc:"How long changes are gathered before they go into the target together. 10ms to 1m."`
-	BatchBytes    Size     `key:"batch_bytes" unit:"bytes" default:"16MiB" doc:"How much is gathered at most. 64KiB to 1GiB."`
+	BatchInterval Duration `key:"batch_interval" unit:"duration" default:"500ms" doc:"How long changes are gathered before they go into the target together, unless it is still at work on those before. 10ms to 1m."`
+	BatchBytes    Size     `key:"batch_bytes" unit:"bytes" default:"16MiB" doc:"How much is gathered at most. While it is applied, as much again is gathered. 64KiB to 1GiB."`
 }
 
 // LoadMigration reads a migration file, applies the environment and validates the
