@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/bmatsuo/lmdb-go/lmdb"
 
@@ -33,6 +34,7 @@ var (
 	readRate   = flag.Int("rate", 20_000, "reads a second in BenchmarkReads")
 	readTime   = flag.Duration("each", 3*time.Second, "length of each measurement in BenchmarkReads")
 	readRounds = flag.Int("rounds", 3, "interleaved rounds in BenchmarkReads")
+	readAhead  = flag.Bool("realtime", false, "read with real-time priority in BenchmarkReads, with pauses as long between measurements: for a machine with other work")
 	readRedis  = flag.Bool("redis", true, "measure Redis beside it in BenchmarkReads")
 )
 
@@ -271,8 +273,37 @@ func (r *readBench) readers() map[string]func(id int) error {
 //go:noinline
 func reached(due time.Time) bool { return !time.Now().Before(due) }
 
+// prioritize gives the process's threads real-time priority, or takes it.
+func (r *readBench) prioritize(on bool) {
+	const normal, roundRobin = 0, 2 // of sched_setscheduler
+	policy, priority := uintptr(normal), int32(0)
+	if on {
+		policy, priority = roundRobin, 1
+	}
+	for range 2 { // the second time those that began meanwhile
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			r.b.Fatal(err)
+		}
+		for _, thread := range threads {
+			id, _ := strconv.Atoi(thread.Name())
+			_, _, errno := syscall.RawSyscall(syscall.SYS_SCHED_SETSCHEDULER, uintptr(id), policy, uintptr(unsafe.Pointer(&priority)))
+			if errno != 0 && errno != syscall.ESRCH {
+				r.b.Fatalf("real-time priority: %v; mend: run as root", errno)
+			}
+		}
+	}
+}
+
 // measure reads at the rate and returns the quantiles of the times in microseconds.
 func (r *readBench) measure(read func(id int) error) func(q float64) float64 {
+	if *readAhead {
+		r.prioritize(true)
+		defer func() {
+			r.prioritize(false)
+			time.Sleep(*readTime)
+		}()
+	}
 	// Other rows each time, or those who come later would find them in the caches.
 	r.measured++
 	rnd := rand.New(rand.NewPCG(7, r.measured))
