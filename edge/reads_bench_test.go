@@ -267,11 +267,11 @@ func (r *readBench) readers() map[string]func(id int) error {
 	}
 }
 
-// reached is a call, so that the scheduler, which wants the processor of a goroutine that
+// early is a call, so that the scheduler, which wants the processor of a goroutine that
 // waits busily every 10 ms, takes it between two reads.
 //
 //go:noinline
-func reached(due time.Time) bool { return !time.Now().Before(due) }
+func early(due time.Time) bool { return time.Now().Before(due) }
 
 // prioritize gives the process's threads real-time priority, or takes it.
 func (r *readBench) prioritize(on bool) {
@@ -313,7 +313,7 @@ func (r *readBench) measure(read func(id int) error) func(q float64) float64 {
 	due := time.Now()
 	for range n {
 		due = due.Add(interval)
-		for !reached(due) {
+		for early(due) {
 		}
 		id := rnd.IntN(*readRows)
 		now := time.Now()
