@@ -350,7 +350,7 @@ func (t *Table) find(stored, key []byte) ([]byte, error) {
 func (t *Table) remember() {
 	v := t.v
 	switch {
-	case v.seen == nil:
+	case v.seen == nil || len(v.seen.trees) == maxSeenTrees:
 	case v.r.asked != v.seen.id:
 		v.r.asked = v.seen.id
 	default:
