@@ -104,6 +104,10 @@ func (c *conn) listCommands() {
 		c.out.array(len(names))
 		for _, name := range names {
 			c.describeCommand(c.s.commands[name])
+			if len(c.out.b) > freeBuffer && !c.reserveOut(0) {
+				c.fail("BUSY too many large answers are being written at once; ask again, for fewer at once")
+				return
+			}
 		}
 	default:
 		c.fail("ERR COMMAND knows COUNT, LIST, DOCS and INFO, not '" + short(c.args[1]) + "'")

@@ -135,6 +135,10 @@ func TestTooMany(t *testing.T) {
 	}
 	p.wants("-ERR 10001 keys are asked for", many...)
 	p.wants("10000", many[:10_001]...)
+	// So is what is said of commands, which is many times as long as their names.
+	dial, _ = start(t, Config{Streams: bank(store), MaxBuffered: 300_000})
+	names := strings.Split("COMMAND INFO"+strings.Repeat(" get", 10_000), " ")
+	newPeer(t, dial()).wants("-BUSY too many large answers", names...)
 }
 
 // Each listener has its own places: who takes all of one's shuts nobody out of another.
