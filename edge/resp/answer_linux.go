@@ -76,7 +76,8 @@ func (c *conn) receive() {
 		return
 	}
 	c.end = n
-	for !c.closing && c.command() {
+	// What is gathered has the bound that it has in a goroutine, which goes on with the rest.
+	for !c.closing && len(c.out.b) < flushAt && c.command() {
 		cmd := c.find()
 		switch {
 		case cmd == nil:

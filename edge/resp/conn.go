@@ -88,8 +88,9 @@ type conn struct {
 	// deadline is when the one for writing ends that was set last.
 	deadline time.Time
 
-	// mu guards net, and its deadline for reading against wake.
-	mu sync.Mutex
+	// mu guards net, its deadline for reading against wake, and cut: that it was to be closed.
+	mu  sync.Mutex
+	cut bool
 	// woken tells that the connection is to end.
 	woken atomic.Bool
 }
@@ -470,6 +471,7 @@ func (c *conn) cutOff() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.woken.Store(true)
+	c.cut = true
 	if c.net != nil {
 		_ = c.net.Close() // it was given its time
 	}

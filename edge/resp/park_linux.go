@@ -71,6 +71,13 @@ func (c *conn) attach() {
 	defer c.mu.Unlock()
 	c.net = &fileConn{os.NewFile(uintptr(c.fd), "connection"), c.local, c.remote}
 	c.fd, c.deadline, c.away = -1, time.Time{}, false
+	// What was to be done to it meanwhile.
+	if c.woken.Load() {
+		_ = c.net.SetReadDeadline(time.Unix(1, 0)) // as in wake
+	}
+	if c.cut {
+		_ = c.net.Close() // as in cutOff
+	}
 }
 
 // resume goes on with a connection that its loop has let go, in a goroutine.
