@@ -234,7 +234,7 @@ func (r *rig) accounted(all []accepted) {
 	}
 }
 
-var targetFlag = flag.Int("migrate.target", 17, "version of the target's server for TestCutoverKilled")
+var targetFlag = flag.Int("migrate.target", 0, "version of the target's server for TestCutoverKilled and TestJournals; 0 for 17, and for what the seed says")
 
 var killsFlag = flag.Int("migrate.kills", 1, "how often TestCutoverKilled kills at each step of cutover; with more than one, at each of rollback too")
 
@@ -244,7 +244,11 @@ var killsFlag = flag.Int("migrate.kills", 1, "how often TestCutoverKilled kills 
 func TestCutoverKilled(t *testing.T) { bothModes(t, cutoverKilled) }
 
 func cutoverKilled(t *testing.T, mode millrace.Mode) {
-	r := newRigBy(t, mode, *targetFlag, hits, tablesOf("hits", "other")...)
+	version := 17
+	if *targetFlag != 0 {
+		version = *targetFlag
+	}
+	r := newRigBy(t, mode, version, hits, tablesOf("hits", "other")...)
 	r.cfg.PauseBudget = 20 * time.Second
 	r.renew()
 	r.follow()
