@@ -25,12 +25,13 @@ func (l *loop) answer() {
 	}
 }
 
-// read answers commands that read rows, from one snapshot of the first one's stream.
+// read answers commands that read rows, from one snapshot of the first one's stream. Where
+// that is not to be had at once, they wait for it in goroutines, and the others do not.
 func (l *loop) read() {
 	st := l.asking[0].stream
 	var current *conn // the one that is answered, or was last
 	commands := 0
-	err := st.reader.View(l.s.life, func(v *edge.View) error {
+	err := st.reader.View(&l.patience, func(v *edge.View) error {
 		for i, c := range l.asking {
 			if c == nil || c.stream != st || commands >= viewCommands {
 				continue
@@ -45,8 +46,14 @@ func (l *loop) read() {
 		}
 		return nil
 	})
-	if err != nil {
-		c := current
+	switch c := current; {
+	case l.patience.renew() && err != nil && c == nil:
+		for i, c := range l.asking {
+			if c.stream == st {
+				l.asking[i] = nil
+			}
+		}
+	case err != nil:
 		if c == nil { // there was no snapshot
 			c, l.asking[0] = l.asking[0], nil
 			c.pending, c.reads.done = false, 0

@@ -2,8 +2,10 @@ package resp
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,6 +65,21 @@ func running(t *testing.T, config Config) (s *Server, dial func() net.Conn, end 
 	}, cancel, done
 }
 
+// untilAll waits until something holds for all connections of a server.
+func untilAll(t *testing.T, s *Server, what string, holds func(*conn) bool) {
+	t.Helper()
+	until(t, what, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for c := range s.conns {
+			if !holds(c) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // endsWithin fails the test where a server does not end in a time.
 func endsWithin(t *testing.T, limit time.Duration, ended <-chan error) {
 	t.Helper()
@@ -88,16 +105,7 @@ func TestEndWhileALoopAnswers(t *testing.T) {
 	}
 	<-reader.held
 	end()
-	until(t, "the connection is to end", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		for c := range s.conns {
-			if !c.woken.Load() {
-				return false
-			}
-		}
-		return s.ending
-	})
+	untilAll(t, s, "the connection is to end", func(c *conn) bool { return c.woken.Load() })
 	close(reader.leave)
 	if got := p.answer(); got != "1" {
 		t.Errorf("EXISTS is answered with %s", got)
@@ -108,33 +116,75 @@ func TestEndWhileALoopAnswers(t *testing.T) {
 	endsWithin(t, 20*time.Second, ended)
 }
 
-// stuckReader gives no snapshot to a loop before its server gives up waiting for it.
-type stuckReader struct {
-	*edge.Store
-	asked chan struct{}
-}
-
-func (r stuckReader) View(ctx context.Context, fn func(*edge.View) error) error {
-	if ctx.Err() == nil {
-		close(r.asked)
-	}
-	<-ctx.Done()
-	return r.Store.View(context.WithoutCancel(ctx), fn)
-}
-
 // A client that was to be cut off while its loop answered is cut off when it goes on in a
 // goroutine, and not waited for until it takes its answer.
 func TestCutOffWhileALoopAnswers(t *testing.T) {
 	store, src := newStore(t)
 	src.unit(put(t, accountsSchema(), "100", strings.Repeat("x", 16<<20), "NULL", "t"))
-	reader := stuckReader{store, make(chan struct{})}
-	_, dial, end, ended := running(t, Config{Streams: []Stream{{"bank", reader}}, ShutdownTimeout: 100 * time.Millisecond, WriteTimeout: 40 * time.Second})
+	reader := &heldReader{Store: store, held: make(chan struct{}), leave: make(chan struct{})}
+	s, dial, end, ended := running(t, Config{Streams: []Stream{{"bank", reader}}, ShutdownTimeout: 100 * time.Millisecond, WriteTimeout: 40 * time.Second})
 	nc := dial()
 	_ = nc.(*net.TCPConn).SetReadBuffer(4096)
 	p := newPeer(t, nc)
 	p.wants("PONG", "PING")
 	p.send("GET", "public.accounts:100")
-	<-reader.asked
+	<-reader.held
 	end()
+	untilAll(t, s, "the connection is cut off", func(c *conn) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.cut
+	})
+	close(reader.leave)
 	endsWithin(t, 20*time.Second, ended)
+}
+
+// waitingReader gives snapshots once it is let.
+type waitingReader struct {
+	*edge.Store
+	asked, let chan struct{}
+}
+
+func (r waitingReader) View(ctx context.Context, fn func(*edge.View) error) error {
+	select {
+	case r.asked <- struct{}{}:
+	default:
+	}
+	select {
+	case <-r.let:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for a view: %w", ctx.Err())
+	}
+	return r.Store.View(ctx, fn)
+}
+
+// Where a stream gives no snapshot, as while another process takes it over, those who read
+// another one do not wait for it.
+func TestLoopDoesNotWaitForAStream(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // one loop
+	store, _ := newStore(t)
+	reader := waitingReader{store, make(chan struct{}, 1), make(chan struct{})}
+	dial, _ := start(t, Config{Streams: []Stream{{"bank", reader}, {"dns", store}}})
+	var stuck []*peer
+	for range 3 {
+		p := newPeer(t, dial())
+		p.wants("PONG", "PING")
+		stuck = append(stuck, p)
+	}
+	q := newPeer(t, dial())
+	q.wants("OK", "SELECT", "dns")
+	for _, p := range stuck {
+		_, _ = io.WriteString(p, encode("PING")+encode("EXISTS", "public.accounts:1")+encode("PING", "behind"))
+	}
+	<-reader.asked
+	_ = q.SetDeadline(time.Now().Add(20 * time.Second))
+	q.wants("1", "EXISTS", "public.accounts:1")
+	close(reader.let)
+	for _, p := range stuck {
+		for _, want := range []string{"PONG", "1", "behind"} {
+			if got := p.answer(); got != want {
+				t.Errorf("%s is answered, want %s", got, want)
+			}
+		}
+	}
 }

@@ -37,6 +37,7 @@ type loop struct {
 
 	// Those that are answered, and those of them that have asked for rows; used again.
 	batch, asking []*conn
+	patience      patience
 }
 
 // loops are those of a server, which are begun when the first connection waits.
@@ -79,7 +80,7 @@ func (l *loops) end() {
 }
 
 func newLoop(s *Server) (*loop, error) {
-	l := &loop{s: s, ended: make(chan struct{}), parked: make(map[int32]*conn)}
+	l := &loop{s: s, ended: make(chan struct{}), parked: make(map[int32]*conn), patience: patience{Context: s.life}}
 	var err error
 	if l.epoll, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("make a descriptor to wait with: %w", err)
