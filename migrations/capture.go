@@ -152,7 +152,7 @@ func (m *Migration) captureOf(columns map[string][]string) (capturer, error) {
 		return &byTriggers{m: m, Capture: c}, err
 	}
 	c, err := wal.New(wal.Config{
-		URL: m.cfg.SourceURL, Stream: m.stream(), Slot: m.slot(), Publication: m.slot(), Tables: names, Columns: columns,
+		URL: m.cfg.SourceURL, Stream: m.stream(), Slot: m.slot(), Publication: m.slot(), Tables: names, Columns: columns, AsSent: true,
 		MemoryBudget: m.cfg.Memory, SpoolDir: m.cfg.SpoolDir, Heartbeat: m.cfg.Heartbeat, Logger: m.log,
 	})
 	return &byWAL{c}, err

@@ -120,9 +120,15 @@ func (d *decoder) alter(id millrace.TableID, c cause) error {
 	}
 	before := d.schemas[id]
 	if info != nil {
-		if s, err := info.Schema(millrace.ModeWAL); err == nil && table.Compare(before, s, info.Missing()).Key == "" {
-			_, err := d.adopt(before, s, info, c)
-			return err
+		if s, err := info.Schema(millrace.ModeWAL); err == nil {
+			step := table.Compare(before, s, info.Missing())
+			if d.asSent && step == (table.Step{}) {
+				return d.loadFor(id, c) // whoever has other rows to send describes it
+			}
+			if step.Key == "" {
+				_, err := d.adopt(before, s, info, c)
+				return err
+			}
 		}
 	}
 	return d.loadFor(id, c)

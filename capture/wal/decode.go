@@ -31,8 +31,9 @@ type decoder struct {
 	version millrace.SchemaVersion
 	// turn grows with each schema, and whenever the decoder is told that a table
 	// was altered; told counts the latter by table.
-	turn uint64
-	told map[millrace.TableID]uint64
+	turn   uint64
+	told   map[millrace.TableID]uint64
+	asSent bool // Config.AsSent
 	// plan says which tables join and leave the stream; nil for none.
 	plan *plan
 	// strange returns the partitioned table that a table is a partition of by

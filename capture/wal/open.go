@@ -231,7 +231,7 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 	catalog := &lookUps{c: s.c, conn: conn}
 	defer catalog.close()
 	st.d = &decoder{
-		stream: s.c.cfg.Stream, position: p, schemas: schemas, version: version, plan: plan,
+		stream: s.c.cfg.Stream, position: p, schemas: schemas, version: version, plan: plan, asSent: s.c.cfg.AsSent,
 		lookUp:  func(id millrace.TableID, types []uint32) (*table.Info, error) { return catalog.table(ctx, id, types) },
 		strange: func(id millrace.TableID) (millrace.TableID, error) { return catalog.strange(ctx, id) },
 		met:     make(map[millrace.TableID]bool),

@@ -79,6 +79,11 @@ type Config struct {
 	// names. Tables that are not named have all. Postgres 15 and later.
 	Columns map[string][]string
 	Where   map[string]string
+	// AsSent has a table that was altered described anew no sooner than a row of it is
+	// sent, and as that row is, unless stored rows have changed. Otherwise it is described
+	// at once, as the catalogs have it by then, which may be ahead of the rows: then it is
+	// loaded again.
+	AsSent bool
 	// MemoryBudget bounds what is held for transactions, in bytes: a quarter of
 	// it for all that are still open at the source, a quarter for the one being
 	// decoded, half for those that wait for Next. A single row may need up to
