@@ -24,8 +24,10 @@ import (
 type alteredError struct {
 	schema *millrace.Schema
 	// alone tells that everything before it is committed, but for changes of other tables
-	// in the same unit.
-	alone bool
+	// in the same unit; single that the batch was of one unit.
+	alone, single bool
+	// index is where the batch begins.
+	index millrace.Index
 }
 
 func (e *alteredError) Error() string {
@@ -34,10 +36,14 @@ func (e *alteredError) Error() string {
 
 func (e *alteredError) Unwrap() error { return ErrChanged }
 
+// adoptAgain is how often more than there are tables a description may be another one at
+// the same place than the one that was taken.
+const adoptAgain = 3
+
 // adoption is what followers that come after each other know of altered tables.
 type adoption struct {
-	// single has batches be of one unit, so that everything before a description is
-	// committed.
+	// single has batches be of one unit up to the next description, so that everything
+	// before it is committed.
 	single bool
 	// schemas are the descriptions that come next, and are taken.
 	schemas map[millrace.TableID]*millrace.Schema
@@ -47,17 +53,26 @@ type adoption struct {
 // description that can be taken.
 func (m *Migration) follow(ctx context.Context, until Until) error {
 	var adopt adoption
-	for {
+	var index millrace.Index
+	for again := 0; ; {
 		err := m.followUntil(ctx, until, &adopt)
 		var a *alteredError
 		switch {
 		case !errors.As(err, &a):
 			return err
-		case !a.alone && !adopt.single:
+		case !a.alone && !a.single:
 			adopt = adoption{single: true}
 			continue
 		case !a.alone:
 			return fmt.Errorf("%w: %s was altered in a transaction that had written to it before; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, a.schema.QualifiedName())
+		}
+		// Tables that are altered in one transaction are met one by one, and the source may
+		// be altered on meanwhile.
+		if again++; a.index != index {
+			index, again = a.index, 0
+		}
+		if again > len(m.cfg.Tables)+adoptAgain {
+			return fmt.Errorf("%w: %s is described otherwise each time that it is read; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, a.schema.QualifiedName())
 		}
 		if err := m.mayAdopt(ctx, a.schema); err != nil {
 			return err
@@ -91,9 +106,10 @@ func (g *gatherer) described(at *millrace.Checkpoint, s *millrace.Schema, t *gat
 	}
 	if expected := g.adopt.schemas[s.Table]; expected == nil || !expected.SameAs(s) {
 		b := t.batch.tables[s.Table]
-		return &alteredError{schema: s, alone: t.units == 0 && (b == nil || b.counts == Counts{})}
+		return &alteredError{schema: s, alone: t.units == 0 && (b == nil || b.counts == Counts{}), single: t.single, index: t.at.Index}
 	}
 	enter(at, s)
+	g.adopt.single = false // from the next batch on
 	g.m.log.Info("the source's table was altered, and the target has a place for it", "table", s.QualifiedName(), "columns", len(s.Columns))
 	return nil
 }

@@ -3,8 +3,10 @@ package migrations
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/millrace-db/millrace"
 )
@@ -20,10 +22,15 @@ func altered(t *testing.T, mode millrace.Mode) {
 	if _, err := r.m.Verify(r.ctx()); err != nil {
 		t.Fatal(err)
 	}
+	var last *follower
 	follow := func() error {
-		ctx, cancel := context.WithCancel(r.ctx())
+		ctx, cancel := context.WithTimeout(r.ctx(), 25*time.Second)
 		defer cancel()
-		return r.m.Follow(ctx, r.reached())
+		reached := r.reached()
+		return r.m.Follow(ctx, func(f *follower) bool {
+			last = f
+			return reached(f)
+		})
 	}
 	// Rows before and behind it, in one transaction too.
 	r.src.Exec("UPDATE a SET n = n + 1 WHERE id <= 10")
@@ -44,6 +51,18 @@ func altered(t *testing.T, mode millrace.Mode) {
 	r.must("follow", follow())
 	r.same()
 	r.must("follow again", follow())
+
+	// Several, one behind the other, with rows before and between them.
+	r.dst.Exec("ALTER TABLE a ADD COLUMN second int, ADD COLUMN third int")
+	for _, name := range []string{"second", "third"} {
+		r.src.Exec("UPDATE a SET n = n + 1 WHERE id = 30")
+		r.src.Exec(fmt.Sprintf("ALTER TABLE a ADD COLUMN %s int; UPDATE a SET %[1]s = id WHERE id = 31", name))
+	}
+	r.must("follow past two columns", follow())
+	r.same()
+	if last.gatherer.adopt.single {
+		t.Error("behind the description each batch is of one unit still")
+	}
 	c, err := r.m.Verify(r.ctx())
 	if err != nil || c.Tables[0].Carried != 0 || c.Tables[1].Rows != 2 {
 		t.Errorf("verify: %v, %+v", err, c)

@@ -85,6 +85,7 @@ type gathered struct {
 	at     *millrace.Checkpoint // behind its last unit
 	units  int64
 	passed *fence            // the one that it ends behind, if any
+	single bool              // it is of one unit, whatever there is
 	verify []*millrace.Entry // ranges to compare behind its commit
 	err    error
 }
@@ -102,11 +103,11 @@ const (
 // and the sink is free, there are enough, or one states what the source has: that is
 // compared behind it. It waits for the first no longer than tendInterval.
 func (g *gatherer) gather(ctx context.Context, into *batch, interval time.Duration, free <-chan struct{}) *gathered {
-	t := &gathered{batch: into, at: g.at}
+	t := &gathered{batch: into, at: g.at, single: g.adopt.single}
 	idle, cancel := context.WithTimeout(ctx, tendInterval)
 	defer cancel()
 	more, err := g.next(ctx, idle, t, free)
-	if err != nil || !more || g.adopt.single || !g.from.Gathers() {
+	if err != nil || !more || t.single || !g.from.Gathers() {
 		t.err = err
 		return t
 	}
