@@ -436,8 +436,11 @@ func (f *fetcher) frames(ctx context.Context, at *url.URL, file *os.File, m *Man
 	defer cancel(nil)
 	alive := time.AfterFunc(silence, func() { cancel(fmt.Errorf("%s answers nothing for %v", shown(at), silence)) })
 	r, err := f.get(ctx, at, offset)
-	if !alive.Stop() || err != nil {
-		return cmp.Or(context.Cause(ctx), err)
+	if !alive.Stop() {
+		<-ctx.Done() // the cause comes
+	}
+	if err = cmp.Or(context.Cause(ctx), err); err != nil {
+		return err
 	}
 	defer func() { _ = r.Body.Close() }() // what was read of it was compared
 	alive = time.AfterFunc(f.within, func() {
