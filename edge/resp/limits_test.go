@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -504,4 +505,31 @@ func TestRefusedConfigurations(t *testing.T) {
 	if left, err := registry.Gather(); err != nil || len(left) != 0 {
 		t.Errorf("metrics are left: %v, %v", left, err)
 	}
+}
+
+// lateReader learns of its place by being read, as a store does that another process writes.
+type lateReader struct {
+	*edge.Store
+	read *atomic.Bool
+}
+
+func (r lateReader) Place() edge.Place {
+	p := r.Store.Place()
+	if !r.read.Load() {
+		p.Index--
+	}
+	return p
+}
+
+func (r lateReader) View(ctx context.Context, fn func(*edge.View) error) error {
+	defer r.read.Store(true)
+	return r.Store.View(ctx, fn)
+}
+
+// A place that has come is told without a wait, also while another process writes the store
+// and nobody has read it since.
+func TestWaitIndexOfAStoreThatAnotherProcessWrites(t *testing.T) {
+	store, src := newStore(t)
+	dial, _ := start(t, Config{Streams: bank(lateReader{store, new(atomic.Bool)})})
+	newPeer(t, dial()).wants(src.index.String(), "WAITINDEX", src.index.String(), "0")
 }

@@ -31,8 +31,14 @@ func (c *conn) waitIndex() {
 		return
 	}
 	begun := time.Now()
-	// What was answered before goes out before the wait.
-	if !c.stream.reader.Place().Reaches(want.Epoch, want.Index) && limit > 0 {
+	switch come := c.stream.reader.Place().Reaches(want.Epoch, want.Index); {
+	case come:
+	case limit == 0:
+		// A store that another process writes, before or after a handover, learns where it
+		// stands by being read.
+		err = c.stream.reader.View(c.ctx, func(*edge.View) error { return nil })
+	default:
+		// What was answered before goes out before the wait.
 		if !c.flush() {
 			c.closing = true
 			return

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/event"
 )
 
@@ -66,6 +67,13 @@ func (q *request) await(params url.Values) error {
 			q.least = least
 		}
 		if err == nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+	if limit == 0 {
+		// A store that another process writes, before or after a handover, learns where it
+		// stands by being read.
+		if err := q.stream.store.View(q.r.Context(), func(*edge.View) error { return nil }); err != nil {
 			return err
 		}
 	}

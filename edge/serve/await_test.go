@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,6 +106,35 @@ func TestMinIndexOfAnotherStore(t *testing.T) {
 		if a := askWith(t, s, http.MethodGet, path, "X-Millrace-Min-Index", (src.index + 1).String()); a.status != 503 || !strings.Contains(a.body, "millrace.moved") {
 			t.Errorf("%s: got %d %s", path, a.status, a.body)
 		}
+	}
+}
+
+// lateReader learns of its place by being read, as a store does that another process writes.
+type lateReader struct {
+	*edge.Store
+	read *atomic.Bool
+}
+
+func (r lateReader) Place() edge.Place {
+	p := r.Store.Place()
+	if !r.read.Load() {
+		p.Index--
+	}
+	return p
+}
+
+func (r lateReader) View(ctx context.Context, fn func(*edge.View) error) error {
+	defer r.read.Store(true)
+	return r.Store.View(ctx, fn)
+}
+
+// What is there is answered without a wait, also while another process writes the store and
+// nobody has read it since.
+func TestMinIndexOfAStoreThatAnotherProcessWrites(t *testing.T) {
+	store, src := newStore(t)
+	s := newServer(t, store, func(c *serve.Config) { c.Streams["bank"] = lateReader{store, new(atomic.Bool)} })
+	if a := get(t, s, fmt.Sprintf("%s/tables/public.accounts/rows/5?min_index=%d", streamURL, src.index)); a.status != 200 {
+		t.Errorf("got %d %s", a.status, a.body)
 	}
 }
 
