@@ -79,28 +79,33 @@ func ConnectRefused(err error, mend string) error {
 
 // ConnectError tells refusals of a connection, which an operator mends, from
 // failures that pass.
-func ConnectError(err error) error {
+func ConnectError(err error) error { return ConnectErrorOf(err, "source") }
+
+// ConnectErrorOf is ConnectError for a server that is called otherwise, in front of the
+// word URL too.
+func ConnectErrorOf(err error, server string) error {
+	refused := func(mend string) error { return fmt.Errorf("connect to the %s: %w", server, ConnectRefused(err, mend)) }
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {
-		return ConnectRefused(err, "correct the source URL")
+		return refused("correct the " + server + " URL")
 	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {
-		return fmt.Errorf("connect to the source: %w", err)
+		return fmt.Errorf("connect to the %s: %w", server, err)
 	}
 	switch {
 	case pg.Code == "28P01":
-		return ConnectRefused(err, "correct the password in the source URL, or the role's at the source")
+		return refused("correct the password in the " + server + " URL, or the role's there")
 	case pg.Code == "28000" && strings.Contains(pg.Message, "pg_hba.conf"):
-		return ConnectRefused(err, "allow the connection in the server's pg_hba.conf")
+		return refused("allow the connection in the server's pg_hba.conf")
 	case pg.Code == "28000":
-		return ConnectRefused(err, "correct the role in the source URL")
+		return refused("correct the role in the " + server + " URL")
 	case pg.Code == "3D000":
-		return ConnectRefused(err, "correct the database in the source URL")
+		return refused("correct the database in the " + server + " URL")
 	case pg.Code == "42704":
-		return fmt.Errorf("%w: %w; mend: use Postgres 14 or later", ErrVersion, err)
+		return fmt.Errorf("connect to the %s: %w: %w; mend: use Postgres 14 or later", server, ErrVersion, err)
 	}
-	return fmt.Errorf("connect to the source: %w", err)
+	return fmt.Errorf("connect to the %s: %w", server, err)
 }
 
 // Role returns the role of a source URL, as SQL writes it.

@@ -12,7 +12,7 @@ import (
 var (
 	// ErrConnect occurs when the source refuses the connection for good: wrong
 	// password, role or database, a missing right, a pooler that is in the way.
-	ErrConnect = Stop("source refuses the connection")
+	ErrConnect = Stop("the connection is refused")
 
 	// ErrVersion occurs when the server is older than Postgres 14.
 	ErrVersion = Stop("server version is not supported")

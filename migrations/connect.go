@@ -29,7 +29,7 @@ func (m *Migration) connect(ctx context.Context, where side) (*pgx.Conn, error) 
 	}
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the %s: %w", where, capture.ConnectError(err))
+		return nil, capture.ConnectErrorOf(err, string(where))
 	}
 	for name, value := range capture.Session() {
 		cfg.RuntimeParams[name] = value
@@ -43,7 +43,7 @@ func (m *Migration) connect(ctx context.Context, where side) (*pgx.Conn, error) 
 		return nil, pooler(where, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to the %s: %w", where, capture.ConnectError(err))
+		return nil, capture.ConnectErrorOf(err, string(where))
 	}
 	// Poolers make up the process that can be cancelled, and may be told to leave out
 	// settings without a word.
