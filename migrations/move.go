@@ -97,12 +97,15 @@ func (m *Migration) move(ctx context.Context, from side, rehearse bool) (*Pause,
 	}
 	if now.Active != from {
 		if rehearse {
-			return nil, fmt.Errorf("%w: the %s takes writes already", ErrStep, now.Active)
+			return nil, fmt.Errorf("%w: the %s takes writes already; mend: millrace migrate rollback -f FILE first, or nothing", ErrStep, now.Active)
 		}
 		return &Pause{Active: string(now.Active), Term: now.Term}, nil
 	}
 	if from == target && now.Term == 0 {
-		return nil, fmt.Errorf("%w: writers have not gone over", ErrStep)
+		return nil, fmt.Errorf("%w: writers have not gone over; mend: millrace migrate cutover -f FILE first", ErrStep)
+	}
+	if err := w.converged(ctx, from); err != nil {
+		return nil, err
 	}
 	if err := w.m.refuseEmergency(); err != nil {
 		return nil, err

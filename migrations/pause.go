@@ -44,14 +44,8 @@ func (c *closer) run(ctx context.Context, rehearse bool) (*Pause, error) {
 	}
 	defer capture.Close(src)
 	defer capture.Close(dst)
-	d, err := c.way.at(ctx, src, dst)
-	if err != nil {
+	if err := c.w.converged(ctx, c.from); err != nil { // it may have been lost since
 		return nil, err
-	}
-	if again, err := d.Step.Next(StepFollowing); err != nil {
-		return nil, err
-	} else if again {
-		return nil, fmt.Errorf("%w: the %s has not converged; mend: millrace migrate follow -f FILE", ErrStep, c.to)
 	}
 	if err := c.refusePrepared(ctx, src); err != nil {
 		return nil, err

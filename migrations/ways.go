@@ -28,6 +28,24 @@ func (w *ways) from(where side) *Migration {
 	return w.back
 }
 
+// converged refuses to have writers go over from a side whose way has not come that far.
+// Errors: ErrStep.
+func (w *ways) converged(ctx context.Context, from side) error {
+	src, dst := w.src, w.dst
+	if from == target {
+		src, dst = dst, src
+	}
+	d, err := w.from(from).at(ctx, src, dst)
+	if err != nil {
+		return err
+	}
+	again, err := d.Step.Next(StepFollowing)
+	if err == nil && again {
+		err = fmt.Errorf("%w: the %s has not converged; mend: millrace migrate follow -f FILE", ErrStep, from.other())
+	}
+	return err
+}
+
 func (s side) other() side {
 	if s == source {
 		return target
