@@ -3,6 +3,7 @@ package migrations
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +16,16 @@ func TestFinishCutOff(t *testing.T) {
 	r := newRig(t, 15, hits, tablesOf("hits", "other")...)
 	r.cfg.PauseBudget = 20 * time.Second
 	r.renew()
+	r.must("prepare", r.m.Prepare(r.ctx(), nil))
+	for what, move := range map[string]func(context.Context) (*Pause, error){"rehearse": r.m.Rehearse, "cutover": r.m.Cutover} {
+		if _, err := move(r.ctx()); !errors.Is(err, ErrStep) || !strings.Contains(err.Error(), "copy comes first") {
+			t.Errorf("%s before the copy: %v", what, err)
+		}
+	}
+	if got := r.dst.String("SELECT (SELECT count(*) FROM millrace.migration) || ' ' || (SELECT count(*) FROM pg_publication)"); got != "1 0" {
+		t.Errorf("what was refused has made something at the target (migrations, publications): %s", got)
+	}
+	r.must("abort", r.m.Abort(r.ctx()))
 	for _, step := range []string{"the way back", "gate at the source", "gate at the target", "state at the target"} {
 		r.dst.Exec("DROP TABLE IF EXISTS hits, other")
 		r.follow()
@@ -48,6 +59,11 @@ func TestFinishCutOff(t *testing.T) {
 		}
 		if got := r.dst.String("SELECT active FROM millrace.migration_manager"); got != "target" {
 			t.Errorf("the %s takes writes, want the target", got)
+		}
+		status, err := r.m.Status(r.ctx())
+		r.must("status", err)
+		if status.Active != "target" || status.Term == 0 || !strings.HasPrefix(status.Phase, "finished") {
+			t.Errorf("status behind finish: %+v", status)
 		}
 	}
 }

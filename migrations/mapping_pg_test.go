@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/finding"
 )
 
@@ -111,5 +112,31 @@ func TestPlanFinds(t *testing.T) {
 		if !found {
 			t.Errorf("the plan does not say %q: %+v", want, report.Findings)
 		}
+	}
+	absent := 0
+	for _, f := range report.Findings {
+		if f.Subject == "table public.absent" {
+			absent++
+		}
+	}
+	if absent != 1 {
+		t.Errorf("the plan says %d times that a table is not there: %+v", absent, report.Findings)
+	}
+
+	good := r.cfg.TargetURL
+	r.cfg.TargetURL = r.cfg.SourceURL
+	r.renew()
+	report, err = r.m.Plan(r.ctx())
+	r.must("plan with one database", err)
+	if len(report.Findings) != 1 || report.Findings[0].Level != finding.Problem || report.Findings[0].Subject != "target.url" {
+		t.Errorf("a source that is the target: %+v", report.Findings)
+	}
+	if err := r.m.Prepare(r.ctx(), nil); !errors.Is(err, ErrBlocked) || !strings.Contains(err.Error(), "the database that source.url leads to") {
+		t.Errorf("prepare, with a source that is the target: %v", err)
+	}
+	r.cfg.TargetURL = strings.Replace(good, "/"+r.dst.Name, "/no_such_database", 1)
+	r.renew()
+	if _, err := r.m.Plan(r.ctx()); !errors.Is(err, capture.ErrConnect) || strings.Contains(err.Error(), "source") || !strings.Contains(err.Error(), "correct the database in the target URL") {
+		t.Errorf("a target's database that is not there: %v", err)
 	}
 }

@@ -81,6 +81,14 @@ func (m *Migration) plan(ctx context.Context, src, dst *pgx.Conn) (*Report, erro
 	if s != nil && d != nil {
 		r.Step = d.Step
 	}
+	if same, err := sameDatabase(ctx, src, dst); err != nil {
+		return nil, nil, err
+	} else if same { // what the others would say of rows that are there is not to be followed
+		problems := []capture.Problem{capture.Refuse(ErrBlocked, "target.url", "it leads to the database that source.url leads to", "correct one of the two in the migration file")}
+		r.CopyBasis = "nothing was looked at"
+		r.Findings = capture.Findings(problems)
+		return r, capture.FirstError(problems), nil
+	}
 	var problems []capture.Problem
 	for _, check := range []func() ([]capture.Problem, error){
 		func() ([]capture.Problem, error) { return m.checkSource(ctx, src) },

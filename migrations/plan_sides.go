@@ -118,15 +118,15 @@ FROM pg_database d WHERE d.datname = current_database()`).Scan(&version, &recove
 
 // checkRelations looks at what hangs together with a table at the source.
 func (m *Migration) checkRelations(ctx context.Context, src *pgx.Conn, t *Table, id int64) ([]capture.Problem, error) {
-	if id == 0 {
-		return []capture.Problem{capture.Refuse(ErrBlocked, "table "+t.From.String(), "the source does not have it", "correct tables in the migration file")}, nil
+	if id == 0 { // readMapping says so
+		return nil, nil
 	}
 	var moving []string
 	for i := range m.cfg.Tables {
 		moving = append(moving, m.cfg.Tables[i].From.Quoted())
 	}
 	var owner bool
-	var triggers, references, referenced, views, sequences []string
+	var triggers, references, referenced, views []string
 	err := src.QueryRow(ctx, `
 SELECT pg_has_role(c.relowner, 'USAGE'),
        ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgname NOT LIKE $2
@@ -135,10 +135,8 @@ SELECT pg_has_role(c.relowner, 'USAGE'),
        ARRAY(SELECT conname || ' (' || conrelid::regclass || ')' FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f' AND conparentid = 0
              AND conrelid <> ALL (SELECT coalesce(to_regclass(t), 0) FROM unnest($3::text[]) t) ORDER BY 1),
        ARRAY(SELECT DISTINCT r.ev_class::regclass::text FROM pg_depend p JOIN pg_rewrite r ON r.oid = p.objid
-             WHERE p.classid = 'pg_rewrite'::regclass AND p.refclassid = 'pg_class'::regclass AND p.refobjid = c.oid AND r.ev_class <> c.oid ORDER BY 1),
-       ARRAY(SELECT DISTINCT s.oid::regclass::text FROM pg_class s JOIN pg_depend p ON p.classid = 'pg_class'::regclass AND p.objid = s.oid AND p.refobjid = c.oid
-             WHERE s.relkind = 'S' AND p.deptype IN ('a', 'i') ORDER BY 1)
-FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%", moving).Scan(&owner, &triggers, &references, &referenced, &views, &sequences)
+             WHERE p.classid = 'pg_rewrite'::regclass AND p.refclassid = 'pg_class'::regclass AND p.refobjid = c.oid AND r.ev_class <> c.oid ORDER BY 1)
+FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%", moving).Scan(&owner, &triggers, &references, &referenced, &views)
 	if err != nil {
 		return nil, fmt.Errorf("look at what hangs together with table %v: %w", t.From, err)
 	}
@@ -158,7 +156,6 @@ FROM pg_class c WHERE c.oid = $1::bigint::oid`, id, denyTrigger+"%", moving).Sca
 	}
 	warn("foreign keys of others,", referenced, ", refer to it", "see to it that the tables that have them move too, or drop them")
 	warn("views", views, " depend on it and do not move", "make them at the target")
-	warn("its sequences", sequences, " move on at the source meanwhile", "they have to be set ahead at the target before it is written to")
 	return problems, nil
 }
 

@@ -115,6 +115,16 @@ func systemOf(ctx context.Context, q queryer) (string, error) {
 	return text, nil
 }
 
+// sameDatabase says whether both sides are one database.
+func sameDatabase(ctx context.Context, src, dst queryer) (bool, error) {
+	one, err := systemOf(ctx, src)
+	if err != nil {
+		return false, err
+	}
+	other, err := systemOf(ctx, dst)
+	return one == other, err
+}
+
 // tablesText is what the state keeps of the tables: steps of one migration must
 // agree on it.
 func (m *Migration) tablesText() (string, error) {

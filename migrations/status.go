@@ -107,11 +107,6 @@ func (m *Migration) Status(ctx context.Context) (*Status, error) {
 			return nil, err
 		}
 	}
-	if d.Step == StepNone && d.ID == "" {
-		s.Phase = "not begun"
-		return s, nil
-	}
-	s.StepAt = &d.StepAt
 	for _, conn := range []*pgx.Conn{src, dst} {
 		now, err := readManager(ctx, conn, m.cfg.Name)
 		if err != nil {
@@ -121,6 +116,14 @@ func (m *Migration) Status(ctx context.Context) (*Status, error) {
 			s.Active, s.Term = string(now.Active), now.Term
 		}
 	}
+	if d.Step == StepNone && d.ID == "" {
+		s.Phase = "not begun"
+		if s.Active == string(target) {
+			s.Phase = "finished; writers are at the target"
+		}
+		return s, nil
+	}
+	s.StepAt = &d.StepAt
 	if s.Active == string(target) && m.base == "" {
 		back, err := m.backward(ctx, src, dst)
 		if err != nil {
