@@ -59,7 +59,7 @@ commands take: millrace status -c data/dev/millrace.yaml. Exit code 1 if any row
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.source, "source", "", "`URL` of a Postgres database to capture, with wal_level = logical unless --capture trigger; a private one otherwise")
-	f.StringVar(&o.capture, "capture", config.CaptureWAL, "how changes are captured: wal or trigger")
+	f.StringVar(&o.capture, "capture", config.CaptureWAL, "`HOW` changes are captured: wal or trigger")
 	f.StringSliceVar(&o.brokers, "brokers", nil, "`LIST` of Kafka brokers, host:port; an embedded broker otherwise")
 	f.StringVar(&o.dataDir, "data-dir", filepath.Join("data", "dev"), "`DIRECTORY` for everything that is kept")
 	f.StringSliceVar(&o.tables, "tables", nil, "`LIST` of tables to capture, schema.table; all with a primary key otherwise")

@@ -28,7 +28,8 @@ func (a *app) migrateCommand() *cobra.Command {
 and to where; both databases keep how far it has come, so every step can be ended at any time and begun again,
 from any host. docs/MIGRATIONS.md tells what each step does.
 
-The steps: plan, prepare, copy, follow, verify, rehearse, cutover, (rollback,) finish. run takes several.`,
+The steps: plan, prepare, copy, follow, verify, rehearse, cutover, (rollback,) finish. run takes several, and emergency
+helps clients that were forgotten. abort gives the migration up.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -164,7 +165,7 @@ func (a *app) migratePrepare(open opening) *cobra.Command {
 	var dry bool
 	cmd := &cobra.Command{
 		Use:   "prepare",
-		Short: "Make what the migration needs at both sides: its state, the target's tables, the publication",
+		Short: "Make what the migration needs at both sides: its state, the target's tables, the publication or the triggers",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			m, err := open()
@@ -366,7 +367,7 @@ func (a *app) migratePause(open opening, pause bool) *cobra.Command {
 func (a *app) migrateAbort(open opening) *cobra.Command {
 	return &cobra.Command{
 		Use:   "abort",
-		Short: "Take away slot, publication and state; the target's tables stay, with what they have",
+		Short: "Take away slot, publication or triggers, gates and state; the target's tables stay, with what they have",
 		Args:  noArgs,
 		RunE:  open.run(func(ctx context.Context, m *migrations.Migration) error { return m.Abort(ctx) }),
 	}
