@@ -27,6 +27,7 @@ type copier struct {
 	m        *Migration
 	src, dst *pgx.Conn
 	tables   []*mapping
+	loud     bool // triggers of the target are not silent
 }
 
 // prepare settles the sessions: the target's has a staging table for each table,
@@ -35,7 +36,8 @@ func (w *copier) prepare(ctx context.Context) error {
 	if err := w.m.showApplier(ctx, w.dst); err != nil {
 		return err
 	}
-	if err := silence(ctx, w.dst, w.tables); err != nil {
+	var err error
+	if w.loud, err = silence(ctx, w.dst, w.tables); err != nil {
 		return err
 	}
 	// Each chunk commits with the note that it is there. What a crash of the target
@@ -117,6 +119,11 @@ func (w *copier) once(ctx context.Context, c *chunkToCopy, careful bool) (same b
 	}
 	if _, err := w.dst.Exec(ctx, "BEGIN"); err != nil {
 		return false, err
+	}
+	if w.loud {
+		if err := t.staysSilent(ctx, w.dst); err != nil {
+			return false, err
+		}
 	}
 	sent, there := t.newSum(), t.newSum()
 	into := t.to.Quoted()

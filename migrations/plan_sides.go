@@ -208,18 +208,48 @@ FROM pg_class c WHERE c.oid = to_regclass($1)`, to.to.Quoted()).Scan(&writes, &o
 }
 
 // silence keeps triggers and foreign keys silent in a session at the target: those that
-// are there, and where the role may, those that are made while it is open.
-func silence(ctx context.Context, dst *pgx.Conn, all []*mapping) error {
+// are there, and where the role may, those that are made while it is open. loud tells
+// that it may not. Errors: ErrBlocked.
+func silence(ctx context.Context, dst *pgx.Conn, all []*mapping) (loud bool, err error) {
+	_, err = dst.Exec(ctx, "SET session_replication_role = replica")
+	if err == nil {
+		return false, nil
+	}
+	if code(err) != "42501" { // insufficient_privilege
+		return false, fmt.Errorf("keep triggers silent at the target: %w", err)
+	}
 	for _, m := range all {
 		if m.guarded {
-			if _, err := dst.Exec(ctx, "SET session_replication_role = replica"); err != nil {
-				return fmt.Errorf("keep the triggers of %v silent at the target: %w; mend: GRANT SET ON PARAMETER session_replication_role TO the role of target.url", m.to, err)
-			}
-			return nil
+			return true, m.notSilent()
 		}
 	}
-	if _, err := dst.Exec(ctx, "SET session_replication_role = replica"); err != nil && code(err) != "42501" { // insufficient_privilege
-		return fmt.Errorf("keep triggers silent at the target: %w", err)
+	return true, nil
+}
+
+func (m *mapping) notSilent() error {
+	return fmt.Errorf("%w: %v has triggers or foreign keys that the role may not keep silent while changes go in; mend: GRANT SET ON PARAMETER session_replication_role TO that role (Postgres 15 and later, or use a superuser)", ErrBlocked, m.to)
+}
+
+// staysSilent refuses a table on which somebody has made triggers or foreign keys since
+// its session turned out to be loud. In a transaction nobody makes any up to its end.
+// Errors: ErrBlocked.
+func (m *mapping) staysSilent(ctx context.Context, dst *pgx.Conn) error {
+	if dst.PgConn().TxStatus() == 'T' {
+		if _, err := dst.Exec(ctx, "LOCK TABLE "+m.to.Quoted()+" IN ROW EXCLUSIVE MODE"); err != nil {
+			return err
+		}
 	}
-	return nil
+	var id int64
+	if err := dst.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0)::bigint", m.to.Quoted()).Scan(&id); err != nil {
+		return fmt.Errorf("look up %v at the target: %w", m.to, err)
+	}
+	now := &mapping{from: m.from, to: m.to}
+	problems, err := now.checkGuards(ctx, dst, millrace.TableID(id))
+	if err == nil {
+		err = capture.FirstError(problems)
+	}
+	if err == nil && now.guarded {
+		err = m.notSilent()
+	}
+	return err
 }

@@ -210,13 +210,19 @@ func (m *Migration) touch(ctx context.Context, back []*mapping) error {
 	if err := m.showApplier(ctx, conn); err != nil {
 		return err
 	}
-	if _, err := conn.Exec(ctx, "SET session_replication_role = replica"); err != nil && code(err) != "42501" { // insufficient_privilege
-		return fmt.Errorf("keep triggers silent at the target: %w", err)
+	loud, err := silence(ctx, conn, nil)
+	if err != nil {
+		return err
 	}
 	if _, err := conn.Exec(ctx, "SET lock_timeout = '"+proveWait+"'"); err != nil {
 		return fmt.Errorf("set the session at the target: %w", err)
 	}
 	for _, t := range back {
+		if loud {
+			if err := (&mapping{from: t.to, to: t.from}).staysSilent(ctx, conn); err != nil {
+				return err
+			}
+		}
 		for _, column := range t.settable() {
 			_, err := conn.Exec(ctx, fmt.Sprintf("UPDATE %[1]s t SET %[2]s = t.%[2]s FROM (SELECT tableoid, ctid FROM %[1]s LIMIT 1 FOR UPDATE SKIP LOCKED) x WHERE t.tableoid = x.tableoid AND t.ctid = x.ctid",
 				t.from.Quoted(), table.Quote(column)))

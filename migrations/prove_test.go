@@ -83,3 +83,47 @@ func wayBackProven(t *testing.T, mode millrace.Mode) {
 		r.same()
 	}
 }
+
+// TestTriggersThatMayNotBeSilenced has a role at the target that may not keep triggers
+// silent, which nothing needs until somebody makes one there: no change goes in then, and
+// no row is tried.
+func TestTriggersThatMayNotBeSilenced(t *testing.T) {
+	r := newRig(t, 15, "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT n, 'v' FROM generate_series(1, 5) n", tablesOf("t")...)
+	role := "loud_" + r.cfg.Name
+	r.dst.Exec("CREATE ROLE " + role + " LOGIN REPLICATION")
+	r.dst.Exec("ALTER DATABASE " + r.dst.Name + " OWNER TO " + role)
+	r.dst.Exec("ALTER SCHEMA public OWNER TO " + role)
+	t.Cleanup(func() {
+		r.dst.Exec("REASSIGN OWNED BY " + role + " TO CURRENT_USER; DROP OWNED BY " + role + "; DROP ROLE " + role)
+	})
+	u, err := url.Parse(r.cfg.TargetURL)
+	r.must("read the URL", err)
+	u.User = url.User(role)
+	r.cfg.TargetURL, r.cfg.PauseBudget = u.String(), 20*time.Second
+	r.renew()
+	r.follow()
+	_, err = r.m.Rehearse(r.ctx())
+	r.must("rehearse", err)
+
+	const make = `CREATE FUNCTION fires() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := 'fired'; RETURN NEW; END $$; CREATE TRIGGER fires BEFORE UPDATE ON t FOR EACH ROW EXECUTE FUNCTION fires()`
+	f, closed := r.opened()
+	r.dst.Exec(make)
+	r.src.Exec("UPDATE t SET v = 'w' WHERE id = 3")
+	reached := r.reached()
+	for err = nil; err == nil && !reached(f); {
+		err = f.once(r.ctx())
+	}
+	closed()
+	if !errors.Is(err, ErrBlocked) || !strings.Contains(err.Error(), "GRANT SET ON PARAMETER session_replication_role") {
+		t.Errorf("follow with a trigger: %v, want ErrBlocked", err)
+	}
+	if _, err := r.m.Cutover(r.ctx()); !errors.Is(err, ErrBlocked) {
+		t.Errorf("cutover with a trigger: %v, want ErrBlocked", err)
+	}
+	if got := r.dst.String("SELECT count(*) FROM t WHERE v = 'fired'"); got != "0" {
+		t.Errorf("the trigger has fired for %s rows", got)
+	}
+	r.dst.Exec("DROP TRIGGER fires ON t")
+	r.catchUp()
+	r.same()
+}

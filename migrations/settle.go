@@ -152,7 +152,7 @@ func (m *Migration) settler(ctx context.Context, all []*mapping) (*pgx.Conn, err
 		return nil, err
 	}
 	if err = m.showApplier(ctx, conn); err == nil {
-		err = silence(ctx, conn, all)
+		_, err = silence(ctx, conn, all)
 	}
 	if err != nil {
 		capture.Close(conn)

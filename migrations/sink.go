@@ -24,6 +24,7 @@ type sink struct {
 	// at that index, so nothing may be missing.
 	exact bool
 	open  bool // a transaction is
+	loud  bool // triggers of the target are not silent
 	// applying is called for what goes into the transaction, if it is set.
 	applying func(*tableBatch)
 	// staged are the merges whose staging tables hold rows that this transaction has
@@ -49,7 +50,7 @@ func (m *Migration) openSink(ctx context.Context, all []*mapping, exact bool) (_
 	if err := m.showApplier(ctx, s.conn); err != nil {
 		return nil, err
 	}
-	if err := silence(ctx, s.conn, all); err != nil {
+	if s.loud, err = silence(ctx, s.conn, all); err != nil {
 		return nil, err
 	}
 	for i, t := range all {
@@ -90,6 +91,11 @@ func (s *sink) apply(ctx context.Context, b *batch) error {
 		}
 		if s.applying != nil {
 			s.applying(tb)
+		}
+		if s.loud {
+			if err := t.staysSilent(ctx, s.conn); err != nil {
+				return err
+			}
 		}
 		if err := s.table(ctx, s.merges[i], tb); err != nil {
 			if c := code(err); strings.HasPrefix(c, "23") || strings.HasPrefix(c, "22") {
@@ -212,6 +218,12 @@ func (r *record) empty() bool { return len(r.Counts) == 0 }
 const recordSQL = `
 INSERT INTO millrace.migration_batch (name, first_index, last_index, chain, position, units, counts, source_time)
 VALUES ($1, $2::text::numeric, $3::text::numeric, $4, $5, $6, $7::text::jsonb, $8) ON CONFLICT DO NOTHING`
+
+// lateRecordSQL is recordSQL for a batch that has been entered at the other side for $9
+// microseconds: both are pruned at the same age.
+const lateRecordSQL = `
+INSERT INTO millrace.migration_batch (name, first_index, last_index, chain, position, units, counts, source_time, written_at)
+VALUES ($1, $2::text::numeric, $3::text::numeric, $4, $5, $6, $7::text::jsonb, $8, clock_timestamp() - $9::bigint * interval '1 microsecond') ON CONFLICT DO NOTHING`
 
 // quickRecordSQL is recordSQL for the source, where a batch is entered by itself: nobody
 // waits until it is on disk. What a crash of the source takes is entered again when
