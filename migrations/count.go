@@ -82,7 +82,7 @@ func (c *closer) count(ctx context.Context, f *follower) (*tally, error) {
 		return nil, err
 	}
 	if sums[0] != sums[1] {
-		return nil, fmt.Errorf("%w: captured at the %s were %s; applied at the %s were %s; mend: millrace migrate verify -f FILE, then look in millrace.migration_batch at both sides", ErrCounts, c.from, sums[0], c.to, sums[1])
+		return nil, fmt.Errorf("%w: captured at the %s were %s; applied at the %s were %s; mend: millrace migrate verify -f FILE --full, then look in millrace.migration_batch at both sides", ErrCounts, c.from, sums[0], c.to, sums[1])
 	}
 	return t, t.choose(ctx)
 }
@@ -201,11 +201,11 @@ func (t *tally) compare(ctx context.Context, f *follower) error {
 		}
 	}
 	if len(texts) != len(f.owed) || !maps.Equal(captured, applied) {
-		return fmt.Errorf("%w: behind index %v, %d batches were captured at the %s, with %+v, and %d were applied at the %s, with %+v; mend: millrace migrate verify -f FILE, then look in millrace.migration_batch at both sides", ErrCounts, t.index, len(f.owed), t.from, captured, len(texts), t.to, applied)
+		return fmt.Errorf("%w: behind index %v, %d batches were captured at the %s, with %+v, and %d were applied at the %s, with %+v; mend: millrace migrate verify -f FILE --full, then look in millrace.migration_batch at both sides", ErrCounts, t.index, len(f.owed), t.from, captured, len(texts), t.to, applied)
 	}
 	for i, c := range t.small {
 		if rows[i] != c.rows {
-			return fmt.Errorf("%w: table %v has %d rows at the %s, and %v has %d at the %s; mend: millrace migrate verify -f FILE shows which", ErrCounts, c.here, c.rows, t.from, c.there, rows[i], t.to)
+			return fmt.Errorf("%w: table %v has %d rows at the %s, and %v has %d at the %s; mend: millrace migrate verify -f FILE --full shows which", ErrCounts, c.here, c.rows, t.from, c.there, rows[i], t.to)
 		}
 	}
 	return nil

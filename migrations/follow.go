@@ -341,7 +341,7 @@ func (f *follower) catchUpRecords(ctx context.Context) error {
 		return fmt.Errorf("read batches at the source: %w", err)
 	}
 	rows, err := f.dst.Query(ctx, `
-SELECT first_index::text, last_index::text, chain, position, units, source_time,
+SELECT first_index::text, last_index::text, chain, position, units, source_time, (extract(epoch FROM now() - written_at) * 1000000)::bigint,
        (SELECT jsonb_object_agg(k, (SELECT coalesce(jsonb_object_agg(n, c), '{}') FROM jsonb_each(v) AS e (n, c) WHERE n IN ('puts', 'deletes', 'truncates'))) FROM jsonb_each(counts) AS t (k, v))::text
 FROM millrace.migration_batch WHERE name = $1 AND last_index > $2::text::numeric ORDER BY last_index`, f.m.cfg.Name, last)
 	if err != nil {
@@ -350,17 +350,17 @@ FROM millrace.migration_batch WHERE name = $1 AND last_index > $2::text::numeric
 	type line struct {
 		first, last, position, counts string
 		chain                         []byte
-		units                         int64
+		units, age                    int64
 		at                            time.Time
 	}
 	lines, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (l line, err error) {
-		return l, row.Scan(&l.first, &l.last, &l.chain, &l.position, &l.units, &l.at, &l.counts)
+		return l, row.Scan(&l.first, &l.last, &l.chain, &l.position, &l.units, &l.at, &l.age, &l.counts)
 	})
 	if err != nil {
 		return fmt.Errorf("read batches at the target: %w", err)
 	}
 	for _, l := range lines {
-		if _, err := f.src.Exec(ctx, recordSQL, f.m.cfg.Name, l.first, l.last, l.chain, l.position, l.units, l.counts, l.at); err != nil {
+		if _, err := f.src.Exec(ctx, lateRecordSQL, f.m.cfg.Name, l.first, l.last, l.chain, l.position, l.units, l.counts, l.at, l.age); err != nil {
 			return fmt.Errorf("enter a batch: %w", err)
 		}
 	}

@@ -106,7 +106,7 @@ func (f *follower) closeGaps(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("guard %s: %w", strings.Join(open, ", "), err)
 	case len(open) > 0:
-		f.m.log.Error("tables took writes at the side that is closed, until now: somebody has made them, or disabled their triggers, since the gate was put there; run verify", "tables", open)
+		f.m.log.Error("tables took writes at the side that is closed, until now: somebody has made them, or disabled their triggers, since the gate was put there; run millrace migrate verify -f FILE --full", "tables", open)
 	}
 	return nil
 }
