@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -160,9 +161,8 @@ type bootTask struct {
 	follow    *task
 	confirmed chan struct{}
 	applier   *applier.Applier
-	// unconfirmed is why follow was ended, where that is so because no source has
-	// confirmed the image.
-	unconfirmed error
+	// unconfirmed tells that follow was ended because no source has confirmed the image.
+	unconfirmed atomic.Bool
 }
 
 func (t *bootTask) takenC() <-chan struct{} {

@@ -34,7 +34,7 @@ func (r *epochReign) awaitConfirmed(t *bootTask, store *edge.Store, confirmed ch
 				return
 			}
 			if !r.tellUnconfirmed(t) {
-				t.unconfirmed = fmt.Errorf("no source has confirmed in %v that it goes on from the image of index %v", r.bootRules.confirm+r.bootRules.unconfirmed, t.image)
+				t.unconfirmed.Store(true)
 				t.follow.cancel()
 				return
 			}
@@ -63,8 +63,8 @@ func (r *epochReign) tellUnconfirmed(t *bootTask) (news bool) {
 // go on from it, or nobody has said that it does.
 func (r *epochReign) imageFollowed() error {
 	t := r.boot.task
-	if t.unconfirmed != nil {
-		return r.noImage(t.unconfirmed)
+	if t.unconfirmed.Load() {
+		return r.noImage(fmt.Errorf("no source has confirmed in %v that it goes on from the image of index %v", r.bootRules.confirm+r.bootRules.unconfirmed, t.image))
 	}
 	err := t.follow.err
 	if err == nil {
