@@ -94,6 +94,10 @@ func TestTriggersThatMayNotBeSilenced(t *testing.T) {
 	r.dst.Exec("ALTER DATABASE " + r.dst.Name + " OWNER TO " + role)
 	r.dst.Exec("ALTER SCHEMA public OWNER TO " + role)
 	t.Cleanup(func() {
+		// Sessions that end take their staging tables away.
+		waitFor(t, "sessions to end", func() bool {
+			return r.dst.String("SELECT count(*) FROM pg_stat_activity WHERE usename = '"+role+"'") == "0"
+		})
 		r.dst.Exec("REASSIGN OWNED BY " + role + " TO CURRENT_USER; DROP OWNED BY " + role + "; DROP ROLE " + role)
 	})
 	u, err := url.Parse(r.cfg.TargetURL)
