@@ -65,6 +65,15 @@ func TestFinishCutOff(t *testing.T) {
 		if status.Active != "target" || status.Term == 0 || !strings.HasPrefix(status.Phase, "finished") {
 			t.Errorf("status behind finish: %+v", status)
 		}
+		if err := r.m.Abort(r.ctx()); !errors.Is(err, ErrStep) || !strings.Contains(err.Error(), "is finished") {
+			t.Errorf("abort behind finish: %v", err)
+		}
+		if _, err := r.m.Rollback(r.ctx()); !errors.Is(err, ErrStep) || !strings.Contains(err.Error(), "is finished") {
+			t.Errorf("rollback behind finish: %v", err)
+		}
+		if err := r.m.Prepare(r.ctx(), nil); !errors.Is(err, ErrBlocked) || strings.Contains(err.Error(), "TRUNCATE") {
+			t.Errorf("prepare behind finish, with writers' rows at the target: %v", err)
+		}
 	}
 }
 

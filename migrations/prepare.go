@@ -2,6 +2,7 @@ package migrations
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -205,6 +206,9 @@ func (m *Migration) Abort(ctx context.Context) error {
 			return err
 		}
 		if now != nil && now.Active == target {
+			if s, d, err := m.states(ctx, src, dst); err != nil || s == nil && d == nil {
+				return errors.Join(err, m.notBegun(ctx, dst))
+			}
 			return fmt.Errorf("%w: the target takes writes; mend: millrace migrate rollback -f FILE first, or millrace migrate finish -f FILE to stay there", ErrStep)
 		}
 	}

@@ -107,6 +107,18 @@ func (m *Migration) Status(ctx context.Context) (*Status, error) {
 			return nil, err
 		}
 	}
+	if d.Step == StepNone && d.ID == "" {
+		s.Phase = "not begun"
+		term, err := m.finished(ctx, dst)
+		if err != nil {
+			return nil, err
+		}
+		if term > 0 {
+			s.Phase, s.Active, s.Term = "finished; writers are at the target", string(target), term
+		}
+		return s, nil
+	}
+	s.StepAt = &d.StepAt
 	for _, conn := range []*pgx.Conn{src, dst} {
 		now, err := readManager(ctx, conn, m.cfg.Name)
 		if err != nil {
@@ -116,14 +128,6 @@ func (m *Migration) Status(ctx context.Context) (*Status, error) {
 			s.Active, s.Term = string(now.Active), now.Term
 		}
 	}
-	if d.Step == StepNone && d.ID == "" {
-		s.Phase = "not begun"
-		if s.Active == string(target) {
-			s.Phase = "finished; writers are at the target"
-		}
-		return s, nil
-	}
-	s.StepAt = &d.StepAt
 	if s.Active == string(target) && m.base == "" {
 		back, err := m.backward(ctx, src, dst)
 		if err != nil {

@@ -159,7 +159,7 @@ func (m *Migration) Pause(ctx context.Context, pause bool) error {
 		return err
 	}
 	if d.Step == StepNone {
-		return fmt.Errorf("%w: the migration has not begun; mend: millrace migrate prepare -f FILE", ErrStep)
+		return m.notBegun(ctx, dst)
 	}
 	for _, conn := range []*pgx.Conn{src, dst} {
 		if _, err := conn.Exec(ctx, "UPDATE millrace.migration SET paused = $3 WHERE name IN ($1, $2)", m.cfg.Name, m.cfg.Name+backSuffix, pause); err != nil {

@@ -72,7 +72,7 @@ func (m *Migration) openWays(ctx context.Context) (*ways, error) {
 	w := &ways{m: m, src: src, dst: dst, gates: map[side]*gate{source: {conn: src, where: source, name: m.cfg.Name}, target: {conn: dst, where: target, name: m.cfg.Name}}}
 	d, err := m.at(ctx, src, dst)
 	if err == nil && d.Step == StepNone {
-		err = fmt.Errorf("%w: the migration has not begun; mend: millrace migrate prepare -f FILE", ErrStep)
+		err = m.notBegun(ctx, dst)
 	}
 	if err == nil {
 		err = m.takeOver(ctx, dst)
@@ -88,6 +88,34 @@ func (m *Migration) openWays(ctx context.Context) (*ways, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// notBegun says what to do where no step has been taken, or finish has taken them all
+// away. It returns ErrStep.
+func (m *Migration) notBegun(ctx context.Context, dst queryer) error {
+	term, err := m.finished(ctx, dst)
+	if err != nil {
+		return err
+	}
+	if term > 0 {
+		return fmt.Errorf("%w: the migration is finished, and writers are at the target; mend: nothing is left to be done, and no way leads back", ErrStep)
+	}
+	return fmt.Errorf("%w: the migration has not begun; mend: millrace migrate prepare -f FILE", ErrStep)
+}
+
+// finished returns the term at which a migration of the name was finished with writers at
+// the target, 0 if none was with this database as its target.
+func (m *Migration) finished(ctx context.Context, dst queryer) (term int64, err error) {
+	if version, err := installed(ctx, dst); err != nil || version < 7 {
+		return 0, err
+	}
+	err = dst.QueryRow(ctx, `
+SELECT coalesce(max(term), 0) FROM millrace.migration_manager g WHERE name = $1 AND active = 'target' AND side = 'target'
+AND NOT EXISTS (SELECT FROM millrace.migration m WHERE m.name = g.name)`, m.cfg.Name).Scan(&term)
+	if err != nil {
+		return 0, fmt.Errorf("look whether migration %s is finished: %w", m.cfg.Name, err)
+	}
+	return term, nil
 }
 
 // takeOver takes for this process who decides which side takes writes, until the
