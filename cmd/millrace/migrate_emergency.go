@@ -69,7 +69,8 @@ func (a *app) printEmergency(s *migrations.EmergencyStatus) {
 		}
 	}
 	if s.Writes {
-		fmt.Fprint(a.stdout, `rows may be read and written. Not possible there: TRUNCATE, COPY to the table, ON CONFLICT with a key, currval.
+		fmt.Fprint(a.stdout, `rows may be read and written. Not possible there: TRUNCATE, COPY to the table, ON CONFLICT with a key, currval,
+INSERT where the target's table has a column GENERATED ALWAYS AS IDENTITY.
 A transaction's writes at both servers do not commit as one: if the source fails between the two, only the target has its.
 `)
 	} else {

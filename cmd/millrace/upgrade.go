@@ -75,7 +75,8 @@ func (k *keeper) run(ctx context.Context) error {
 
 // answering says that reads are answered.
 func (k *keeper) answering() {
-	k.log.Info("edge answers reads", "address", k.server.Addr(), "socket", k.c.Edge.HTTP.Unix)
+	k.log.Info("edge answers reads", "address", k.server.Addr(), "socket", k.c.Edge.HTTP.Unix,
+		"tls", address(k.c.Edge.TLS.HTTP), "resp", address(k.c.Edge.RESP.Listen), "resp_socket", k.c.Edge.RESP.Unix, "resp_tls", address(k.c.Edge.TLS.RESP))
 	for _, address := range k.sockets.Spare() {
 		k.log.Warn("a socket that was given is of no address that is configured, and was closed", "address", address)
 	}
