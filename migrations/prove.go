@@ -27,49 +27,52 @@ const (
 	proveLimit = 2 * time.Minute
 	// proveBytes is about what is kept of the changes that it gives meanwhile.
 	proveBytes = 4 << 20
+	// proveRows is how many rows of a table are offered, of which one is tried: rows that
+	// are just being written differ between the sides.
+	proveRows = 8
 	// proveWait is how long the closing side may keep a table from being tried.
 	proveWait = "1s"
 )
 
 // prove shows that changes of the side that is to open arrive at the one that is to
-// close, and that they can be applied there: a row of each table is set to what it is
+// close, and that they can be applied there: a few rows of each table are set to what they are
 // at the opening side, read back through the capture of the way back behind all that
-// it has kept so far (where triggers capture, which leave out what is carried over, it
-// is read from the table), and put into the closing side's table, by the statements by
-// which changes will be, in a transaction that is taken back. A table that has no row
-// on which the two sides agree is tried without any: rights and types are looked at all
-// the same. Whoever calls it has taken the way there, so that nobody applies changes
+// it has kept so far (where triggers capture, which leave out what is carried over, they
+// are read from the table), and one of them is put into the closing side's table, by the
+// statements by which changes will be, in a transaction that is taken back. A table that
+// has no row on which the two sides agree is tried without any: rights and types are
+// looked at all the same. Whoever calls it has taken the way there, so that nobody applies changes
 // meanwhile. Errors: ErrWayBack.
 func (w *ways) prove(ctx context.Context, from side) error {
 	began := time.Now()
 	limited, cancel := context.WithTimeout(ctx, proveLimit)
 	defer cancel()
-	rows, err := w.tryBack(limited, from)
+	rows, without, err := w.tryBack(limited, from)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrWayBack, err)
 	}
-	w.m.log.Info("the way back works", "rows", rows, "took", time.Since(began))
+	w.m.log.Info("the way back works", "rows", rows, "tables_without_a_row", without, "took", time.Since(began))
 	return nil
 }
 
-func (w *ways) tryBack(ctx context.Context, from side) (rows int64, err error) {
+func (w *ways) tryBack(ctx context.Context, from side) (rows int64, without []string, err error) {
 	way := w.from(from.other())
 	src, dst, err := way.both(ctx)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer capture.Close(src)
 	defer capture.Close(dst)
 	at, err := readPlace(ctx, dst, way.cfg.Name)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if at == nil {
-		return 0, fmt.Errorf("%w: it has no place", ErrChanged)
+		return 0, nil, fmt.Errorf("%w: it has no place", ErrChanged)
 	}
 	all, err := way.mappings(ctx, src, dst, &at.Catalog)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	byID := make(map[millrace.TableID]*mapping)
 	for _, t := range all {
@@ -77,7 +80,7 @@ func (w *ways) tryBack(ctx context.Context, from side) (rows int64, err error) {
 	}
 	c, err := way.capture(ctx, src)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	b := newBatch(byID)
 	if c.Skips() {
@@ -86,17 +89,17 @@ func (w *ways) tryBack(ctx context.Context, from side) (rows int64, err error) {
 		err = way.readSamples(ctx, src, c, at, all, b)
 	}
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	sink, err := way.openSink(ctx, all, true)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer sink.close()
 	return sink.try(ctx, b)
 }
 
-// readTouched sets a row of each table to what it is, and reads on until that has come.
+// readTouched sets rows of each table to what they are, and reads on until that has come.
 func (w *ways) readTouched(ctx context.Context, from side, c capturer, at *millrace.Checkpoint, all []*mapping, b *batch) error {
 	way := w.from(from.other())
 	canary, err := newToken()
@@ -153,7 +156,7 @@ func (m *Migration) readSamples(ctx context.Context, src *pgx.Conn, c capturer, 
 	}
 	for _, t := range all {
 		if err := t.sample(ctx, src, b.tables[t.id]); err != nil {
-			return fmt.Errorf("read a row of %v: %w", t.from, err)
+			return fmt.Errorf("read rows of %v: %w", t.from, err)
 		}
 	}
 	return nil
@@ -175,9 +178,9 @@ func readThrough(u *millrace.Unit) (err error) {
 	return errors.Join(err, u.Body.Close())
 }
 
-// sample takes a row of the source into a batch, if there is one.
+// sample takes rows of the source into a batch, as far as there are any.
 func (m *mapping) sample(ctx context.Context, src *pgx.Conn, b *tableBatch) error {
-	rows, err := src.Query(ctx, fmt.Sprintf("SELECT %s FROM %s LIMIT 1", m.columns(source), m.from.Quoted()), pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode})
+	rows, err := src.Query(ctx, fmt.Sprintf("SELECT %s FROM %s LIMIT %d", m.columns(source), m.from.Quoted(), proveRows), pgx.QueryExecModeExec, pgx.QueryResultFormats{pgx.TextFormatCode})
 	if err != nil {
 		return err
 	}
@@ -199,7 +202,7 @@ func (m *mapping) sample(ctx context.Context, src *pgx.Conn, b *tableBatch) erro
 	return rows.Err()
 }
 
-// touch sets a row of each table at the target to what it is, as one who applies
+// touch sets rows of each table at the target to what they are, as one who applies
 // changes. back are the mappings of the way back.
 func (m *Migration) touch(ctx context.Context, back []*mapping) error {
 	conn, err := m.connect(ctx, target)
@@ -224,13 +227,13 @@ func (m *Migration) touch(ctx context.Context, back []*mapping) error {
 			}
 		}
 		for _, column := range t.settable() {
-			_, err := conn.Exec(ctx, fmt.Sprintf("UPDATE %[1]s t SET %[2]s = t.%[2]s FROM (SELECT tableoid, ctid FROM %[1]s LIMIT 1 FOR UPDATE SKIP LOCKED) x WHERE t.tableoid = x.tableoid AND t.ctid = x.ctid",
-				t.from.Quoted(), table.Quote(column)))
+			_, err := conn.Exec(ctx, fmt.Sprintf("UPDATE %[1]s t SET %[2]s = t.%[2]s FROM (SELECT tableoid, ctid FROM %[1]s LIMIT %[3]d FOR UPDATE SKIP LOCKED) x WHERE t.tableoid = x.tableoid AND t.ctid = x.ctid",
+				t.from.Quoted(), table.Quote(column), proveRows))
 			if code(err) == "428C9" { // generated_always: an identity
 				continue
 			}
 			if err != nil {
-				return fmt.Errorf("set a row of %v to what it is: %w", t.from, err)
+				return fmt.Errorf("set rows of %v to what they are: %w", t.from, err)
 			}
 			break
 		}
@@ -252,11 +255,11 @@ func (m *mapping) settable() []string {
 }
 
 // try puts a row of each table of a batch into the target, at which others write, and
-// takes it back. It returns how many there were.
-func (s *sink) try(ctx context.Context, b *batch) (rows int64, err error) {
+// takes it back. It returns how many there were, and which tables had none.
+func (s *sink) try(ctx context.Context, b *batch) (rows int64, without []string, err error) {
 	// Here others write, and who applies changes does not.
 	if _, err := s.conn.Exec(ctx, "SELECT set_config('millrace.applier', '', false)"); err != nil {
-		return 0, fmt.Errorf("set the session at the side that is to close: %w", err)
+		return 0, nil, fmt.Errorf("set the session at the side that is to close: %w", err)
 	}
 	for i, t := range s.tables {
 		tb := b.tables[t.id]
@@ -265,11 +268,13 @@ func (s *sink) try(ctx context.Context, b *batch) (rows int64, err error) {
 		}
 		n, err := s.tryTable(ctx, s.merges[i], tb)
 		if err != nil {
-			return 0, fmt.Errorf("apply a change of %v to %v: %w", t.from, t.to, err)
+			return 0, nil, fmt.Errorf("apply a change of %v to %v: %w", t.from, t.to, err)
 		}
-		rows += n
+		if rows += n; n == 0 {
+			without = append(without, t.to.String())
+		}
 	}
-	return rows, nil
+	return rows, without, nil
 }
 
 func (s *sink) tryTable(ctx context.Context, g *merge, tb *tableBatch) (n int64, err error) {
