@@ -178,12 +178,15 @@ func compactChild() error {
 			a.control(millrace.KindLoadEnd, 1), b.control(millrace.KindLoadEnd, 2))
 	}
 	load := millrace.LoadID(100 + f.index)
-	write := func(f *feed) (uint64, error) {
-		var unit uint64
-		err := f.s.View(context.Background(), func(v *View) (err error) {
+	at := func(f *feed) (unit uint64, err error) {
+		err = f.s.View(context.Background(), func(v *View) (err error) {
 			unit, err = checkWriterRows(v)
 			return err
 		})
+		return unit, err
+	}
+	write := func(f *feed) (uint64, error) {
+		unit, err := at(f)
 		if err != nil {
 			return 0, err
 		}
@@ -223,10 +226,12 @@ func compactChild() error {
 			}
 		}
 		g := newFeed(t, got.s)
-		for at := uint64(0); at < unit; {
-			if at, err = write(g); err != nil {
-				return err
-			}
+		copied, err := at(g) // it may have the last unit already
+		for err == nil && copied < unit {
+			copied, err = write(g)
+		}
+		if err != nil {
+			return err
 		}
 		// Indexes are no measure here, as the units are made anew.
 		for g.index < f.index {
