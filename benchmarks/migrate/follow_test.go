@@ -105,7 +105,7 @@ func follows(b *testing.B, l load, version int) {
 	if version >= 16 {
 		fast = "binary = true, streaming = parallel"
 	}
-	simple(b, native.Pool, fmt.Sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION native WITH (copy_data = false, enabled = false, create_slot = false, slot_name = '%[1]s', %s)", name, src.URL, fast))
+	simple(b, native.Pool, fmt.Sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION native WITH (copy_data = false, enabled = false, create_slot = false, slot_name = '%[1]s', %[3]s)", name, src.URL, fast))
 	simple(b, src.Pool, fmt.Sprintf("SELECT pg_create_logical_replication_slot('%s', 'pgoutput')", name))
 	b.Cleanup(func() {
 		native.Exec("ALTER SUBSCRIPTION " + name + " DISABLE")
