@@ -152,11 +152,14 @@ func (m *Migration) captureOf(columns map[string][]string) (capturer, error) {
 		return &byTriggers{m: m, Capture: c}, err
 	}
 	c, err := wal.New(wal.Config{
-		URL: m.cfg.SourceURL, Stream: m.stream(), Slot: m.slot(), Publication: m.slot(), Tables: names, Columns: columns, AsSent: true,
+		URL: m.cfg.SourceURL, Stream: m.stream(), Slot: m.slot(), Publication: m.slot(), Tables: names, Columns: columns, AsSent: true, Patience: patience,
 		MemoryBudget: m.cfg.Memory, SpoolDir: m.cfg.SpoolDir, Heartbeat: m.cfg.Heartbeat, Logger: m.log,
 	})
 	return &byWAL{c}, err
 }
+
+// patience is for how long rows may lie in the socket: a batch takes far longer.
+const patience = 10 * time.Millisecond
 
 // byWAL captures by logical decoding.
 type byWAL struct{ *wal.Capture }

@@ -23,8 +23,8 @@ const (
 	gulpPause = 250 * time.Microsecond
 	// gulpIdle is the gulp below which it is over.
 	gulpIdle = 4 << 10
-	// gulpWait bounds the moment: what is added to the latency of a row that
-	// comes at the end of a backlog.
+	// gulpWait bounds the moment, unless Config.Patience does: what is added to the
+	// latency of a row that comes at the end of a backlog.
 	gulpWait = 2 * time.Millisecond
 )
 
@@ -49,6 +49,7 @@ type gulpConn struct {
 	busy   bool
 	quick  int
 	gather func(net.Conn, time.Duration, int)
+	wait   time.Duration
 	// came is when bytes came last, and heard that, or when we began to listen
 	// again after working on them; total counts them.
 	came, heard time.Time
@@ -56,10 +57,10 @@ type gulpConn struct {
 	total       uint64
 }
 
-// stream begins to read in gulps. before is called before each read of the
-// socket.
-func (g *gulpConn) stream(before func() error, gather func(net.Conn, time.Duration, int)) {
-	g.before, g.gather = before, gather
+// stream begins to read in gulps, for each of which it waits as long as wait. before
+// is called before each read of the socket.
+func (g *gulpConn) stream(before func() error, gather func(net.Conn, time.Duration, int), wait time.Duration) {
+	g.before, g.gather, g.wait = before, gather, wait
 	g.buf = make([]byte, gulpSize)
 	g.heard = time.Now()
 }
@@ -83,7 +84,7 @@ func (g *gulpConn) fill() error {
 		g.heard, g.worked = time.Now(), false
 	}
 	if g.busy {
-		g.gather(g.Conn, gulpWait, len(g.buf)/2)
+		g.gather(g.Conn, g.wait, len(g.buf)/2)
 	}
 	// The deadline is set, and the wish to be woken looked at, after gathering:
 	// both use the deadline.

@@ -106,7 +106,7 @@ func TestGulpConn(t *testing.T) {
 			return errWake
 		}
 		return conn.SetReadDeadline(time.Now().Add(time.Minute))
-	}, gather)
+	}, gather, gulpWait)
 	total := 500
 	b := make([]byte, 8192)
 	for {
@@ -129,7 +129,7 @@ func TestGulpConn(t *testing.T) {
 	}
 	// A deadline is a wake-up, not an error.
 	g = &gulpConn{Conn: late{conn}}
-	g.stream(func() error { return nil }, gather)
+	g.stream(func() error { return nil }, gather, gulpWait)
 	if _, err := g.Read(b); !errors.Is(err, errWake) {
 		t.Errorf("read past the deadline: %v", err)
 	}

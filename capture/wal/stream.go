@@ -158,7 +158,7 @@ func (s *Source) newStream(repl *replication, p millrace.Position) (*stream, err
 	if s.senderTimeout > 0 {
 		st.statusInterval = min(st.statusInterval, s.senderTimeout/4)
 	}
-	st.gulp.stream(st.beforeRead, s.c.gather)
+	st.gulp.stream(st.beforeRead, s.c.gather, s.c.cfg.Patience)
 	return st, nil
 }
 

@@ -84,6 +84,10 @@ type Config struct {
 	// at once, as the catalogs have it by then, which may be ahead of the rows: then it is
 	// loaded again.
 	AsSent bool
+	// Patience is for how long rows may stay in the socket while more of them keep coming,
+	// up to 128 KiB: reading them together costs the source less. It is added to the latency
+	// of the end of a backlog. Default 2 ms.
+	Patience time.Duration
 	// MemoryBudget bounds what is held for transactions, in bytes: a quarter of
 	// it for all that are still open at the source, a quarter for the one being
 	// decoded, half for those that wait for Next. A single row may need up to
@@ -194,6 +198,9 @@ func New(cfg Config) (*Capture, error) {
 	c.choices = table.Choices{Columns: cfg.Columns, Where: cfg.Where}
 	if err := c.choices.Check(cfg.Tables); err != nil {
 		return nil, bad("%v", err)
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = gulpWait
 	}
 	if cfg.MemoryBudget == 0 {
 		cfg.MemoryBudget = DefaultMemoryBudget
