@@ -157,7 +157,7 @@ func (r *epochRun) judge(journal *harness.Journal) {
 	}
 	harness.Until(t, progressLimit, "the books of the last epoch are audited", func(context.Context) error {
 		if got := r.books.Epoch.Load(); got != int64(r.epoch) { //nolint:gosec // far from the limit
-			return harness.NotYet("audited epoch %d", got)
+			return harness.NotYet("audited epoch %d: %v", got, r.books.Ended())
 		}
 		return nil
 	})

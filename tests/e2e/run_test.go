@@ -243,7 +243,7 @@ func (r *run) lastAudit() {
 	}
 	harness.Until(r.t, progressLimit, "the books of the end are audited, and the slot is looked at", func(context.Context) error {
 		if got := r.books.Newest.Load(); got < int64(end.Index) { //nolint:gosec // far from the limit
-			return harness.NotYet("audited to %d, the end is %d", got, end.Index)
+			return harness.NotYet("audited to %d, the end is %d: %v", got, end.Index, r.books.Ended())
 		}
 		if r.s.Mode() == harness.CaptureWAL && r.watch.Looks.Load() == 0 {
 			return harness.NotYet("no look yet")

@@ -51,6 +51,16 @@ type BookReader struct {
 	// Strict takes an edge that does not answer for a failed audit: nothing has
 	// killed it.
 	Strict atomic.Bool
+
+	ended atomic.Pointer[error]
+}
+
+// Ended says why auditing has failed, nil while it has not.
+func (r *BookReader) Ended() error {
+	if err := r.ended.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // after tells whether an audit at (epoch, index) is of a later state than one at
@@ -71,7 +81,11 @@ func (r *BookReader) Run(ctx context.Context) error {
 	}()
 	err := r.inStore(ctx)
 	cancel()
-	return errors.Join(err, <-web)
+	err = errors.Join(err, <-web)
+	if err != nil {
+		r.ended.Store(&err)
+	}
+	return err
 }
 
 func (r *BookReader) open(ctx context.Context) (store *edge.Store, err error) {
@@ -202,8 +216,9 @@ func (r *BookReader) overHTTP(ctx context.Context) error {
 	}
 	var lastEpoch, last uint64
 	for ctx.Err() == nil {
+		strict := r.Strict.Load() // when the request begins, or it is one of before
 		a, err := r.Client.Get(ctx, keys)
-		if err != nil && r.Strict.Load() && ctx.Err() == nil {
+		if err != nil && strict && ctx.Err() == nil {
 			return fmt.Errorf("the edge answers with an error although nothing has killed it: %w", err)
 		}
 		if err != nil || a.Index == last && a.Epoch == lastEpoch {
