@@ -82,6 +82,8 @@ func (now *mark) equal(o *mark) bool {
 	return now.Published == o.Published && now.Triggers == o.Triggers && slices.Equal(now.Generated, o.Generated) && (now.Leaves == nil) == (o.Leaves == nil) && maps.Equal(now.Leaves, o.Leaves)
 }
 
+// marksQuery reads the catalogs by its snapshot throughout: functions such as
+// pg_relation_filenode see what is newer, and a partition dropped since has no file.
 const marksQuery = `
 WITH RECURSIVE tree (root, oid, since) AS (
     SELECT oid, oid, '' FROM unnest($2::bigint[]::oid[]) oid
@@ -97,7 +99,7 @@ SELECT c.oid::bigint,
        ARRAY(SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),
        ARRAY(SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated <> '' ORDER BY attnum),
        CASE WHEN c.relkind = 'p' THEN
-           (SELECT coalesce(jsonb_object_agg(l.oid::text, jsonb_build_object('since', tree.since, 'file', coalesce(pg_relation_filenode(l.oid), 0)::bigint)), '{}')
+           (SELECT coalesce(jsonb_object_agg(l.oid::text, jsonb_build_object('since', tree.since, 'file', l.relfilenode::bigint)), '{}')
             FROM tree JOIN pg_class l ON l.oid = tree.oid
             WHERE tree.root = c.oid AND l.relkind NOT IN ('p', 'I')) END
 FROM pg_class c
