@@ -240,39 +240,26 @@ func (m *Migration) skip(ctx context.Context, c capturer, at *millrace.Checkpoin
 	var hash millrace.UnitHash
 	for found := false; !found; {
 		u, err := from.Next(ctx, ctx)
+		if err == nil && u == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return err
 		}
 		hash.Reset()
-		for last := false; !last && err == nil; {
-			var run []byte
-			if run, err = u.Body.Next(maxRun); errors.Is(err, io.EOF) {
-				err = fmt.Errorf("%w: a unit has no end", millrace.ErrMalformed)
+		err = readThrough(u, func(h *millrace.Head) error {
+			hash.Add(h.Table, h.Raw)
+			at.Index++
+			is, err := isFence(h, fence)
+			found = found || is
+			if err == nil {
+				err = each(h)
 			}
-			for len(run) > 0 && err == nil {
-				var h millrace.Head
-				if run, err = millrace.NextHead(run, &h); err != nil {
-					break
-				}
-				hash.Add(h.Table, h.Raw)
-				at.Index++
-				last = last || h.Last
-				var is bool
-				if is, err = isFence(&h, fence); is {
-					found = true
-				}
-				if err == nil {
-					err = each(&h)
-				}
-				if h.Kind == millrace.KindSchema || h.Kind == millrace.KindLoadBegin || h.Kind == millrace.KindDrop {
-					err = fmt.Errorf("%w: table %v; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, h.Table)
-				}
+			if h.Kind == millrace.KindSchema || h.Kind == millrace.KindLoadBegin || h.Kind == millrace.KindDrop {
+				err = fmt.Errorf("%w: table %v; mend: millrace migrate abort -f FILE, and begin again", ErrChanged, h.Table)
 			}
-			hash.Absorb()
-		}
-		if closing := u.Body.Close(); err == nil {
-			err = closing
-		}
+			return err
+		}, hash.Absorb)
 		if err != nil {
 			return err
 		}
@@ -280,6 +267,26 @@ func (m *Migration) skip(ctx context.Context, c capturer, at *millrace.Checkpoin
 		at.Position, at.Time = u.Position, u.Time
 	}
 	return nil
+}
+
+// readThrough shows each entry of a unit, which is valid during the call, calls shown
+// behind each run of them, before the next one takes its place, and closes the unit.
+func readThrough(u *millrace.Unit, each func(*millrace.Head) error, shown func()) (err error) {
+	for last := false; !last && err == nil; {
+		var run []byte
+		if run, err = u.Body.Next(maxRun); errors.Is(err, io.EOF) {
+			err = fmt.Errorf("%w: a unit has no end", millrace.ErrMalformed)
+		}
+		for len(run) > 0 && err == nil {
+			var h millrace.Head
+			if run, err = millrace.NextHead(run, &h); err == nil {
+				last = last || h.Last
+				err = each(&h)
+			}
+		}
+		shown()
+	}
+	return errors.Join(err, u.Body.Close())
 }
 
 // fenceSQL writes a fence at the way's source, within the transaction that runs it: the

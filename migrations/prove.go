@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -150,7 +149,7 @@ func (m *Migration) readSamples(ctx context.Context, src *pgx.Conn, c capturer, 
 		if err != nil {
 			return fmt.Errorf("read what is captured: %w", err)
 		}
-		if err := readThrough(u); err != nil {
+		if err := readThrough(u, func(*millrace.Head) error { return nil }, func() {}); err != nil {
 			return fmt.Errorf("read what is captured: %w", err)
 		}
 	}
@@ -160,22 +159,6 @@ func (m *Migration) readSamples(ctx context.Context, src *pgx.Conn, c capturer, 
 		}
 	}
 	return nil
-}
-
-// readThrough reads a unit to its end.
-func readThrough(u *millrace.Unit) (err error) {
-	for last := false; !last && err == nil; {
-		var run []byte
-		if run, err = u.Body.Next(maxRun); errors.Is(err, io.EOF) {
-			err = fmt.Errorf("%w: a unit has no end", millrace.ErrMalformed)
-		}
-		for len(run) > 0 && err == nil {
-			var h millrace.Head
-			run, err = millrace.NextHead(run, &h)
-			last = last || h.Last
-		}
-	}
-	return errors.Join(err, u.Body.Close())
 }
 
 // sample takes rows of the source into a batch, as far as there are any.

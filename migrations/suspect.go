@@ -85,23 +85,25 @@ func (c *certifier) again(ctx context.Context, f *follower) error {
 	return nil
 }
 
-func (c *certifier) judge(ctx context.Context, f *follower, s *suspect) error {
-	now := make(map[string][]millrace.Datum)
-	if err := s.t.rows(ctx, f.src, source, s.low, s.high, func(key []byte, columns []millrace.Datum) error {
+// read returns those of the rows that are suspected, as a side has them now.
+func (s *suspect) read(ctx context.Context, conn *pgx.Conn, where side) (map[string][]millrace.Datum, error) {
+	rows := make(map[string][]millrace.Datum)
+	err := s.t.rows(ctx, conn, where, s.low, s.high, func(key []byte, columns []millrace.Datum) error {
 		if _, suspected := s.rows[string(key)]; suspected {
-			now[string(key)] = copyColumns(columns)
+			rows[string(key)] = copyColumns(columns)
 		}
 		return nil
-	}); err != nil {
+	})
+	return rows, err
+}
+
+func (c *certifier) judge(ctx context.Context, f *follower, s *suspect) error {
+	now, err := s.read(ctx, f.src, source)
+	if err != nil {
 		return err
 	}
-	there := make(map[string][]millrace.Datum)
-	if err := s.t.rows(ctx, c.conn, target, s.low, s.high, func(key []byte, columns []millrace.Datum) error {
-		if _, suspected := s.rows[string(key)]; suspected {
-			there[string(key)] = copyColumns(columns)
-		}
-		return nil
-	}); err != nil {
+	there, err := s.read(ctx, c.conn, target)
+	if err != nil {
 		return err
 	}
 	found := []differing{}
