@@ -23,13 +23,16 @@ type queryRower interface {
 }
 
 // Look measures once, over a connection or in a transaction. Without a physical standby there is no lag.
+// A connection that streams no more, after an error or at the end of a timeline, and stays open shows the place
+// that was last reported over it; it does not count until it streams again.
 func (g *LagGauge) Look(ctx context.Context, conn queryRower, now time.Time) (time.Duration, error) {
 	var written string
 	var replayed *string
 	err := conn.QueryRow(ctx, `
 SELECT pg_current_wal_lsn()::text, (
     SELECT min(replay_lsn)::text FROM pg_stat_replication r
-    WHERE NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))`).Scan(&written, &replayed)
+    WHERE r.state <> 'startup'
+    AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))`).Scan(&written, &replayed)
 	if err != nil {
 		return 0, fmt.Errorf("look at the lag of replicas: %w", err)
 	}
