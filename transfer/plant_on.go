@@ -15,19 +15,29 @@ import (
 
 // planted makes one mistake, so that a test can see whether its checker finds
 // it. The environment variable MILLRACE_PLANT="name:n" says which, at the n-th
-// unit or, for confirm_unfolded, from there on:
+// unit or, for confirm_unfolded, from there on. The first four are made of the
+// first unit from there on that changes rows: of a heartbeat they would be no
+// mistake that shows.
 //
-//	drop_unit         a unit is left out, the first from there on that changes rows
+//	drop_unit         a unit is left out
 //	repeat_unit       a unit is published twice
-//	swap_two          two neighbouring units change places
+//	swap_two          a unit changes places with the next one that changes rows
 //	alter_byte        a byte of the last row of a unit changes before it is hashed
 //	skip_index        an index is left out
 //	confirm_unfolded  units are confirmed before the fold has accepted them
 //	trim_past_edges   the topic is trimmed although an edge needs what goes
 type planted struct {
-	seen    int64
-	held    *millrace.Unit
-	dropped bool
+	seen int64
+	held *millrace.Unit
+	made bool // one of the first four
+}
+
+func ofRows(name string) bool {
+	switch name {
+	case "drop_unit", "repeat_unit", "swap_two", "alter_byte":
+		return true
+	}
+	return false
 }
 
 func (p *planted) due() string {
@@ -39,7 +49,7 @@ func (p *planted) due() string {
 	if err != nil {
 		panic(fmt.Sprintf("MILLRACE_PLANT: %q is not a number", n))
 	}
-	if p.seen == at || p.seen > at && (name == "confirm_unfolded" || name == "drop_unit" && !p.dropped) {
+	if ofRows(name) && p.seen >= at && !p.made || name == "confirm_unfolded" && p.seen >= at || p.seen == at && !ofRows(name) {
 		return name
 	}
 	return ""
@@ -50,41 +60,39 @@ func (p *planted) units(u *millrace.Unit) []*millrace.Unit {
 		return []*millrace.Unit{u}
 	}
 	p.seen++
-	if p.held != nil {
-		held := p.held
-		p.held = nil
-		return []*millrace.Unit{u, held}
+	due := p.due()
+	if !ofRows(due) {
+		return []*millrace.Unit{u}
 	}
-	switch p.due() {
+	payload := readAll(u)
+	again := func() *millrace.Unit { return millrace.NewUnit(u.Position, u.Time, u.Entries, payload) }
+	if !changesRows(payload) {
+		return []*millrace.Unit{again()}
+	}
+	p.made = due != "swap_two" || p.held != nil
+	switch due {
 	case "drop_unit":
-		// Without a range to verify, or a heartbeat, the edge would only be waited for.
-		payload := readAll(u)
-		if p.dropped = changesRows(payload); p.dropped {
+		return nil
+	case "repeat_unit":
+		return []*millrace.Unit{again(), again()}
+	case "swap_two":
+		held := p.held
+		if p.held = again(); held == nil {
 			return nil
 		}
-		return []*millrace.Unit{millrace.NewUnit(u.Position, u.Time, u.Entries, payload)}
-	case "repeat_unit":
-		payload := readAll(u)
-		return []*millrace.Unit{
-			millrace.NewUnit(u.Position, u.Time, u.Entries, payload), millrace.NewUnit(u.Position, u.Time, u.Entries, payload),
-		}
-	case "swap_two":
-		p.held = u
-		return nil
-	case "alter_byte":
-		payload := readAll(u)
+		return []*millrace.Unit{p.held, held}
+	default: // alter_byte
 		var row []byte
 		entries(payload, func(e *millrace.Entry) {
 			if e.Kind == millrace.KindPut {
 				row = e.Row
 			}
 		})
-		if len(row) > 0 {
+		if p.made = len(row) > 0; p.made {
 			row[len(row)-1] ^= 1
 		}
-		return []*millrace.Unit{millrace.NewUnit(u.Position, u.Time, u.Entries, payload)}
+		return []*millrace.Unit{again()}
 	}
-	return []*millrace.Unit{u}
 }
 
 func (p *planted) sequenced(r *reign, u *millrace.Unit) {
