@@ -72,6 +72,10 @@ var (
 	// declare the index and wait.
 	ErrNoIndex = errors.New("no such index")
 
+	// ErrLarge occurs when a row has more bytes than the reader takes (Row.Most). Mend:
+	// read it where that takes nobody's time.
+	ErrLarge = errors.New("the row is large")
+
 	// ErrForbidden occurs when a process must not read a store beside its edge: it runs
 	// as another user, or in another PID namespace. Mend: run it as the edge's user and
 	// in its namespace, or read through the edge.

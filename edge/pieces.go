@@ -86,6 +86,15 @@ func (p *stub) decode(b []byte) error {
 	return nil
 }
 
+// contentSize is how many bytes a value stands for, which was not checked.
+func contentSize(value []byte) int {
+	var p stub
+	if len(value) > crcSize && isStub(value[crcSize:]) && p.decode(value[crcSize:]) == nil {
+		return p.size
+	}
+	return len(value)
+}
+
 // cut says how content of a size is cut: into how many pieces, and how much of it
 // stays with the stub.
 func (z valueSizes) cut(stored []byte, size int) (pieces, rest int) {

@@ -24,6 +24,9 @@ type Table struct {
 type Row struct {
 	Schema *millrace.Schema
 	millrace.Row
+	// Most is how many bytes a row may have for Get, as the store keeps it: of a larger
+	// one ErrLarge is returned before it is read. 0 is any number.
+	Most int
 	// joined holds a row that the store keeps in pieces.
 	joined []byte
 }
@@ -48,7 +51,7 @@ func (t *Table) Diverged() string { return t.t.diverged }
 
 // Get reads the row with the encoded key into row, reusing its Columns. It
 // returns ErrNotFound where there is none, ErrNotHeld for a key that a partial store
-// does not hold, and an ErrCorrupt that names table
+// does not hold, ErrLarge for a row beyond row.Most, and an ErrCorrupt that names table
 // and key where the row is damaged. It does not keep key.
 func (t *Table) Get(key []byte, row *Row) error {
 	if err := t.v.usable(); err != nil {
@@ -75,16 +78,20 @@ func (t *Table) Get(key []byte, row *Row) error {
 	if err != nil {
 		return err
 	}
-	if err := t.read(stored, key, value, row); err != nil {
+	err = t.read(stored, key, value, row)
+	if err != nil && !errors.Is(err, ErrLarge) {
 		return t.v.s.corruptRow(t.t, key, err)
 	}
-	return nil
+	return err
 }
 
 var errDisorder = errors.New("the rows next to it are out of order")
 
 // read reads the row of a key from its value.
 func (t *Table) read(stored, key, value []byte, row *Row) error {
+	if row.Most > 0 && contentSize(value) > row.Most {
+		return ErrLarge // or its stub is damaged, which shows when it is read
+	}
 	found, body, err := t.v.open(t.t.seed, stored, value, &row.joined)
 	if err != nil {
 		return err

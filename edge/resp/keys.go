@@ -56,8 +56,8 @@ type clientError string
 
 func (e clientError) Error() string { return string(e) }
 
-// errAway tells that an answer is too large to be made while others wait for it.
-const errAway = clientError("BUSY the answer is large; ask again")
+// errAway tells that a row is too large to be read while others wait for it.
+const errAway = clientError("BUSY the row is large; ask again")
 
 func refuse(format string, args ...any) error { return clientError(fmt.Sprintf(format, args...)) }
 
@@ -224,9 +224,16 @@ func (c *conn) findRow(v *edge.View, key []byte) (*edge.Table, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.reads.row.Most = 0
+	if c.parked {
+		c.reads.row.Most = freeBuffer
+	}
 	err = t.Get(c.reads.key, &c.reads.row)
-	if errors.Is(err, edge.ErrNotFound) {
+	switch {
+	case errors.Is(err, edge.ErrNotFound):
 		return nil, nil //nolint:nilnil // there is no such row
+	case errors.Is(err, edge.ErrLarge):
+		return nil, errAway
 	}
 	return t, err
 }
@@ -251,9 +258,6 @@ func (c *conn) appendRow(t *edge.Table) error {
 		return err
 	}
 	size := c.textSize()
-	if c.parked && size > freeBuffer {
-		return errAway
-	}
 	if len(c.out.b)+size > freeBuffer && !c.reserveOut(size) {
 		return refuse("BUSY too many large answers are being written at once; ask again, for less at once")
 	}
@@ -418,9 +422,6 @@ func (c *conn) appendText(text []byte) error {
 	if text == nil {
 		c.out.null()
 		return nil
-	}
-	if c.parked && len(text) > freeBuffer {
-		return errAway
 	}
 	if len(c.out.b)+len(text) > freeBuffer && !c.reserveOut(len(text)) {
 		return refuse("BUSY too many large answers are being written at once; ask again, for less at once")

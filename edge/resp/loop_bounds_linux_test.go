@@ -188,3 +188,30 @@ func TestLoopDoesNotWaitForAStream(t *testing.T) {
 		}
 	}
 }
+
+// A large row is left to a goroutine before it is read, and not afterwards: whoever asks
+// for nothing but such rows would have each of them read twice.
+func TestLoopLeavesALargeRowUnread(t *testing.T) {
+	store, src := newStore(t)
+	src.unit(put(t, accountsSchema(), "100", strings.Repeat("x", freeBuffer), "NULL", "t"),
+		put(t, accountsSchema(), "101", strings.Repeat("x", freeBuffer/2), "NULL", "t"))
+	s, err := New(Config{Streams: bank(store)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ask := range []string{"GET public.accounts:%d", "HGET public.accounts:%d owner", "STRLEN public.accounts:%d", "MGET public.accounts:%d"} {
+		for key, large := range map[int]bool{100: true, 101: false} {
+			ask := fmt.Sprintf(ask, key)
+			c := s.newConn(new(fakeConn), new(gate))
+			c.parked = true
+			c.end = copy(c.in, ask+"\n")
+			if !c.command() {
+				t.Fatalf("%s is no command", ask)
+			}
+			c.execute()
+			if read := c.reads.row.Columns != nil; c.pending != large || read == large {
+				t.Errorf("%s: for a goroutine: %v, read: %v; answered is %.100q", ask, c.pending, read, c.out.b)
+			}
+		}
+	}
+}
