@@ -2,7 +2,6 @@ package wal
 
 import (
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -32,14 +31,14 @@ func TestBegin(t *testing.T) {
 		}
 		done <- err
 	}()
-	deadline := time.Now().Add(limit)
-	for db.String("select count(*) from pg_replication_slots where slot_name = $1", r.cfg.Slot) == "0" && time.Now().Before(deadline) {
+	until(t, "the slot is being made", func() bool {
 		select {
 		case err := <-done:
 			t.Fatalf("Begin ended beside an open transaction: %v", err)
-		case <-time.After(5 * time.Millisecond):
+		default:
 		}
-	}
+		return db.String("select count(*) from pg_replication_slots where slot_name = $1", r.cfg.Slot) == "1"
+	})
 	if err := tx.Commit(r.ctx()); err != nil {
 		t.Fatal(err)
 	}

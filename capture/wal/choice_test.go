@@ -49,9 +49,7 @@ func (r *rig) choose(columns []string, where string) {
 		r.t.Errorf("check after init: %v, %v", findings, err)
 	}
 	r.open()
-	for len(r.edge.at.Catalog.Loads) == 0 {
-		r.next()
-	}
+	r.loadBegins()
 	r.sync()
 	if got := r.load(); len(got) != 1 || !strings.Contains(got[0], "chosen") && !strings.Contains(got[0], "column") {
 		r.t.Errorf("after columns and rows were chosen anew, loads were begun because of %q", got)
@@ -148,26 +146,31 @@ func TestRowsComeInWhileLoaded(t *testing.T) {
 		insert into a select i, (array['eu', 'us'])[i % 2 + 1], repeat('v', 500), repeat('y', 3000) from generate_series(1, 120) i;
 		create table b (id int primary key, v text); insert into b select i, repeat('v', 500) from generate_series(1, 100) i`)
 	eu := "region = 'eu'"
-	r := newRig(t, db, func(c *Config) { c.Where, c.LoadRate, c.LoadWorkers = map[string]string{"public.a": eu}, 60, 1 }, "a", "b")
+	r := newRig(t, db, func(c *Config) { c.Where, c.LoadWorkers = map[string]string{"public.a": eu}, 1 }, "a", "b")
 	r.c.chunks.Blocks = 4
-	r.open()
-	id := -1
-	for r.next(); len(r.edge.at.Catalog.Loads) > 0; r.next() {
-		before := r.src.Loads()[0].BlocksDone
-		id += 2 // odd numbers are in the us
+	r.openHeld(true)
+	r.sync() // the loads begin
+	chunks, keys := 0, 0
+	for id := 1; id < 24; id += 2 { // odd numbers are in the us
+		before := r.src.Loads()[0]
+		if before.Waiting {
+			keys++
+		}
 		db.Exec(fmt.Sprintf("update a set region = 'eu' where region = 'us' and id = %d", id))
 		r.sync()
-		if l := r.src.Loads()[0]; l.BlocksDone < before {
-			t.Fatalf("the load has begun anew: %d blocks were read, and now %d", before, l.BlocksDone)
+		if l := r.src.Loads()[0]; l.BlocksDone < before.BlocksDone {
+			t.Fatalf("the load has begun anew: %+v, and now %+v", before, l)
 		}
-		if len(r.edge.at.Catalog.Loads) == 0 {
-			break
+		r.oneChunk("a")
+		if r.src.Loads()[0].BlocksDone > before.BlocksDone {
+			chunks++
 		}
 	}
+	if chunks < 2 || keys < 2 {
+		t.Errorf("rows came in before %d chunks of blocks and %d of keys, too few for this test", chunks, keys)
+	}
+	r.load()
 	r.equalWhere(eu)
-	if id < 7 {
-		t.Errorf("%d rows came in, too few for this test", (id+1)/2)
-	}
 }
 
 func TestUnfitChoices(t *testing.T) {

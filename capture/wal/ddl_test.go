@@ -262,9 +262,7 @@ const partitionedTables = `create table p (id int, region text, v text, primary 
 // loaded takes units until the table was asked to be loaded, and ends the load.
 func (r *rig) loaded(what, want string) {
 	r.t.Helper()
-	for len(r.edge.at.Catalog.Loads) == 0 {
-		r.next()
-	}
+	r.loadBegins()
 	r.sync()
 	if got := r.load(); len(got) != 1 || !strings.Contains(got[0], want) {
 		r.t.Errorf("%s: loads were begun because of %q, want one because of %q", what, got, want)
@@ -335,9 +333,7 @@ func TestPartitionsByTriggers(t *testing.T) {
 	// Both are detached, and the second is written to between: what was put since the
 	// first load was begun has gone, too.
 	db.Exec("begin; alter table p detach partition p_d1; insert into p values (2, 'd2', 'x'); alter table p detach partition p_d2; commit")
-	for len(r.edge.at.Catalog.Loads) == 0 {
-		r.next()
-	}
+	r.loadBegins()
 	r.sync()
 	if got := r.load(); len(got) != 2 {
 		t.Errorf("both are detached: loads were begun because of %q, want one for each", got)
@@ -351,9 +347,7 @@ func TestPartitionsByTriggers(t *testing.T) {
 	// The comparison cannot tell a rewrite from TRUNCATE, and asks a second time.
 	db.Exec("alter table p alter column v type varchar using 'rewritten'")
 	for asked := []string(nil); len(asked) < 2; asked = append(asked, r.load()...) {
-		for len(r.edge.at.Catalog.Loads) == 0 {
-			r.next()
-		}
+		r.loadBegins()
 		r.sync()
 	}
 	r.equal()

@@ -3,7 +3,6 @@ package wal
 import (
 	"testing"
 
-	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
@@ -20,22 +19,19 @@ func TestLoadEndsByAChange(t *testing.T) {
 			db := pgtest.New(t)
 			db.Exec(`create table a (id int primary key, n int, v text, big text) with (fillfactor = 50); alter table a alter big set storage external;
 				insert into a select i, 0, repeat('v', 500), case when i = 1 then repeat('y', 3000) end from generate_series(1, 60) i`)
-			// After each chunk there is time.
-			r := newRig(t, db, func(c *Config) { c.LoadRate = 50 }, "a")
+			r := newRig(t, db, nil, "a")
 			r.c.chunks.Blocks = 4
-			r.open()
-			for !r.next().has(millrace.KindLoadProgress) {
-			}
+			r.openHeld(true)
+			r.sync() // the load begins
+			r.oneChunk("a")
 			// The row stays in a block that has been read.
 			db.Exec("update a set n = 1 where id = 1")
 			r.sync()
-			complete := false
-			for !complete {
-				r.next()
+			until(t, "all blocks are read", func() bool {
+				r.oneChunk("a")
 				l := r.src.Loads()
-				complete = len(l) == 1 && l[0].BlocksDone == l[0].Blocks
-			}
-			r.src.PauseLoads(true)
+				return len(l) == 1 && l[0].Blocks > 0 && l[0].BlocksDone == l[0].Blocks
+			})
 			if len(r.edge.at.Catalog.Loads) != 1 {
 				t.Fatal("the load has ended too early for this test")
 			}
@@ -56,10 +52,13 @@ func TestLoadEndsByAChange(t *testing.T) {
 func TestLoadsThatWaitedForATableThatLeaves(t *testing.T) {
 	db := pgtest.New(t)
 	db.Exec("create table a (id int primary key); create table b (id int primary key, v text); insert into a values (1); insert into b select i, repeat('v', 300) from generate_series(1, 500) i")
-	r := newRig(t, db, func(c *Config) { c.LoadWorkers, c.LoadRate = 1, 100 }, "a", "b")
+	r := newRig(t, db, func(c *Config) { c.LoadWorkers = 1 }, "a", "b")
 	r.c.chunks.Blocks = 4
-	r.open()
-	for !r.next().has(millrace.KindLoadProgress) {
+	r.openHeld(true)
+	r.sync()        // the loads begin
+	r.oneChunk("a") // all of a, which waits for b
+	if l := r.underWay(); len(l) != 1 || l[0].Table != "public.b" {
+		t.Fatalf("loads: %+v, want only that of public.b not to be read to its end", l)
 	}
 	r.reconfigure("a")
 	r.open()

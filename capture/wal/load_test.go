@@ -75,12 +75,7 @@ func TestLoadPauseAndRate(t *testing.T) {
 	db.Exec("create table a (id int primary key, v text); insert into a select i, repeat('x', 1000) from generate_series(1, 400) i")
 	r := newRig(t, db, func(c *Config) { c.LoadRate = 1000 }, "a")
 	r.c.chunks.Blocks = 8
-	r.c.holdLoads = true
-	src, err := r.c.Open(r.ctx(), &r.edge.at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.src = src
+	r.openHeld(true)
 	for _, u := range r.sync() {
 		if u.count(millrace.KindPut) > 0 {
 			t.Errorf("a paused load emitted %s", u.kinds())
@@ -165,9 +160,7 @@ func TestAlteredWhileLoaded(t *testing.T) {
 			r.src.PauseLoads(false)
 			r.copied()
 			r.sync()
-			for len(r.edge.at.Catalog.Loads) > 0 {
-				r.load()
-			}
+			r.load()
 			switch name {
 			case "table renamed", "exchanged":
 				r.c.tables[0].Name = "z"
@@ -217,9 +210,7 @@ func TestLoadsBesideWriters(t *testing.T) {
 	}
 	stop()
 	r.sync()
-	for len(r.edge.at.Catalog.Loads) > 0 {
-		r.load()
-	}
+	r.load()
 	r.equal()
 	t.Logf("%d loads begun", r.edge.at.Catalog.LastLoad)
 }

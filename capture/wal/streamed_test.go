@@ -352,6 +352,7 @@ func TestStreamedMemory(t *testing.T) {
 	r := streamedRig(t, func(c *Config) { c.MemoryBudget = 4 << 20 }, tableA, "a")
 	s := r.client()
 	s.exec("begin; " + insert(1, 300_000) + "commit")
+	runtime.GC() // what earlier tests have left
 	var most uint64
 	stop := make(chan struct{})
 	done := make(chan struct{})
