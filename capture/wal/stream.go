@@ -38,8 +38,10 @@ type stream struct {
 
 	sent       millrace.LSN // in the newest status
 	lastStatus time.Time
-	asked      bool // for an answer, since the source was last heard
-	counted    uint64
+	// asked is when the source was asked for an answer, since it was last heard, and
+	// relented when it had not given one in time and was listened to once more.
+	asked, relented time.Time
+	counted         uint64
 }
 
 // beginStream runs the fences over the source as it is now and starts the
@@ -182,11 +184,25 @@ func (st *stream) due() time.Time {
 	if st.confirmedLSN() > st.sent {
 		t = earlier(t, st.lastStatus.Add(st.confirmDelay))
 	}
-	quiet := st.silence
-	if !st.asked {
-		quiet /= 2
+	return earlier(t, st.quietUntil())
+}
+
+// lastListen is how long a source that has not answered in time is listened to once
+// more. A process that stood still comes upon its deadline before it comes upon what
+// has arrived meanwhile.
+const lastListen = 250 * time.Millisecond
+
+// quietUntil says until when the source may be quiet before something is done about it:
+// it is asked after half of the silence, and has the other half for the answer, however
+// late it was asked.
+func (st *stream) quietUntil() time.Time {
+	switch {
+	case st.asked.IsZero():
+		return st.gulp.heard.Add(st.silence / 2)
+	case st.relented.IsZero():
+		return st.asked.Add(st.silence / 2)
 	}
-	return earlier(t, st.gulp.heard.Add(quiet))
+	return st.relented.Add(lastListen)
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -276,7 +292,7 @@ func (st *stream) copyData(ctx context.Context, b []byte) error {
 	case len(b) >= dataHead && b[0] == 'w':
 		return st.d.message(b[dataHead:])
 	case len(b) == keepaliveSize && b[0] == 'k':
-		st.asked = false
+		st.heard()
 		if b[keepaliveSize-1] == 1 {
 			return st.status(false)
 		}
@@ -295,17 +311,25 @@ func (st *stream) service(ctx context.Context) error {
 	now := time.Now()
 	quiet := now.Sub(st.gulp.heard)
 	if quiet < st.silence/2 {
-		st.asked = false
+		st.heard()
+	}
+	if now.Before(st.quietUntil()) {
+		return st.report()
 	}
 	switch {
-	case quiet >= st.silence:
-		return fmt.Errorf("%w: nothing came for %v", ErrSilent, quiet.Round(time.Millisecond))
-	case quiet >= st.silence/2 && !st.asked:
-		st.asked = true
+	case st.asked.IsZero():
+		st.asked = now
 		return st.status(true)
+	case st.relented.IsZero():
+		st.relented = now
+	default:
+		return fmt.Errorf("%w: nothing came for %v", ErrSilent, quiet.Round(time.Millisecond))
 	}
 	return st.report()
 }
+
+// heard notes that the source lives.
+func (st *stream) heard() { st.asked, st.relented = time.Time{}, time.Time{} }
 
 func (st *stream) count() {
 	st.metrics.bytes.Add(float64(st.gulp.total - st.counted))
