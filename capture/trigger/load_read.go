@@ -150,8 +150,18 @@ func (l *loads) late(ctx context.Context, w *window) (bool, error) {
 	}
 	now := time.Now()
 	late, err := l.lag.Look(ctx, w.conn, now)
-	if err != nil || late <= l.c.cfg.LoadMaxLag {
+	if err != nil {
 		return false, err
+	}
+	over := late > l.c.cfg.LoadMaxLag
+	switch {
+	case over && !l.lagging:
+		l.c.log.Info("loads wait for a standby that replays late (see pg_stat_replication)", "lag", late, "limit", l.c.cfg.LoadMaxLag)
+	case !over && l.lagging:
+		l.c.log.Info("loads go on: the standbys have come up")
+	}
+	if l.lagging = over; !over {
+		return false, nil
 	}
 	l.mu.Lock()
 	l.held = now.Add(lagPause)

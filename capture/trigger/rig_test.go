@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -41,6 +42,9 @@ type rig struct {
 func newRig(t testing.TB, db *pgtest.DB, change func(*Config), tables ...string) *rig {
 	t.Helper()
 	cfg := Config{URL: db.URL, Stream: "s", Heartbeat: time.Hour}
+	if _, bench := t.(*testing.B); !bench { // whose output is always shown
+		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
 	for _, name := range tables {
 		cfg.Tables = append(cfg.Tables, "public."+name)
 	}

@@ -352,13 +352,16 @@ func (w *worker) pace(ctx context.Context) error {
 	if err := wait.For(ctx, time.Until(w.paced)); err != nil {
 		return err
 	}
-	for w.c.cfg.LoadMaxLag > 0 && w.conn != nil {
+	for lagging := false; w.c.cfg.LoadMaxLag > 0 && w.conn != nil; lagging = true {
 		late, err := w.lag.Look(ctx, w.conn, time.Now())
 		if err != nil {
 			return err
 		}
 		if late <= w.c.cfg.LoadMaxLag {
 			break
+		}
+		if !lagging {
+			w.c.log.Info("loads wait for a standby that replays late (see pg_stat_replication)", "lag", late, "limit", w.c.cfg.LoadMaxLag)
 		}
 		if err := wait.For(ctx, lagPause); err != nil {
 			return err
