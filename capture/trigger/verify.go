@@ -100,9 +100,10 @@ func (l *loads) wantLocked(ids []millrace.TableID, ranges []capture.KeyRange) {
 	}
 }
 
-// rotateLocked asks for passes over all tables when it is time.
+// rotateLocked asks for passes over all tables when it is time, and those before have
+// been read to their ends: where that takes longer they would begin anew again and again.
 func (l *loads) rotateLocked(now time.Time) {
-	if l.passes.rotation.IsZero() || now.Before(l.passes.rotation) {
+	if l.passes.rotation.IsZero() || now.Before(l.passes.rotation) || l.passLocked() != nil {
 		return
 	}
 	l.passes.rotation = now.Add(l.c.cfg.VerifyEvery)

@@ -73,14 +73,16 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// All tables are verified in rotation, without being asked; but none while it is
-// being loaded, and what cannot be read fails its pass and nothing else.
+// All tables are verified in rotation, without being asked, also where that takes longer
+// than from one rotation to the next; but none while it is being loaded, and what cannot
+// be read fails its pass and nothing else.
 func TestVerifyInRotation(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1)")
+	db.Exec("create table a (id int primary key); create table b (id int primary key); insert into a values (1); insert into b select i + 10 from generate_series(1, 25000) i")
 	r := newLoadRig(t, db, nil, "a", "b")
-	r.c.cfg.VerifyEvery = 100 * time.Millisecond
+	r.c.chunks = chunkLimits()
+	r.c.cfg.VerifyEvery = time.Millisecond
 	r.c.holdLoads = true
 	r.open()
 	for range 10 {
@@ -99,6 +101,7 @@ func TestVerifyInRotation(t *testing.T) {
 	// A function that the condition uses fails for one row.
 	db.Exec("insert into a values (7)")
 	r.src.loads.mu.Lock()
+	r.src.loads.passes.rotation = time.Time{} // a pass that is to be looked at stays the newest
 	of := r.src.loads.tables[r.table("a")]
 	of.choice.Where = "1 / (id - 7) < 10"
 	r.src.loads.tables[r.table("a")] = of
