@@ -105,9 +105,18 @@ func TestEnds(t *testing.T) {
 	db.Exec("create table a (id int primary key, v text)")
 	r := newRig(t, db, func(c *Config) { c.PollMin, c.PollMax = 2*time.Second, 2*time.Second }, "a")
 	r.begin()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithCancel(r.ctx())
 	defer cancel()
-	if _, err := r.src.Next(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	polls, before := &r.src.polls, r.src.polls.n
+	go func() {
+		for over := false; !over && ctx.Err() == nil; {
+			polls.mu.Lock()
+			over = polls.n > before && polls.conn == nil // it makes a pause, or is about to
+			polls.mu.Unlock()
+		}
+		cancel()
+	}()
+	if _, err := r.src.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	r.exec("insert into a values (1, 'v')")

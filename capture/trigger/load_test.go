@@ -37,6 +37,8 @@ func TestLoadsBesideWriters(t *testing.T) {
 	r := newLoadRig(t, db, func(c *Config) { c.Where = map[string]string{"public.a": "n % 10 <> 3"} }, "a", "b", "p")
 	ctx, stop := context.WithCancel(r.ctx())
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
 	for i := range 3 {
 		rnd := rand.New(rand.NewPCG(seed, uint64(i)))
 		wg.Go(func() {
