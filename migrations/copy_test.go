@@ -101,7 +101,11 @@ func TestPause(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- r.m.Copy(r.ctx()) }()
-	<-paused
+	select {
+	case <-paused:
+	case err := <-done:
+		t.Fatalf("the copy ended before it was paused: %v", err)
+	}
 	if err := r.m.Copy(r.ctx()); !errors.Is(err, ErrRunning) {
 		t.Errorf("a second copy: got %v, want ErrRunning", err)
 	}

@@ -221,7 +221,7 @@ func (r *rig) writers(n int, seed uint64) (stop func()) {
 	var count atomic.Int64
 	for i := range n {
 		group.Go(func() {
-			conn, err := pgx.Connect(ctx, r.src.URL)
+			conn, err := pgx.Connect(r.t.Context(), r.src.URL)
 			if err != nil {
 				r.t.Error(err)
 				return

@@ -36,16 +36,17 @@ type hammer struct {
 
 var ids atomic.Int64
 
-// hammers begins to write to both sides; stop ends it.
+// hammers begins to write to both sides; stop ends it, and breaks nothing off. The test's
+// end does.
 func (r *rig) hammers() (both map[side]*hammer, stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(r.t.Context())
 	both = map[side]*hammer{source: {}, target: {}}
 	var group sync.WaitGroup
 	for where, url := range map[side]string{source: r.src.URL, target: r.dst.URL} {
 		h := both[where]
 		for n := range 2 {
 			group.Go(func() {
-				conn, err := pgx.Connect(ctx, url)
+				conn, err := pgx.Connect(r.t.Context(), url) // another may have come that far before stop
 				if err != nil {
 					r.t.Error(err)
 					return
@@ -57,13 +58,13 @@ func (r *rig) hammers() (both map[side]*hammer, stop func()) {
 				}
 				for ctx.Err() == nil {
 					a := accepted{id: int(ids.Add(1)), began: time.Now()}
-					err := pgx.BeginTxFunc(context.Background(), conn, pgx.TxOptions{IsoLevel: isolation}, func(tx pgx.Tx) error {
+					err := pgx.BeginTxFunc(r.t.Context(), conn, pgx.TxOptions{IsoLevel: isolation}, func(tx pgx.Tx) error {
 						var n int
-						if err := tx.QueryRow(context.Background(), "SELECT count(*) FROM pg_class WHERE oid < 100").Scan(&n); err != nil {
+						if err := tx.QueryRow(r.t.Context(), "SELECT count(*) FROM pg_class WHERE oid < 100").Scan(&n); err != nil {
 							return err
 						}
 						a.began = time.Now()
-						_, err := tx.Exec(context.Background(), "INSERT INTO hits (id, note) VALUES ($1, $2)", a.id, string(where))
+						_, err := tx.Exec(r.t.Context(), "INSERT INTO hits (id, note) VALUES ($1, $2)", a.id, string(where))
 						return err
 					})
 					a.end = time.Now()
@@ -82,7 +83,9 @@ func (r *rig) hammers() (both map[side]*hammer, stop func()) {
 			})
 		}
 	}
-	return both, func() { cancel(); group.Wait() }
+	stop = func() { cancel(); group.Wait() }
+	r.t.Cleanup(stop)
+	return both, stop
 }
 
 // lastAndFirst wants that no write was sent to the side that writers left after one was

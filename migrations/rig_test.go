@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/pgserver"
@@ -103,6 +105,7 @@ func newRigBy(t *testing.T, mode millrace.Mode, version int, setup string, table
 		kind = "replica "
 	}
 	r := &rig{t: t, src: pgtest.On(t, server(t, kind+"source", 15)), dst: pgtest.On(t, server(t, fmt.Sprint(kind, "target", version), version))}
+	t.Cleanup(r.tell) // before the databases go
 	r.src.Exec(setup)
 	for i := range tables {
 		if tables[i].To.Name == "" {
@@ -116,6 +119,40 @@ func newRigBy(t *testing.T, mode millrace.Mode, version int, setup string, table
 	}
 	r.renew()
 	return r
+}
+
+// tell says of a test that has failed what goes on at both sides, and what is kept there.
+func (r *rig) tell() {
+	if !r.t.Failed() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for where, db := range map[side]*pgtest.DB{source: r.src, target: r.dst} {
+		for what, sql := range map[string]string{
+			"sessions": `SELECT concat_ws(' ', a.pid, a.application_name, a.backend_type, a.state, a.wait_event_type, a.wait_event, now() - a.state_change,
+    'held by', nullif(pg_blocking_pids(a.pid), '{}'), left(regexp_replace(a.query, '\s+', ' ', 'g'), 150)) FROM pg_stat_activity a WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() ORDER BY 1 LIMIT 40`,
+			"locks":     `SELECT concat_ws(' ', pid, mode, granted, (classid::bigint << 32) | objid::bigint) FROM pg_locks WHERE locktype = 'advisory' LIMIT 40`,
+			"slots":     `SELECT concat_ws(' ', slot_name, active_pid, restart_lsn, confirmed_flush_lsn) FROM pg_replication_slots WHERE database = current_database()`,
+			"migration": `SELECT to_jsonb(m) - 'tables' FROM millrace.migration m`,
+			"manager":   `SELECT to_jsonb(m) FROM millrace.migration_manager m`,
+			"place":     `SELECT to_jsonb(p) - 'checkpoint' FROM millrace.migration_place p`,
+		} {
+			rows, err := db.Pool.Query(ctx, sql, pgx.QueryResultFormats{pgx.TextFormatCode})
+			if err == nil {
+				var lines []string
+				for rows.Next() {
+					lines = append(lines, string(rows.RawValues()[0]))
+				}
+				if err = rows.Err(); err == nil && len(lines) > 0 {
+					r.t.Logf("%s at the %s:\n%s", what, where, strings.Join(lines, "\n"))
+				}
+			}
+			if err != nil {
+				r.t.Logf("%s at the %s: %v", what, where, err)
+			}
+		}
+	}
 }
 
 // testWriter logs into the test's output.

