@@ -2,6 +2,7 @@ package loopback
 
 import (
 	"net"
+	"runtime"
 	"strconv"
 	"testing"
 )
@@ -28,5 +29,36 @@ func TestFreePorts(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestHeld restarts a server at a port that was handed out: nobody else is given it
+// before, meanwhile and in between.
+func TestHeld(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Log("ports are held on Linux only")
+		return
+	}
+	port, err := FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantHeld := func(when string) {
+		t.Helper()
+		if err := hold(port); err == nil {
+			t.Fatalf("%s the port is there for another", when)
+		}
+	}
+	wantHeld("before its server listens")
+	for range 2 {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err != nil {
+			t.Fatalf("listen on a port that is held: %v", err)
+		}
+		wantHeld("while its server listens")
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		wantHeld("while its server is away")
 	}
 }
