@@ -28,7 +28,7 @@ type epochRun struct {
 
 func newEpochRun(t *testing.T, rng *rand.Rand, s *harness.System, variant harness.Variant) *epochRun {
 	t.Helper()
-	return &epochRun{newRunOn(t, rng, s, size{scale: 1, rate: 100, journal: 20 * time.Millisecond, settle: 2 * time.Minute}, variant), 1}
+	return &epochRun{newRunOn(t, rng, s, size{scale: 1, rate: 100, journal: 20 * time.Millisecond, settle: 4 * time.Minute}, variant), 1}
 }
 
 func newEpochSystem(t *testing.T) *harness.System {
@@ -233,6 +233,7 @@ func TestNewEpochKilledAtEveryStep(t *testing.T) {
 		r.edge.Start()
 		r.edge.AwaitRow(serveLimit, "public.pgbench_branches", "1")
 	}
+	r.edge.Kill() // it must not go over before it is to be killed at that
 	r.transfer.Resume()
 	for _, one := range []struct{ step, current string }{
 		{"edge_before_commit", ""}, {"edge_before_switch", ""}, {"edge_after_switch", "epoch-3\n"}, {"edge_before_remove", "epoch-3\n"},

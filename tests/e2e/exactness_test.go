@@ -30,7 +30,7 @@ func sizeOf() size {
 		}
 	}
 	return size{
-		scale: 1, rate: 300, journal: 10 * time.Millisecond, bulk: 2 * time.Second, load: 10 * time.Second, kills: 6, settle: 2 * time.Minute,
+		scale: 1, rate: 300, journal: 10 * time.Millisecond, bulk: 2 * time.Second, load: 10 * time.Second, kills: 6, settle: 4 * time.Minute,
 		between: [2]time.Duration{50 * time.Millisecond, time.Second},
 	}
 }

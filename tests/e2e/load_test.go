@@ -31,7 +31,7 @@ func TestLoadAndVerify(t *testing.T) {
 
 	verify := func() {
 		t.Helper()
-		p := s.Run(transfer.Config, "verify", "--wait", "--json", "--timeout", "60s")
+		p := s.Run(transfer.Config, "verify", "--wait", "--json", "--timeout", "150s")
 		if p.ExitCode() != 0 {
 			t.Fatalf("millrace verify: exit code %d: %s%s", p.ExitCode(), p.Stdout(), p.Stderr())
 		}

@@ -52,13 +52,17 @@ type BookReader struct {
 	// killed it.
 	Strict atomic.Bool
 
-	ended atomic.Pointer[error]
+	// ended is why auditing has failed, waits why the store cannot be opened now.
+	ended, waits atomic.Pointer[error]
 }
 
-// Ended says why auditing has failed, nil while it has not.
+// Ended says why auditing has failed, or waits; nil while it does neither.
 func (r *BookReader) Ended() error {
 	if err := r.ended.Load(); err != nil {
 		return *err
+	}
+	if err := r.waits.Load(); err != nil {
+		return fmt.Errorf("the reader waits for the store: %w", *err)
 	}
 	return nil
 }
@@ -90,9 +94,14 @@ func (r *BookReader) Run(ctx context.Context) error {
 
 func (r *BookReader) open(ctx context.Context) (store *edge.Store, err error) {
 	err = Wait(ctx, time.Hour, func(context.Context) (err error) {
-		store, err = edge.Open(edge.Options{Dir: r.Dir, ReadOnly: true})
+		if store, err = edge.Open(edge.Options{Dir: r.Dir, ReadOnly: true}); err != nil {
+			r.waits.Store(&err)
+		}
 		return err
 	})
+	if err == nil {
+		r.waits.Store(nil)
+	}
 	return store, err
 }
 

@@ -33,7 +33,7 @@ func (v Variant) tags() string {
 	return ""
 }
 
-const buildLimit = 5 * time.Minute
+const buildLimit = 10 * time.Minute
 
 // built holds the programs of this test binary, each built at its first use.
 var built struct { //nolint:gochecknoglobals // a test binary has no other place that outlives its tests

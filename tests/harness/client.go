@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// requestLimit bounds one request to an edge or transfer.
-const requestLimit = 10 * time.Second
+// requestLimit bounds one request to an edge or transfer, on a loaded machine too.
+const requestLimit = 30 * time.Second
 
 // ErrNotFound says that the edge has no such row or table.
 var ErrNotFound = errors.New("404 from the edge")

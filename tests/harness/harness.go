@@ -106,14 +106,18 @@ func Wait(ctx context.Context, limit time.Duration, cond func(context.Context) e
 	defer cancel()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	var newest error
 	for {
 		err := cond(ctx)
 		if err == nil {
 			return nil
 		}
+		if newest == nil || ctx.Err() == nil { // what the end cuts off has nothing to say
+			newest = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w after %s: %w", ctx.Err(), limit, err)
+			return fmt.Errorf("%w after %s: %w", ctx.Err(), limit, newest)
 		case <-tick.C:
 		}
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // tailLines is how much of a process's log a failed test shows.
-const tailLines = 40
+const tailLines = 80
 
 // Process is one run of the program. Its methods may be called from any
 // goroutine of the test.

@@ -7,7 +7,7 @@ import (
 )
 
 // refusalLimit is how long a process may take to refuse what it is given.
-const refusalLimit = time.Minute
+const refusalLimit = 3 * time.Minute
 
 // WantRefusal wants the process to end by itself with the exit code, and its
 // standard error to hold one line for a person, beside the log, that has all of

@@ -29,7 +29,9 @@ const (
 	CaptureTrigger = "trigger"
 )
 
-const commandLimit = time.Minute
+// commandLimit is how long a command may take that has an end of its own; a loaded
+// machine is slow.
+const commandLimit = 3 * time.Minute
 
 // System is one stream with its source, its topic and the configuration that
 // its processes share.

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	commandLimit = 10 * time.Second
+	commandLimit = 30 * time.Second
 	// askLimit is how long a walk waits for a transfer that publishes.
 	askLimit    = 3 * time.Second
-	verifyLimit = time.Minute
+	verifyLimit = 3 * time.Minute
 )
 
 // errRefused is the answer of a transfer that does not publish at the moment, or

@@ -27,12 +27,12 @@ const (
 	// stopLimit is how long a process may take to end in order, settleLimit how
 	// long the edges may take to come to the source's end after whatever was
 	// done to them.
-	stopLimit   = 30 * time.Second
-	settleLimit = time.Minute
-	sqlLimit    = time.Minute
+	stopLimit   = time.Minute
+	settleLimit = 3 * time.Minute
+	sqlLimit    = 2 * time.Minute
 	// filesLimit is how long it may take until transfer has looked at the files of
 	// a partitioned table, and loaded it.
-	filesLimit = time.Minute
+	filesLimit = 3 * time.Minute
 )
 
 // ground is what a walk goes over. Walks that go on at a time have a source each:
@@ -352,7 +352,7 @@ func (r *run) zombie() error {
 	// It is fenced, or has seen before that it has lost the hold, and waits for its
 	// turn.
 	waits := false
-	err = harness.Wait(r.t.Context(), time.Minute, func(context.Context) error {
+	err = harness.Wait(r.t.Context(), settleLimit, func(context.Context) error {
 		if waits = strings.Contains(old.Stderr()[before:], "waiting for the stream's hold"); waits || !old.Running() {
 			return nil
 		}

@@ -16,7 +16,7 @@ import (
 const retained = ", retain: {time: 10m}"
 
 // trimLimit is how long it may take until there is a place that the topic may begin at.
-const trimLimit = time.Minute
+const trimLimit = 3 * time.Minute
 
 // trim trims the topic behind the back of an edge, twice in a walk at most.
 func (w *walker) trim() bool {

@@ -15,7 +15,7 @@ import (
 // follows waits until an edge follows another, or Kafka.
 func follows(t *testing.T, m *member, what string) {
 	t.Helper()
-	harness.Until(t, time.Minute, m.id+" follows "+what, func(context.Context) error {
+	harness.Until(t, moveLimit, m.id+" follows "+what, func(context.Context) error {
 		if up := m.upstream(); up != what {
 			return harness.NotYet("it follows %q", up)
 		}
@@ -44,14 +44,16 @@ func TestBesideKafka(t *testing.T) {
 	follows(t, victim, "forger")
 	forger.lie()
 	f.source.run(t.Context(), 200, time.Second/2)
-	if err := victim.stream.Home().WaitIndex(t.Context(), f.source.fold.Index()); err != nil {
-		t.Fatal(err)
+	limited, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := victim.stream.Home().WaitIndex(limited, f.source.fold.Index()); err != nil {
+		t.Fatalf("the victim is at %v: %v; it follows %+v; fault: %v", victim.stream.Home().Place().Index, err, victim.stream.UpstreamStatus(), victim.stream.Fault())
 	}
 	forger.close()
 	f.source.run(t.Context(), 200, time.Second/2)
 	select {
 	case <-victim.ended:
-	case <-time.After(time.Minute):
+	case <-time.After(moveLimit):
 		t.Fatalf("the victim goes on: %+v", victim.stream.UpstreamStatus())
 	}
 	if !errors.Is(victim.err, millrace.ErrDiverged) {

@@ -22,7 +22,7 @@ func TestFalseEpoch(t *testing.T) {
 	forger.next.Store(forgedEpoch(t, 9))
 	child := f.plant("child", 2, "", "upstream: "+list(forger.url)+"\n  secondaries: "+list(root.http.URL))
 	f.equal(child)
-	harness.Until(t, time.Minute, "the epoch was looked at", func(context.Context) error {
+	harness.Until(t, moveLimit, "the epoch was looked at", func(context.Context) error {
 		if n := forger.asked.Load(); n < 2 {
 			return harness.NotYet("its log was wanted %d times", n)
 		}

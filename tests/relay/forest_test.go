@@ -160,10 +160,7 @@ func (f *forest) plant(id string, level int, stream, more string) *member {
 		f.t.Fatal(err)
 	}
 	m := &member{t: f.t, id: id, level: level, ended: make(chan struct{}), gate: newGate()}
-	log := slog.New(slog.DiscardHandler)
-	if testing.Verbose() {
-		log = slog.New(slog.NewTextHandler(f.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})).With("edge", id)
-	}
+	log := slog.New(slog.NewTextHandler(f.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})).With("edge", id)
 	m.stream, err = follow.New(follow.Config{Whole: c, Stream: c.Stream("s"), Trusted: f.trusted, Version: "test", Logger: log, Metrics: prometheus.NewRegistry()})
 	if err != nil {
 		f.t.Fatal(err)

@@ -140,7 +140,7 @@ func (p *source) append(ctx context.Context, h millrace.Header, payload []byte) 
 }
 
 // run publishes so many changes a second, in batches of what came in ten milliseconds,
-// for some time.
+// for some time. All that the time is for are published, however late it gets its turn.
 func (p *source) run(ctx context.Context, rate int, d time.Duration) {
 	const every = 10 * time.Millisecond
 	tick := time.NewTicker(every)
@@ -151,16 +151,16 @@ func (p *source) run(ctx context.Context, rate int, d time.Duration) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			since := now.Sub(began)
-			if since >= d {
-				return
-			}
+			since := min(now.Sub(began), d)
 			var entries []*millrace.Entry
 			for due := int(since.Seconds() * float64(rate)); made < due; made++ {
 				entries = append(entries, p.put(made%10_000, fmt.Sprintf("value %d of a row that is as long as such rows are", made)))
 			}
 			if len(entries) > 0 {
 				p.batch(ctx, entries)
+			}
+			if since == d {
+				return
 			}
 		}
 	}
