@@ -28,6 +28,7 @@ func TestLoadAndVerify(t *testing.T) {
 	e := s.NewEdge("edge-1")
 	e.Start()
 	e.AwaitRow(loadLimit, "public.b", "name 3000")
+	s.AwaitReport(loadLimit, transfer.Config, e, 0) // verify waits for those that have
 
 	verify := func() {
 		t.Helper()

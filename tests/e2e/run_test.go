@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,8 @@ type run struct {
 	books    *harness.BookReader
 	witness  *harness.Witness
 	watch    *harness.ConfirmWatch
+	// seen is what the first witness has said that has seen something wrong.
+	seen atomic.Pointer[error]
 	// faulted counts the faults by their names, marks the rows of awaitProgress.
 	faulted map[string]int
 	marks   int
@@ -106,7 +109,27 @@ func (r *run) startLoad() {
 		func() error { return r.bench.Bulk(load, bulkRows, r.size.bulk) },
 		func() error { return r.journal.Run(load) },
 	)
-	r.awaitWitnesses = together(func() error { return r.books.Run(witnesses) }, func() error { return r.watch.Run(witnesses) })
+	r.awaitWitnesses = together(
+		func() error { return r.witnessed(r.books.Run(witnesses)) },
+		func() error { return r.witnessed(r.watch.Run(witnesses)) },
+	)
+}
+
+// witnessed ends all witnesses with the first that has seen something wrong.
+func (r *run) witnessed(err error) error {
+	if err != nil {
+		r.seen.CompareAndSwap(nil, &err)
+		r.stopWitnesses()
+	}
+	return err
+}
+
+// wrong is what a witness has seen, nil if nothing is wrong so far.
+func (r *run) wrong() error {
+	if err := r.seen.Load(); err != nil {
+		return *err
+	}
+	return r.books.Ended()
 }
 
 // together runs functions and returns one that waits for all of them.
@@ -266,10 +289,10 @@ func (r *run) lastAudit() {
 	}
 	harness.Until(r.t, progressLimit, "the books of the end are audited, and the slot is looked at", func(context.Context) error {
 		if got := r.books.Newest.Load(); got < int64(end.Index) { //nolint:gosec // far from the limit
-			return harness.NotYet("audited to %d, the end is %d: %v", got, end.Index, r.books.Ended())
+			return harness.NotYet("audited to %d, the end is %d: %v", got, end.Index, r.wrong())
 		}
 		if r.s.Mode() == harness.CaptureWAL && r.watch.Looks.Load() == 0 {
-			return harness.NotYet("no look yet")
+			return harness.NotYet("no look yet: %v", r.wrong())
 		}
 		return nil
 	})

@@ -63,7 +63,7 @@ func (r *run) ripen() {
 	looks := r.watch.Looks.Load()
 	harness.Until(r.t, progressLimit, "the witness has read the topic", func(context.Context) error {
 		if r.watch.Looks.Load() < looks+2 {
-			return harness.NotYet("it has not")
+			return harness.NotYet("it has not: %v", r.wrong())
 		}
 		return nil
 	})

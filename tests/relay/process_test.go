@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -79,31 +78,6 @@ func (r *tree) await(limit time.Duration, e, as *harness.Edge) {
 	})
 }
 
-// reported waits until an edge has reported for so many edges below it.
-func (r *tree) reported(e *harness.Edge, below int) {
-	r.t.Helper()
-	harness.Until(r.t, moveLimit, fmt.Sprintf("%s has reported for %d edges below it", e.ID, below), func(context.Context) error {
-		p := r.s.Run(r.transfer.Config, "status", "--json")
-		var all []struct {
-			Edges []struct {
-				Edge  string `json:"edge"`
-				Below struct {
-					Reporting int `json:"reporting"`
-				} `json:"below"`
-			} `json:"edges"`
-		}
-		if err := json.Unmarshal([]byte(p.Stdout()), &all); err != nil || len(all) != 1 {
-			return harness.NotYet("status: exit code %d, %v: %s%s", p.ExitCode(), err, p.Stdout(), p.Stderr())
-		}
-		for _, one := range all[0].Edges {
-			if one.Edge == e.ID && one.Below.Reporting == below {
-				return nil
-			}
-		}
-		return harness.NotYet("status shows %+v", all[0].Edges)
-	})
-}
-
 // upstream is whom an edge follows.
 func (r *tree) upstream(e *harness.Edge, of ...*harness.Edge) *harness.Edge {
 	r.t.Helper()
@@ -135,7 +109,7 @@ func TestTree(t *testing.T) {
 	r.await(copyLimit, leaf, root)
 
 	// Edges behind relays compare their rows too, and are waited for once they have reported.
-	r.reported(root, 3)
+	r.s.AwaitReport(moveLimit, r.transfer.Config, root, 3)
 	if p := r.s.Run(r.transfer.Config, "verify", "--wait", "--timeout", "2m"); p.ExitCode() != 0 || !strings.Contains(p.Stdout(), "3 below root") {
 		t.Errorf("verify --wait: exit code %d: %s%s", p.ExitCode(), p.Stdout(), p.Stderr())
 	}
