@@ -34,7 +34,7 @@ import (
 
 const (
 	startLimit   = 2 * time.Minute
-	cleanupLimit = 30 * time.Second
+	cleanupLimit = 2 * time.Minute
 	versionEnv   = "MILLRACE_TEST_PG_VERSION"
 )
 
@@ -259,28 +259,35 @@ func dropDatabase(ctx context.Context, server *pgserver.Server, name string) err
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := conn.Exec(ctx, `select pg_terminate_backend(active_pid) from pg_replication_slots
-			where database = $1 and active_pid is not null`, name); err != nil {
-			return fmt.Errorf("end replication connections: %w", err)
-		}
-		if _, err := conn.Exec(ctx, `select pg_drop_replication_slot(slot_name) from pg_replication_slots
-			where database = $1 and active_pid is null`, name); err != nil {
-			return fmt.Errorf("drop replication slots: %w", err)
-		}
-		var left int
-		if err := conn.QueryRow(ctx, `select count(*) from pg_replication_slots where database = $1`, name).Scan(&left); err != nil {
-			return fmt.Errorf("count replication slots: %w", err)
-		}
-		if left == 0 {
-			break
+		err := dropOnce(ctx, conn, name)
+		if err == nil || conn.IsClosed() {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("drop replication slots: %d are still held: %w", left, ctx.Err())
-		case <-tick.C: // a terminated walsender needs a moment to let go
+			return err
+		case <-tick.C: // a terminated session needs a moment to let go, and a busy server more than it gives one
 		}
 	}
-	_, err = conn.Exec(ctx, "drop database "+pgx.Identifier{name}.Sanitize()+" with (force)")
+}
+
+func dropOnce(ctx context.Context, conn *pgx.Conn, name string) error {
+	if _, err := conn.Exec(ctx, `select pg_terminate_backend(active_pid) from pg_replication_slots
+		where database = $1 and active_pid is not null`, name); err != nil {
+		return fmt.Errorf("end replication connections: %w", err)
+	}
+	if _, err := conn.Exec(ctx, `select pg_drop_replication_slot(slot_name) from pg_replication_slots
+		where database = $1 and active_pid is null`, name); err != nil {
+		return fmt.Errorf("drop replication slots: %w", err)
+	}
+	var left int
+	if err := conn.QueryRow(ctx, `select count(*) from pg_replication_slots where database = $1`, name).Scan(&left); err != nil {
+		return fmt.Errorf("count replication slots: %w", err)
+	}
+	if left > 0 {
+		return fmt.Errorf("drop replication slots: %d are still held", left)
+	}
+	_, err := conn.Exec(ctx, "drop database "+pgx.Identifier{name}.Sanitize()+" with (force)")
 	return err
 }
 
