@@ -32,16 +32,6 @@ func triggerBank(t *testing.T) (*pgtest.DB, *pgx.Conn, string) {
 	return db, conn, pgtest.Bouncer(t, db.Server, db.Name, "")
 }
 
-func acquireAt(t *testing.T, url string, p millrace.PublisherID) *Hold {
-	t.Helper()
-	h, err := AcquireHold(testContext(t), url, "bank", p, testLease, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = h.Close(context.Background()) })
-	return h
-}
-
 func waitFor(t *testing.T, db *pgtest.DB, query, want string) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {
@@ -74,22 +64,22 @@ func holdsNothingBack(t *testing.T, db *pgtest.DB) {
 // Through a pooler in transaction mode a hold excludes others for longer than a
 // lease, costs the database neither a snapshot nor a transaction ID, and passes on.
 func TestPooledHold(t *testing.T) {
+	t.Parallel()
 	db, conn, pooler := triggerBank(t)
 	ctx := testContext(t)
-	a := acquireAt(t, pooler, publisherA)
+	a := acquire(t, pooler, publisherA, keptLease)
 	holdsNothingBack(t, db)
 	got := make(chan error, 1)
 	var b *Hold
 	go func() {
 		var err error
-		b, err = AcquireHold(ctx, pooler, "bank", publisherB, testLease, nil)
+		b, err = AcquireHold(ctx, pooler, "bank", publisherB, keptLease, nil)
 		got <- err
 	}()
-	waitFor(t, db, `select count(*) from millrace.hold where renewed_at > acquired_at + interval '1.5 s'`, "1")
+	waitFor(t, db, `select count(*) from millrace.hold where renewed_at > acquired_at + `+keptLong, "1")
 	holdsNothingBack(t, db) // after it was renewed several times
-	if waiting := db.String(`select count(*) from pg_stat_activity where state = 'idle in transaction' and application_name = 'millrace hold bank'`); waiting != "1" {
-		t.Errorf("%s transactions are open, want that of the holder only", waiting)
-	}
+	// That of the holder; who waits has one only for as long as it asks.
+	waitFor(t, db, `select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction' and application_name = 'millrace hold bank'`, "1")
 	select {
 	case err := <-got:
 		t.Fatalf("a second one has the hold while the first renews it: %v", err)
@@ -98,7 +88,7 @@ func TestPooledHold(t *testing.T) {
 	default:
 	}
 	holder, err := LookHolder(ctx, conn, "bank")
-	if err != nil || holder == nil || holder.PID != a.pid || holder.Silent > testLease {
+	if err != nil || holder == nil || holder.PID != a.pid || holder.Silent > keptLease {
 		t.Errorf("holder: got %+v, %v, want process %d", holder, err, a.pid)
 	}
 	if err := a.Close(ctx); err != nil {
@@ -119,14 +109,12 @@ func TestPooledHold(t *testing.T) {
 // the pooler's client learns of it.
 func TestPooledHoldOfASilentHolderIsTaken(t *testing.T) {
 	db, _, pooler := triggerBank(t)
-	a := acquireAt(t, pooler, publisherA)
+	a := acquire(t, pooler, publisherA, testLease)
 	a.stop() // it renews no more, and looks no more
 	<-a.done
-	began := time.Now()
-	b := acquireAt(t, pooler, publisherB)
-	if took := time.Since(began); took < testLease/2 {
-		t.Errorf("the hold was taken after %s, before the lease of %s was over", took, testLease)
-	}
+	renewed := db.String(`select renewed_at from millrace.hold`)
+	b := acquire(t, pooler, publisherB, testLease)
+	afterLease(t, db, renewed)
 	if _, err := a.conn.Exec(testContext(t), pooledPing, pgx.QueryExecModeSimpleProtocol); err == nil {
 		t.Error("the silent holder's transaction still answers")
 	}
@@ -159,7 +147,7 @@ func TestPooledHoldLost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			db, _, pooler := triggerBank(t)
-			h := acquireAt(t, pooler, publisherA)
+			h := acquire(t, pooler, publisherA, testLease)
 			take(db, h)
 			waitLost(t, h)
 			if err := h.Close(context.Background()); err != nil {
@@ -171,11 +159,12 @@ func TestPooledHoldLost(t *testing.T) {
 
 // The connection that writes the row may die without the hold.
 func TestPooledHoldOutlivesItsWriter(t *testing.T) {
+	t.Parallel()
 	db, _, pooler := triggerBank(t)
-	h := acquireAt(t, pooler, publisherA)
+	h := acquire(t, pooler, publisherA, keptLease)
 	db.Exec(`select pg_terminate_backend(pid) from pg_stat_activity
 		where datname = current_database() and application_name = 'millrace hold bank' and pid <> (select pid from millrace.hold)`)
-	waitFor(t, db, `select count(*) from millrace.hold where renewed_at > acquired_at + interval '2 s'`, "1")
+	waitFor(t, db, `select count(*) from millrace.hold where renewed_at > acquired_at + `+keptLong, "1")
 	select {
 	case <-h.Lost():
 		t.Error("the hold was lost with the connection that writes its row")
