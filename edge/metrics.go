@@ -53,10 +53,7 @@ func newMetrics(s *Store) *metrics {
 		gauge("verify_differences", "Ranges whose rows here are not those of the source.", func() float64 { return float64(s.verifier.differences.Load()) }),
 		m.commits, m.entries, m.swept, m.indexed, m.commitSeconds,
 		gauge("index", "Index of the newest unit committed.", func() float64 { return float64(s.Index()) }),
-		gauge("oldest_view_seconds", "Age of the view that has been open for longest.", func() float64 {
-			age, _ := s.readers.oldest(time.Now())
-			return age.Seconds()
-		}),
+		gauge("oldest_view_seconds", "Age of the view that has been open for longest.", func() float64 { return s.readers.oldest(time.Now()).Seconds() }),
 		gauge("readers", "Places in the table of readers that are in use, by all processes.", func() float64 { return float64(s.watch.places.Load()) }),
 		gauge("oldest_reader_commits", "Commits since the oldest snapshot that any process holds; the file grows while it does.", func() float64 { return float64(s.watch.behind.Load()) }),
 		gauge("file_growth_bytes", "Growth of the store's file in bytes a second, over the last hour.", func() float64 { return s.Space().Growth }),

@@ -24,8 +24,19 @@ type reader struct {
 	tree  treeAt
 	asked uintptr
 	// since is when the view began, in nanoseconds since the pool's; 0 while idle.
-	since   atomic.Int64
-	expired atomic.Bool
+	since atomic.Int64
+	// expired is since of the newest view that was open for too long: of that one alone,
+	// for the next may have begun by the time that this is noted. 0 for none.
+	expired atomic.Int64
+}
+
+// expire ends the view that began at since, and reports whether that is news.
+func (r *reader) expire(since int64) bool { return r.expired.Swap(since) != since }
+
+// isExpired reports whether the view was open for too long.
+func (r *reader) isExpired() bool {
+	since := r.expired.Load()
+	return since != 0 && since == r.since.Load()
 }
 
 // readerPool hands out readers, the most recently used first.
@@ -126,7 +137,6 @@ func (p *readerPool) take() (*reader, error) {
 		p.all = append(p.all, r)
 		p.mu.Unlock()
 	}
-	r.expired.Store(false)
 	r.since.Store(p.now())
 	return r, nil
 }
@@ -184,23 +194,32 @@ func (p *readerPool) close() {
 	p.all, p.idle = nil, nil
 }
 
-// oldest returns the age of the view that has been open for longest, and marks
-// those over the limit.
-func (p *readerPool) oldest(now time.Time) (age time.Duration, expired int) {
+// oldest returns the age of the view that has been open for longest.
+func (p *readerPool) oldest(now time.Time) (age time.Duration) {
+	p.each(now, func(_ *reader, _ int64, open time.Duration) { age = max(age, open) })
+	return age
+}
+
+// expire ends the views that are over the limit, and returns how many these are that were
+// not before.
+func (p *readerPool) expire(now time.Time) (n int) {
+	p.each(now, func(r *reader, since int64, open time.Duration) {
+		if open > p.s.opts.MaxViewAge && r.expire(since) {
+			n++
+		}
+	})
+	return n
+}
+
+// each calls fn with the readers in use, and since when and for how long they are.
+func (p *readerPool) each(now time.Time, fn func(r *reader, since int64, open time.Duration)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.all {
-		since := r.since.Load()
-		if since == 0 {
-			continue
-		}
-		a := now.Sub(p.began) - time.Duration(since)
-		age = max(age, a)
-		if a > p.s.opts.MaxViewAge && !r.expired.Swap(true) {
-			expired++
+		if since := r.since.Load(); since != 0 {
+			fn(r, since, now.Sub(p.began)-time.Duration(since))
 		}
 	}
-	return age, expired
 }
 
 const (
@@ -220,8 +239,8 @@ func (s *Store) keepReaders() {
 		case <-s.closing:
 			return
 		case now := <-t.C:
-			if age, expired := s.readers.oldest(now); expired > 0 {
-				s.log.Warn("view was open for too long, its reads fail from here on", "dir", s.dir, "age", age, "limit", s.opts.MaxViewAge)
+			if n := s.readers.expire(now); n > 0 {
+				s.log.Warn("views were open for too long, their reads fail from here on", "dir", s.dir, "views", n, "age", s.readers.oldest(now), "limit", s.opts.MaxViewAge)
 			}
 			if err := s.watch.look(now); err != nil {
 				s.log.Error("list readers", "dir", s.dir, "error", err)

@@ -44,7 +44,7 @@ func TestSnapshot(t *testing.T) {
 		f.w.Close()
 		go func() { closed <- s.Close() }()
 		<-s.closing
-		s.readers.oldest(time.Now().Add(time.Hour))
+		s.readers.expire(time.Now().Add(time.Hour))
 		table, err := v.Table("public.t")
 		if err != nil {
 			return err
@@ -64,6 +64,46 @@ func TestSnapshot(t *testing.T) {
 	}
 	if err := s.Snapshot(t.Context(), func(*View) error { return nil }); !errors.Is(err, ErrClosed) {
 		t.Errorf("Snapshot of a closed store: %v", err)
+	}
+}
+
+// What ends a view that was open for too long, and comes late, does not end the one that has
+// begun with its reader since; nor does looking at ages, as metrics do, end any.
+func TestExpiryIsOfOneView(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := newFeed(t, s)
+	tf := f.loaded(testSchema(1, 1, "t", oidInt8, "note"))
+	f.must(tf.put("1", "a"))
+	var r *reader
+	var since int64
+	for i := range 3 {
+		err := s.View(t.Context(), func(v *View) error {
+			if i == 0 {
+				r, since = v.r, v.r.since.Load()
+				return nil
+			}
+			if v.r != r {
+				t.Fatal("it has another reader")
+			}
+			if i == 1 {
+				r.expire(since)
+			}
+			if age := s.readers.oldest(time.Now().Add(time.Hour)); age < time.Hour {
+				t.Errorf("it is open for %v", age)
+			}
+			if err := v.usable(); err != nil {
+				t.Errorf("view %d: %v", i, err)
+			}
+			for _, want := range []int{1, 0} {
+				if n := s.readers.expire(time.Now().Add(time.Hour)); n != want {
+					t.Errorf("%d views have expired, want %d", n, want)
+				}
+			}
+			return v.usable()
+		})
+		if want := i > 0; errors.Is(err, ErrExpired) != want {
+			t.Errorf("view %d: %v", i, err)
+		}
 	}
 }
 

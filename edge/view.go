@@ -224,7 +224,7 @@ func (v *View) noTable(name string) error {
 }
 
 func (v *View) usable() error {
-	if v.r.expired.Load() {
+	if v.r.isExpired() {
 		return fmt.Errorf("%w: the limit is %v", ErrExpired, v.s.opts.MaxViewAge)
 	}
 	return nil
