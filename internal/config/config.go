@@ -183,7 +183,7 @@ type Edge struct {
 
 // Images is where images of the stores are, and how many.
 type Images struct {
-	Dir   string   `key:"dir" unit:"path" default:"./data/images" doc:"Directory of images, one directory a stream within it. On a local file system; an image takes about what its rows take compressed."`
+	Dir   string   `key:"dir" unit:"path" doc:"Directory of images, one directory a stream within it. On a local file system; an image takes about what its rows take compressed. Not set: _images in edge.data_dir."`
 	Keep  int      `key:"keep" unit:"images" default:"2" doc:"How many images of a stream are kept: whatever makes or fetches one removes the oldest ones beyond it. 0 keeps all; at most 1000."`
 	From  []string `key:"from" unit:"URLs" doc:"Where an edge takes an image from that is new, that the source no longer reaches, or that is so far behind that an image is nearer. Each is an edge (https://host:port), or a directory like images.dir of one, which any server of files or this host has (https://bucket.example/images, file:///mnt/images); {stream} in it stands for the stream's name where that is not the last part. They are asked in random order. Not set: the edges in edge.upstream and edge.secondaries; where the stream is read from Kafka, no image is taken."`
 	Every Duration `key:"every" unit:"duration" default:"0s" doc:"How often the running edge makes an image of each stream. 0s for only when it is asked to; otherwise at least 1m. While it is made, the store's file grows by what changes."`

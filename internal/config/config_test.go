@@ -205,6 +205,14 @@ func TestDefaultsOfAnEdge(t *testing.T) {
 	if c.Edge.ID == "" || len(c.Edge.Streams) != 1 || len(c.Transfer.Streams) != 0 {
 		t.Errorf("edge %+v, transfer %+v", c.Edge, c.Transfer)
 	}
+	// Images lie on the disk of the stores, wherever these are.
+	away, err := Parse("m.yaml", []byte("streams:\n- name: a\n  kafka: {brokers: [k:9092]}\nedge: {data_dir: /mnt/edge}\n"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := []string{c.Edge.Images.Dir, away.Edge.Images.Dir}, []string{"data/edge/_images", "/mnt/edge/_images"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("images are in %q, want %q", got, want)
+	}
 	if err := c.NeedKafka(c.Edge.Streams); err != nil {
 		t.Error(err)
 	}

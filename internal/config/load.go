@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -148,6 +149,10 @@ func (c *Config) complete() {
 		if host, err := os.Hostname(); err == nil {
 			c.Edge.ID = host
 		}
+	}
+	if c.Edge.Images.Dir == "" {
+		// No stream has such a name.
+		c.Edge.Images.Dir = filepath.Join(c.Edge.DataDir, "_images")
 	}
 	if len(c.Edge.Streams) == 0 {
 		for i := range c.Streams {

@@ -274,9 +274,6 @@ func (k *checker) edge() {
 	k.atLeast("edge.log.max_bytes", e.Log.MaxBytes, 16<<20)
 	k.oneOf("edge.on_stop", e.OnStop, OnStopExit, OnStopServe)
 	k.between("edge.report", e.Report, time.Second, time.Hour)
-	if e.Images.Dir == "" {
-		k.bad("edge.images.dir", "is empty; name a directory")
-	}
 	if e.Images.Keep < 0 || e.Images.Keep > 1000 {
 		k.bad("edge.images.keep", "%d: want 0 to keep all, up to 1000", e.Images.Keep)
 	}
