@@ -167,7 +167,7 @@ func (m *Migration) disarm(ctx context.Context) error {
 	}
 	defer capture.Close(src)
 	defer capture.Close(dst)
-	s, err := m.read(ctx, src)
+	s, err := m.read(ctx, dst)
 	if err != nil || s == nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func (m *Migration) disarm(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if dropped, err := c.Release(ctx); err != nil || !dropped && s.Step == StepArmed {
+	if err := c.Release(ctx); err != nil || s.Step == StepArmed {
 		return err
 	}
 	return m.done(ctx, src, dst, StepArmed)

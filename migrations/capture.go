@@ -37,8 +37,8 @@ type capturer interface {
 	// Skips says that what is captured before the fence of the way has been written by
 	// the other way, and is not to go back.
 	Skips() bool
-	// Release gives up what is kept for nobody now, and reports whether anything was.
-	Release(ctx context.Context) (bool, error)
+	// Release gives up what is kept for nobody now.
+	Release(ctx context.Context) error
 	// Uninstall takes all of it away.
 	Uninstall(ctx context.Context) error
 }
@@ -196,7 +196,10 @@ func (c *byWAL) Nearly() int64 { return 256 << 10 }
 func (c *byWAL) Skips() bool { return true }
 
 // Release drops the slot, which keeps WAL.
-func (c *byWAL) Release(ctx context.Context) (bool, error) { return c.DropSlot(ctx) }
+func (c *byWAL) Release(ctx context.Context) error {
+	_, err := c.DropSlot(ctx)
+	return err
+}
 
 type walChanges struct{ *wal.Source }
 
@@ -263,7 +266,7 @@ func (c *byTriggers) Nearly() int64 { return 1_000 }
 
 func (c *byTriggers) Skips() bool { return false }
 
-func (c *byTriggers) Release(context.Context) (bool, error) { return false, nil }
+func (c *byTriggers) Release(context.Context) error { return nil }
 
 // mend says what mends it in a migration, where an error of the capture says what mends
 // a stream.

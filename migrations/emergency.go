@@ -213,6 +213,9 @@ func (m *Migration) RemoveEmergency(ctx context.Context, dry io.Writer) error {
 		return err
 	}
 	defer letGo()
+	if asides, _, _, err = m.standing(ctx, src); err != nil || len(asides) == 0 {
+		return err
+	}
 	return (&foreign{m: m, src: src, dst: dst, options: EmergencyOptions{Dry: dry}}).remove(ctx, asides)
 }
 
@@ -220,6 +223,11 @@ func (m *Migration) RemoveEmergency(ctx context.Context, dry io.Writer) error {
 // until letGo is called: the process that follows opens the tables anew behind that.
 func (m *Migration) forEmergency(ctx context.Context, src, dst *pgx.Conn, take bool) (letGo func(), err error) {
 	letGo = func() {}
+	if take { // before anything is looked at: it may wait
+		if err := m.takeOver(ctx, dst); err != nil {
+			return nil, err
+		}
+	}
 	for _, x := range []struct {
 		conn  *pgx.Conn
 		where side
@@ -240,9 +248,6 @@ func (m *Migration) forEmergency(ctx context.Context, src, dst *pgx.Conn, take b
 	}
 	if !take {
 		return letGo, nil
-	}
-	if err := m.takeOver(ctx, dst); err != nil {
-		return nil, err
 	}
 	// The way back is followed by the lock at its own target, the source here.
 	back := &Migration{cfg: m.cfg, log: m.log, base: m.cfg.Name}

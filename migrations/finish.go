@@ -59,9 +59,6 @@ func (m *Migration) finishing(ctx context.Context) (begun bool, err error) {
 	}
 	defer capture.Close(src)
 	defer capture.Close(dst)
-	if m, err = m.aside(ctx, src); err != nil {
-		return false, err
-	}
 	s, d, err := m.states(ctx, src, dst)
 	if err != nil {
 		return false, err
@@ -82,7 +79,10 @@ func (m *Migration) finishing(ctx context.Context) (begun bool, err error) {
 	if !begun || s == nil && d == nil {
 		return begun, nil
 	}
-	if err := m.takeOver(ctx, dst); err != nil {
+	if err = m.takeOver(ctx, dst); err == nil {
+		m, err = m.aside(ctx, src)
+	}
+	if err != nil {
 		return false, err
 	}
 	for _, g := range gates {

@@ -200,22 +200,18 @@ func (m *Migration) Abort(ctx context.Context) error {
 	}
 	defer capture.Close(src)
 	defer capture.Close(dst)
-	for _, conn := range []*pgx.Conn{src, dst} {
-		now, err := readManager(ctx, conn, m.cfg.Name)
-		if err != nil {
-			return err
-		}
-		if now != nil && now.Active == target {
-			if s, d, err := m.states(ctx, src, dst); err != nil || s == nil && d == nil {
-				return errors.Join(err, m.notBegun(ctx, dst))
-			}
-			return fmt.Errorf("%w: the target takes writes; mend: millrace migrate rollback -f FILE first, or millrace migrate finish -f FILE to stay there", ErrStep)
-		}
+	if err := m.atSource(ctx, src, dst); err != nil {
+		return err
 	}
 	if d, err := m.read(ctx, dst); err == nil && d != nil && d.Side == target && d.Step != StepNone {
 		w, err := m.openWays(ctx)
 		if err == nil {
 			defer w.close()
+		}
+		if gone := m.atSource(ctx, src, dst); gone != nil { // it may have waited while they went over
+			return gone
+		}
+		if err == nil {
 			return m.takeAway(ctx, w, false)
 		}
 		if !millrace.NeedsOperator(err) {
@@ -229,6 +225,23 @@ func (m *Migration) Abort(ctx context.Context) error {
 		}
 	}
 	return m.abort(ctx)
+}
+
+// atSource refuses what would leave writers alone at the target. Errors: ErrStep.
+func (m *Migration) atSource(ctx context.Context, src, dst *pgx.Conn) error {
+	for _, conn := range []*pgx.Conn{src, dst} {
+		now, err := readManager(ctx, conn, m.cfg.Name)
+		if err != nil {
+			return err
+		}
+		if now != nil && now.Active == target {
+			if s, d, err := m.states(ctx, src, dst); err != nil || s == nil && d == nil {
+				return errors.Join(err, m.notBegun(ctx, dst))
+			}
+			return fmt.Errorf("%w: the target takes writes; mend: millrace migrate rollback -f FILE first, or millrace migrate finish -f FILE to stay there", ErrStep)
+		}
+	}
+	return nil
 }
 
 // abort is Abort for one way.

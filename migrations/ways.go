@@ -58,24 +58,25 @@ func (w *ways) close() {
 	capture.Close(w.dst)
 }
 
-// openWays connects to both sides.
+// openWays connects to both sides, and takes for this process who decides which of them
+// takes writes. Errors: ErrStep, ErrRunning.
 func (m *Migration) openWays(ctx context.Context) (*ways, error) {
 	src, dst, err := m.both(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if m, err = m.aside(ctx, src); err != nil {
-		capture.Close(src)
-		capture.Close(dst)
+	w := &ways{src: src, dst: dst, gates: map[side]*gate{source: {conn: src, where: source, name: m.cfg.Name}, target: {conn: dst, where: target, name: m.cfg.Name}}}
+	if err = m.takeOver(ctx, dst); err == nil { // before anything is looked at: it may wait
+		m, err = m.aside(ctx, src)
+	}
+	if err != nil {
+		w.close()
 		return nil, err
 	}
-	w := &ways{m: m, src: src, dst: dst, gates: map[side]*gate{source: {conn: src, where: source, name: m.cfg.Name}, target: {conn: dst, where: target, name: m.cfg.Name}}}
+	w.m = m
 	d, err := m.at(ctx, src, dst)
 	if err == nil && d.Step == StepNone {
 		err = m.notBegun(ctx, dst)
-	}
-	if err == nil {
-		err = m.takeOver(ctx, dst)
 	}
 	if err == nil {
 		err = m.forgetYield(ctx, src, dst)
@@ -119,17 +120,32 @@ AND NOT EXISTS (SELECT FROM millrace.migration m WHERE m.name = g.name)`, m.cfg.
 }
 
 // takeOver takes for this process who decides which side takes writes, until the
-// connection to the target ends. Errors: ErrRunning.
+// connection to the target ends. Whoever begins to follow, or guards a new partition, has
+// it for a moment, and whoever goes over for longer: it waits for them. Errors: ErrRunning.
 func (m *Migration) takeOver(ctx context.Context, dst *pgx.Conn) error {
-	var taken bool
-	if err := dst.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended('millrace.migration.' || $1 || ' goes over', 0))", m.cfg.Name).Scan(&taken); err != nil {
-		return fmt.Errorf("take migration %s: %w", m.cfg.Name, err)
+	told := false
+	for began := time.Now(); ; {
+		var taken bool
+		if err := dst.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended('millrace.migration.' || $1 || ' goes over', 0))", m.cfg.Name).Scan(&taken); err != nil {
+			return fmt.Errorf("take migration %s: %w", m.cfg.Name, err)
+		}
+		switch waited := time.Since(began); {
+		case taken:
+			return nil
+		case waited > overLimit:
+			return fmt.Errorf("%w (%s): writers have been going over for %v; end it, or wait for it", ErrRunning, m.cfg.Name, waited.Round(time.Second))
+		case waited > letGoLimit && !told:
+			told = true
+			m.log.Info("waiting for another process, with which writers go over or which begins to follow", "at_most", overLimit)
+		}
+		if err := wait.For(ctx, lockPause/4); err != nil {
+			return err
+		}
 	}
-	if !taken {
-		return fmt.Errorf("%w (%s): writers are going over, or it begins to follow; wait for it", ErrRunning, m.cfg.Name)
-	}
-	return nil
 }
+
+// overLimit is how long it waits: a guard's locks, and most of what goes over, take less.
+const overLimit = 2 * time.Minute
 
 // yieldLimit is how long the process that follows may take to let go.
 const yieldLimit = 30 * time.Second
