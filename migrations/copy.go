@@ -221,9 +221,9 @@ func (m *Migration) cut(ctx context.Context, dst *pgx.Conn, all []*mapping, t *m
 			return err
 		}
 		if _, err := tx.Exec(ctx, `
-INSERT INTO millrace.migration_heap (name, table_name, heap, heap_name, file, again) VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (name, heap) DO UPDATE SET file = excluded.file, heap_name = excluded.heap_name, again = true`,
-			m.cfg.Name, t.from.String(), h.oid, h.name, h.file, again); err != nil {
+INSERT INTO millrace.migration_heap (name, table_name, heap, heap_name, file, again, blocks) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (name, heap) DO UPDATE SET file = excluded.file, heap_name = excluded.heap_name, again = true, blocks = excluded.blocks`,
+			m.cfg.Name, t.from.String(), h.oid, h.name, h.file, again, blocks); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, `

@@ -102,6 +102,7 @@ func (m *Migration) plan(ctx context.Context, src, dst *pgx.Conn) (*Report, erro
 			return problems, err
 		},
 		func() ([]capture.Problem, error) { return m.checkWayBack(ctx, dst) },
+		func() ([]capture.Problem, error) { return m.checkComingBack(ctx, src) },
 		func() ([]capture.Problem, error) { return m.checkEmergency(ctx, src) },
 		func() ([]capture.Problem, error) {
 			now, err := readManager(ctx, dst, m.cfg.Name)

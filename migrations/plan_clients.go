@@ -123,6 +123,36 @@ SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'postgres_fdw'), EXISTS 
 	return []capture.Problem{capture.Warn("emergency access", text+": millrace migrate emergency would be refused", mend)}, nil
 }
 
+// checkComingBack looks whether changes could come back: the source's triggers and foreign
+// keys have to be silent for them.
+func (m *Migration) checkComingBack(ctx context.Context, src *pgx.Conn) ([]capture.Problem, error) {
+	silences, err := maySilence(ctx, src)
+	if err != nil || silences {
+		return nil, err
+	}
+	role := capture.Role(m.cfg.SourceURL)
+	mend := "GRANT SET ON PARAMETER session_replication_role TO " + role + " at the source"
+	if capture.ServerMajor(src.PgConn()) < 15 {
+		mend = "use a superuser in source.url, since no right to session_replication_role can be given before Postgres 15; or drop them before cutover"
+	}
+	var problems []capture.Problem
+	for i := range m.cfg.Tables {
+		from := m.cfg.Tables[i].From
+		var id int64
+		if err := src.QueryRow(ctx, "SELECT coalesce(to_regclass($1)::oid, 0)::bigint", from.Quoted()).Scan(&id); err != nil {
+			return nil, fmt.Errorf("look up %v at the source: %w", from, err)
+		}
+		back := &mapping{to: from}
+		if _, err := back.checkGuards(ctx, src, millrace.TableID(id)); err != nil { //nolint:gosec // an OID
+			return nil, err
+		}
+		if back.guarded {
+			problems = append(problems, capture.Warn("table "+from.String(), "it has triggers or foreign keys, and the role may not keep them silent: rehearse and cutover would be refused, since nothing could come back there", mend))
+		}
+	}
+	return problems, nil
+}
+
 // checkWayBack looks at what going over needs of the target: the way back is captured
 // there.
 func (m *Migration) checkWayBack(ctx context.Context, dst *pgx.Conn) ([]capture.Problem, error) {

@@ -141,6 +141,9 @@ func TestPlanLooksAhead(t *testing.T) {
 	found(t, report, finding.Warning, "target: role", "may not replicate", "rehearse and cutover")
 	found(t, report, finding.Warning, "emergency access", "CREATE EXTENSION postgres_fdw")
 	found(t, report, finding.Problem, "table public.hits at the target", "does not own it", "OWNER TO")
+	r.src.Exec("CREATE TABLE refers (hit bigint REFERENCES hits)")
+	found(t, plan(), finding.Warning, "table public.hits", "nothing could come back", fmt.Sprintf("GRANT SET ON PARAMETER session_replication_role TO %q", role))
+	r.src.Exec("DROP TABLE refers")
 
 	// What was copied tells how fast it goes.
 	r.cfg.SourceURL, r.cfg.TargetURL = r.src.URL, r.dst.URL
@@ -149,5 +152,10 @@ func TestPlanLooksAhead(t *testing.T) {
 	r.must("copy", r.m.Copy(r.ctx()))
 	if report = plan(); !strings.Contains(report.CopyBasis, "chunks that were copied") {
 		t.Errorf("the copy is reckoned from: %s", report.CopyBasis)
+	}
+	status, err := r.m.Status(r.ctx())
+	r.must("status", err)
+	if got, want := fmt.Sprint(status.Copy.Blocks, " ", status.Copy.BlocksDone), r.src.String("SELECT concat_ws(' ', n, n) FROM (SELECT pg_relation_size('hits') / 8192 AS n) x"); got != want {
+		t.Errorf("blocks, and those that are copied: %s, want %s", got, want)
 	}
 }

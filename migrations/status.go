@@ -42,7 +42,7 @@ type Status struct {
 type CopyStatus struct {
 	Chunks     int64 `json:"chunks"`
 	ChunksDone int64 `json:"chunks_done"`
-	Blocks     int64 `json:"blocks"` // of those whose end is known
+	Blocks     int64 `json:"blocks"` // of the tables, when their chunks were cut
 	BlocksDone int64 `json:"blocks_done"`
 	Rows       int64 `json:"rows"`       // as the source sent them
 	RowsThere  int64 `json:"rows_there"` // as the target has stored them
@@ -195,14 +195,22 @@ func (m *Migration) copyStatus(ctx context.Context, dst *pgx.Conn) (*CopyStatus,
 	c := new(CopyStatus)
 	var recent int64
 	var blocks, seconds float64
-	err := dst.QueryRow(ctx, `
-SELECT count(*), count(rows_read), coalesce(sum(end_block - first_block) FILTER (WHERE end_block > 0), 0)::bigint,
-       coalesce(sum(end_block - first_block) FILTER (WHERE end_block > 0 AND rows_read IS NOT NULL), 0)::bigint,
+	version, err := installed(ctx, dst)
+	if err != nil {
+		return nil, err
+	}
+	length := "h.blocks"
+	if version < 9 {
+		length = "NULL"
+	}
+	err = dst.QueryRow(ctx, `
+SELECT count(*), count(rows_read), coalesce(sum(blocks), 0)::bigint, coalesce(sum(blocks) FILTER (WHERE rows_read IS NOT NULL), 0)::bigint,
        coalesce(sum(rows_read), 0)::bigint, coalesce(sum(rows_there), 0)::bigint,
        coalesce(sum(rows_read) FILTER (WHERE copied_at > now() - interval '1 minute'), 0)::bigint,
-       coalesce(sum(end_block - first_block) FILTER (WHERE end_block > 0 AND copied_at > now() - interval '1 minute'), 0)::float8,
+       coalesce(sum(blocks) FILTER (WHERE copied_at > now() - interval '1 minute'), 0)::float8,
        coalesce(extract(epoch FROM now() - min(copied_at - took) FILTER (WHERE copied_at > now() - interval '1 minute')), 0)::float8
-FROM millrace.migration_chunk WHERE name = $1`, m.cfg.Name).
+FROM (SELECT c.*, CASE WHEN end_block > 0 THEN end_block ELSE greatest(`+length+`, first_block) END - first_block AS blocks
+      FROM millrace.migration_chunk c JOIN millrace.migration_heap h USING (name, heap)) x WHERE name = $1`, m.cfg.Name).
 		Scan(&c.Chunks, &c.ChunksDone, &c.Blocks, &c.BlocksDone, &c.Rows, &c.RowsThere, &recent, &blocks, &seconds)
 	if err != nil {
 		return nil, fmt.Errorf("read how far the copy is: %w", err)
@@ -210,8 +218,8 @@ FROM millrace.migration_chunk WHERE name = $1`, m.cfg.Name).
 	if c.Chunks == 0 {
 		return nil, nil
 	}
-	if version, err := installed(ctx, dst); err != nil || version < 6 {
-		return c, err
+	if version < 6 {
+		return c, nil
 	}
 	if err := dst.QueryRow(ctx, "SELECT count(*), count(made_at), coalesce(sum(removed), 0)::bigint FROM millrace.migration_key WHERE name = $1", m.cfg.Name).Scan(&c.Keys, &c.KeysMade, &c.RowsTwice); err != nil {
 		return nil, fmt.Errorf("read which keys stand aside: %w", err)
