@@ -198,7 +198,8 @@ func (r *rig) opened() (f *follower, closed func()) {
 
 // TestConfirmedIsThere kills the target at the moment when the source is told that it
 // may forget changes, while others have been gathered: those are there when the target
-// has come back, and these come again.
+// has come back, and these come again. It commits asynchronously, unless a session asks for
+// more.
 func TestConfirmedIsThere(t *testing.T) {
 	r := newRig(t, 15, "CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t SELECT n, 0 FROM generate_series(1, 100) n", tablesOf("t")...)
 	mortal := server(t, "mortal", 15)

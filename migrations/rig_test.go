@@ -70,6 +70,9 @@ func server(t *testing.T, name string, version int) *pgserver.Server {
 	if strings.HasPrefix(name, "replica") {
 		settings["wal_level"], settings["max_replication_slots"] = "replica", "0"
 	}
+	if name == "mortal" { // what nobody has asked to be on disk is not there when it is killed
+		settings["synchronous_commit"], settings["wal_writer_delay"], settings["wal_writer_flush_after"] = "off", "10s", "1GB"
+	}
 	s, err := pgserver.Start(ctx, pgserver.Config{Dir: dir + "/data", Binaries: binaries, Settings: settings})
 	if err != nil {
 		t.Fatal(err)
