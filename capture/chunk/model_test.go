@@ -435,6 +435,10 @@ func (m *model) show(s Snapshot) {
 
 const modelSteps = 400
 
+// flawRuns is how many runs a flaw may take to be noticed. The rarest needs 600 of them
+// on average, and so more than 3,000 from one seed in a hundred.
+const flawRuns = 50_000
+
 // TestLoadModel plays random runs. The same number gives the same run.
 func TestLoadModel(t *testing.T) {
 	first := firstSeed(t)
@@ -455,13 +459,13 @@ func TestLoadModelCatchesFlaws(t *testing.T) {
 	for _, f := range flaws {
 		t.Run(string(f), func(t *testing.T) {
 			first := firstSeed(t)
-			for seed := first; seed < first+6000; seed++ {
+			for seed := first; seed < first+flawRuns; seed++ {
 				if _, err := runModel(rand.New(rand.NewPCG(seed, 2)).IntN, f, modelSteps); err != nil {
 					t.Logf("caught by run %d (seed %d): %v", seed-first+1, seed, err)
 					return
 				}
 			}
-			t.Fatalf("the flaw %q was not noticed in 6000 runs from seed %d", f, first)
+			t.Fatalf("the flaw %q was not noticed in %d runs from seed %d", f, flawRuns, first)
 		})
 	}
 }
