@@ -320,16 +320,17 @@ func TestLoadWaitsForReplica(t *testing.T) {
 		c.LoadMaxLag, c.LoadRate, c.Heartbeat = 200*time.Millisecond, 1000, 20*time.Millisecond
 	}, "a")
 	r.c.chunks.Blocks = 8
-	caughtUp(t, db)
-	r.open()
-	r.next()
 	exec := func(sql string) {
 		t.Helper()
 		if _, err := replica.Exec(r.ctx(), sql); err != nil {
 			t.Fatal(err)
 		}
 	}
+	caughtUp(t, db)
+	r.openHeld(true)
+	r.sync() // the load begins
 	exec("select pg_wal_replay_pause()")
+	r.src.PauseLoads(false)
 	// Chunks may come until the lag is seen; then only heartbeats, for a second.
 	for quiet := 0; quiet < 50; quiet++ {
 		if u := r.next(); u.has(millrace.KindLoadProgress) || u.has(millrace.KindLoadEnd) {

@@ -133,7 +133,7 @@ func (r *rig) next() *applied {
 	r.t.Helper()
 	u, err := r.src.Next(r.ctx())
 	if err != nil {
-		r.t.Fatalf("next: %v", err)
+		r.t.Fatalf("next: %v; the stream stands at %v, loads: %+v", err, r.edge.at.Position.LSN, r.src.Loads())
 	}
 	a, err := r.edge.apply(u)
 	if err != nil {

@@ -585,7 +585,10 @@ func TestWritersAndRestarts(t *testing.T) {
 // drained takes units until the source fails.
 func (r *rig) drained() {
 	r.t.Helper()
-	for {
+	for deadline := time.Now().Add(limit); ; {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("the source does not fail within %v", limit)
+		}
 		u, err := r.src.Next(r.ctx())
 		if err != nil {
 			if millrace.NeedsOperator(err) {
