@@ -38,8 +38,7 @@ func onPostgres(t *testing.T, w *world) (url string, conn *pgx.Conn, config Conf
 		t.Fatal(err)
 	}
 	config = w.config()
-	config.AcquireHold, config.OpenLedger, config.SourceURL = nil, nil, url
-	config.Lease = time.Second
+	config.AcquireHold, config.OpenLedger, config.SourceURL = nil, nil, url // with the lease that is the default: a busy machine loses shorter ones
 	return url, conn, config
 }
 
@@ -144,7 +143,7 @@ func TestHoldTakenAway(t *testing.T) {
 	if err := conn.QueryRow(testContext(t), `SELECT pg_terminate_backend(pid) FROM millrace.hold`).Scan(&ended); err != nil || !ended {
 		t.Fatalf("end the holder: %v %v", ended, err)
 	}
-	w.wait("a second reign", func() bool { return w.opened == 2 })
+	w.wait("a second reign", func() bool { return w.opened >= 2 })
 	w.commit(5)
 	w.waitConfirmed(10)
 	r.stop()

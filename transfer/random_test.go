@@ -92,8 +92,9 @@ func TestRandomFaults(t *testing.T) {
 		return log.Append(ctx, value, first, count)
 	}
 	ctx, cancel := context.WithCancel(testContext(t))
-	defer cancel()
 	var publishers sync.WaitGroup
+	defer publishers.Wait()
+	defer cancel()
 	for range 2 {
 		publishers.Go(func() {
 			for ctx.Err() == nil {
