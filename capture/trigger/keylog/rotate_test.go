@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,7 +80,7 @@ func TestRotateEmptiesNothingUnpublished(t *testing.T) {
 	}
 	confirmed := make(chan string, 1)
 	confirmed <- start
-	var emptied int
+	var emptied atomic.Int64
 	rotator := r.connect(r.URL)
 	go func() {
 		for {
@@ -93,14 +94,15 @@ func TestRotateEmptiesNothingUnpublished(t *testing.T) {
 					failed <- fmt.Errorf("rotate: %w", err)
 					return
 				}
-				emptied += len(rotation.Emptied)
+				emptied.Add(int64(len(rotation.Emptied)))
 			}
 		}
 	}()
+	const fewest = 3 // segments that are emptied; a slow writer, or a busy machine, keeps some of them
 	seen := make(map[string]bool)
 	before := start
 	var size int
-	for begin := time.Now(); time.Since(begin) < 7*time.Second; {
+	for begin := time.Now(); time.Since(begin) < 7*time.Second || emptied.Load() < fewest && time.Since(begin) < limit/2; {
 		keys, snapshot, err := r.window(r.ctx(), r.conn, l, before)
 		if err != nil {
 			t.Fatal(err)
@@ -143,9 +145,9 @@ func TestRotateEmptiesNothingUnpublished(t *testing.T) {
 			t.Fatalf("key %s was never seen", key)
 		}
 	}
-	t.Logf("%d keys, %d segments emptied, %d bytes at most", len(want), emptied, size)
-	if len(want) != len(seen) || emptied < 3 {
-		t.Errorf("%d keys were written, %d seen, %d segments emptied", len(want), len(seen), emptied)
+	t.Logf("%d keys, %d segments emptied, %d bytes at most", len(want), emptied.Load(), size)
+	if len(want) != len(seen) || emptied.Load() < fewest {
+		t.Errorf("%d keys were written, %d seen, %d segments emptied", len(want), len(seen), emptied.Load())
 	}
 	r.intact()
 	if dead := r.String("select coalesce(sum(n_dead_tup), 0) from pg_stat_user_tables where relname like 'log\\_%' and schemaname = 'millrace'"); dead != "0" {
@@ -175,9 +177,10 @@ func TestRotateLeavesWhatIsInUse(t *testing.T) {
 		}
 	}
 	// rotate wants that, while it is the turn of the segment; and never that it is
-	// emptied otherwise.
+	// emptied otherwise. Others may be, whose turn has come meanwhile.
 	rotate := func(segment, snapshot string, want Rotation) {
 		t.Helper()
+		name := "millrace." + fmt.Sprintf("log_%d_%s", l.ID, segment)
 		for deadline := time.Now().Add(limit); ; {
 			await(segment)
 			got, err := Rotate(r.ctx(), r.conn, "s", snapshot)
@@ -187,7 +190,7 @@ func TestRotateLeavesWhatIsInUse(t *testing.T) {
 			if fmt.Sprint(got) == fmt.Sprint(want) {
 				return
 			}
-			if len(got.Emptied) > len(want.Emptied) || time.Now().After(deadline) {
+			if slices.Contains(got.Emptied, name) && !slices.Contains(want.Emptied, name) || time.Now().After(deadline) {
 				t.Fatalf("rotate: got %+v, want %+v", got, want)
 			}
 		}
