@@ -125,7 +125,8 @@ func (t *Topic) ask(c *connection) (Info, error) {
 }
 
 // Create makes the topic with one partition and the settings that a stream
-// needs, whatever the brokers' defaults are, and returns when it has a leader.
+// needs, whatever the brokers' defaults are, and returns when it has a leader and
+// all brokers that can be asked know it.
 // It gives ErrTopicExists if there is one of that name, and ErrFewBrokers if the
 // cluster cannot hold so many replicas.
 func (t *Topic) Create(ctx context.Context, replicas int) error {
@@ -146,14 +147,46 @@ func (t *Topic) createWith(ctx context.Context, replicas int, settings map[strin
 	for {
 		_, err := t.info(ctx)
 		if err == nil {
+			err = t.everywhere(ctx)
+		}
+		if err == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("create topic %s: wait for its leader: %w", t.config.Topic, err)
+			return fmt.Errorf("create topic %s: wait for its leader, and until all brokers know it: %w", t.config.Topic, err)
 		case <-tick.C:
 		}
 	}
+}
+
+// everywhere returns nil when all brokers that can be asked know the topic. Who comes
+// after Create asks any of them, and would take the word of one that is behind for that of
+// a topic which is gone.
+func (t *Topic) everywhere(ctx context.Context) error {
+	c, err := t.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if err := t.meet(c); err != nil {
+		return c.explain(ctx, err)
+	}
+	for _, b := range c.client.Brokers() {
+		if err := b.Open(c.client.Config()); err != nil && !errors.Is(err, sarama.ErrAlreadyConnected) {
+			continue
+		}
+		answer, err := b.GetMetadata(sarama.NewMetadataRequest(c.client.Config().Version, []string{t.config.Topic}))
+		if err != nil {
+			continue // one that is down misleads nobody
+		}
+		for _, m := range answer.Topics {
+			if m.Err != sarama.ErrNoError {
+				return fmt.Errorf("broker %s: %w", b.Addr(), m.Err)
+			}
+		}
+	}
+	return ctx.Err()
 }
 
 func (t *Topic) create(ctx context.Context, replicas int, settings map[string]string) error {
