@@ -120,7 +120,7 @@ func TestWatchOverHTTP(t *testing.T) {
 
 // A watcher that takes nothing is cut off, and costs others nothing meanwhile.
 func TestSlowWatcherIsCutOff(t *testing.T) {
-	e := newEdge(t, edgelog.Options{}, func(c *serve.Config) { c.WatchTimeout = 300 * time.Millisecond })
+	e := newEdge(t, edgelog.Options{}, func(c *serve.Config) { c.WatchTimeout = 2 * time.Second })
 	slow := get(t, e, "/watch?from=6&heartbeat=100ms")
 	quick := bufio.NewReader(get(t, e, "/watch?from=6&heartbeat=100ms").body)
 	var quicker sync.WaitGroup

@@ -472,7 +472,7 @@ func TestFetchLeavesWhoDrips(t *testing.T) {
 		return true
 	})
 	began := time.Now()
-	_, err := Fetch(t.Context(), there, Source{URL: drips, Pause: time.Millisecond, least: 30_000, within: 100 * time.Millisecond})
+	_, err := Fetch(t.Context(), there, Source{URL: drips, Pause: time.Millisecond, least: 30_000, within: 500 * time.Millisecond})
 	if err == nil || !strings.Contains(err.Error(), "sends too little") || errors.Is(err, context.Canceled) {
 		t.Fatalf("from a peer that drips: %v", err)
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/millrace-db/millrace"
@@ -28,9 +29,7 @@ func TestTwoLevels(t *testing.T) {
 	if at := leaf.place(); at.TopicID != testTopic || at.Offset != 141 {
 		t.Errorf("leaf has topic ID %q offset %v, want %q 141", at.TopicID, at.Offset, testTopic)
 	}
-	if path := leaf.client.Path(); len(path) != 2 || path[0] != "middle" || path[1] != "root" {
-		t.Errorf("path above the leaf is %q, want middle, root", path)
-	}
+	await(t, "the leaf to know the path above it", func() bool { return slices.Equal(leaf.client.Path(), []string{"middle", "root"}) })
 	await(t, "the middle to know its child's place", func() bool {
 		peers := middle.server.Peers()
 		return len(peers) == 1 && peers[0].Node == "leaf" && peers[0].Index == 140

@@ -114,9 +114,11 @@ func TestLiarUnsigned(t *testing.T) {
 	child := newNode(t, "child", nil)
 	child.follow(first(root.upstream()), liar.upstream())
 	await(t, "one of both to be told of", func() bool { return child.client.Fault() != nil })
-	for _, u := range child.client.Status().Upstreams {
-		if (u.Untrue != "") == (u.URL == child.client.Status().URL) {
-			t.Errorf("upstream %+v, followed is %s", u, child.client.Status().URL)
+	var s Status // of when it follows somebody, which it does not while it goes over
+	await(t, "the other to be followed", func() bool { s = child.client.Status(); return s.URL != "" })
+	for _, u := range s.Upstreams {
+		if (u.Untrue != "") == (u.URL == s.URL) {
+			t.Errorf("upstream %+v, followed is %s", u, s.URL)
 		}
 	}
 	child.halt()
@@ -259,9 +261,7 @@ func TestWithheld(t *testing.T) {
 	}))
 	defer boaster.Close()
 	child := newNode(t, "child", nil)
-	child.follow(func(c *ClientConfig) {
-		c.Secondaries, c.Silence = []Upstream{root.upstream()}, 200*time.Millisecond
-	}, upstream(t, boaster.URL))
+	child.follow(first(root.upstream()), upstream(t, boaster.URL))
 	child.awaitNode("boaster")
 	child.awaitNode("root")
 	child.awaitIndex(3)

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/access"
 	"github.com/millrace-db/millrace/internal/certtest"
+	"github.com/millrace-db/millrace/internal/edgetest"
 	"github.com/millrace-db/millrace/internal/reload"
 	"github.com/millrace-db/millrace/internal/tlsfiles"
 )
@@ -507,29 +507,10 @@ func TestRefusedConfigurations(t *testing.T) {
 	}
 }
 
-// lateReader learns of its place by being read, as a store does that another process writes.
-type lateReader struct {
-	*edge.Store
-	read *atomic.Bool
-}
-
-func (r lateReader) Place() edge.Place {
-	p := r.Store.Place()
-	if !r.read.Load() {
-		p.Index--
-	}
-	return p
-}
-
-func (r lateReader) View(ctx context.Context, fn func(*edge.View) error) error {
-	defer r.read.Store(true)
-	return r.Store.View(ctx, fn)
-}
-
 // A place that has come is told without a wait, also while another process writes the store
 // and nobody has read it since.
 func TestWaitIndexOfAStoreThatAnotherProcessWrites(t *testing.T) {
 	store, src := newStore(t)
-	dial, _ := start(t, Config{Streams: bank(lateReader{store, new(atomic.Bool)})})
+	dial, _ := start(t, Config{Streams: bank(&edgetest.LateReader{Store: store})})
 	newPeer(t, dial()).wants(src.index.String(), "WAITINDEX", src.index.String(), "0")
 }

@@ -155,12 +155,20 @@ func TestClientsShareASnapshot(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // one loop
 	store, src := newStore(t)
 	reader := &heldReader{Store: store, held: make(chan struct{}), leave: make(chan struct{})}
-	dial, _ := start(t, Config{Streams: []Stream{{"bank", reader}}})
+	s, dial, end, ended := running(t, Config{Streams: []Stream{{"bank", reader}}})
+	defer func() { end(); endsWithin(t, time.Minute, ended) }()
 	all := make([]*peer, 60)
 	for i := range all {
 		all[i] = newPeer(t, dial())
 		all[i].wants("PONG", "PING")
 	}
+	// Who has just been answered may still be its own goroutine's.
+	until(t, "the loop waits for all", func() bool {
+		l := s.loops.of(&conn{s: s})
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.parked) == len(all)
+	})
 	all[0].send("EXISTS", "public.accounts:26")
 	<-reader.held
 	src.unit(put(t, accountsSchema(), "26", "new", "NULL", "t"))

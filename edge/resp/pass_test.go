@@ -10,9 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/millrace-db/millrace/edge/access"
 )
@@ -77,14 +77,13 @@ func TestConnectionsGoOnAtTheSuccessor(t *testing.T) {
 
 	var busy sync.WaitGroup
 	stop := make(chan struct{})
-	asked := make([]int, 8)
+	asked := make([]atomic.Int64, 8)
 	for i := range asked {
 		p := dial()
 		busy.Go(func() {
 			for n := 0; ; n++ {
 				select {
 				case <-stop:
-					asked[i] = n
 					return
 				default:
 				}
@@ -106,6 +105,7 @@ func TestConnectionsGoOnAtTheSuccessor(t *testing.T) {
 						return
 					}
 				}
+				asked[i].Add(1)
 			}
 		})
 	}
@@ -160,14 +160,12 @@ func TestConnectionsGoOnAtTheSuccessor(t *testing.T) {
 	if got := waits.answer() + waits.answer(); got != strconv.Itoa(int(src.index))+"behind" {
 		t.Errorf("a client that waited is told %s", got)
 	}
-	<-time.After(50 * time.Millisecond) // some more at the successor
+	for i := range asked {
+		before := asked[i].Load()
+		until(t, fmt.Sprintf("client %d has asked more of the successor", i), func() bool { return t.Failed() || asked[i].Load() > before+1 })
+	}
 	close(stop)
 	busy.Wait()
-	for i, n := range asked {
-		if n == 0 {
-			t.Errorf("client %d has asked nothing", i)
-		}
-	}
 	end()
 	if err := <-secondDone; err != nil {
 		t.Error(err)

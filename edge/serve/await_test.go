@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/event"
 	"github.com/millrace-db/millrace/edge/serve"
+	"github.com/millrace-db/millrace/internal/edgetest"
 )
 
 func TestMinIndex(t *testing.T) {
@@ -109,30 +109,11 @@ func TestMinIndexOfAnotherStore(t *testing.T) {
 	}
 }
 
-// lateReader learns of its place by being read, as a store does that another process writes.
-type lateReader struct {
-	*edge.Store
-	read *atomic.Bool
-}
-
-func (r lateReader) Place() edge.Place {
-	p := r.Store.Place()
-	if !r.read.Load() {
-		p.Index--
-	}
-	return p
-}
-
-func (r lateReader) View(ctx context.Context, fn func(*edge.View) error) error {
-	defer r.read.Store(true)
-	return r.Store.View(ctx, fn)
-}
-
 // What is there is answered without a wait, also while another process writes the store and
 // nobody has read it since.
 func TestMinIndexOfAStoreThatAnotherProcessWrites(t *testing.T) {
 	store, src := newStore(t)
-	s := newServer(t, store, func(c *serve.Config) { c.Streams["bank"] = lateReader{store, new(atomic.Bool)} })
+	s := newServer(t, store, func(c *serve.Config) { c.Streams["bank"] = &edgetest.LateReader{Store: store} })
 	if a := get(t, s, fmt.Sprintf("%s/tables/public.accounts/rows/5?min_index=%d", streamURL, src.index)); a.status != 200 {
 		t.Errorf("got %d %s", a.status, a.body)
 	}

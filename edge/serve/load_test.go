@@ -62,7 +62,8 @@ func FuzzHandler(f *testing.F) {
 		if kind, _, _ := strings.Cut(w.Header().Get("Content-Type"), ";"); strings.HasSuffix(kind, "json") && !json.Valid(w.Body.Bytes()) && w.Body.Len() > 0 {
 			t.Fatalf("%s %q %q: answer %d %q is not JSON", method, path, query, w.Code, w.Body)
 		}
-		if w.Code >= 500 && w.Code != http.StatusGatewayTimeout {
+		// On a slow machine whoever does not wait may have gone as well.
+		if w.Code >= 500 && w.Code != http.StatusGatewayTimeout && ctx.Err() == nil {
 			t.Fatalf("%s %q %q %q: answer %d %s", method, path, query, body, w.Code, w.Body)
 		}
 	})
