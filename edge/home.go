@@ -53,10 +53,11 @@ type Home struct {
 	// exchanging is closed when the store is open again that is being closed and
 	// opened; nil while none is.
 	exchanging atomic.Pointer[chan struct{}]
-	exchangeMu sync.Mutex // held to do that
+	exchangeMu mutex // held to do that
 	// foreign tells that another process keeps the home.
 	foreign atomic.Bool
-	// leaving are stores that are closed and removed once no reader is left.
+	// leaving are stores that are closed once no reader is left: those that readers have
+	// gone over from are then removed, and one of another process is opened.
 	leaving sync.WaitGroup
 }
 
@@ -73,7 +74,7 @@ func OpenHome(o Options) (*Home, error) {
 	if o.growDBs {
 		o.MaxDBs = 0 // each store has its own
 	}
-	h := &Home{opts: o}
+	h := &Home{opts: o, exchangeMu: newMutex()}
 	if err := h.open(); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
@@ -229,10 +230,12 @@ func (h *Home) View(ctx context.Context, fn func(*View) error) error {
 	for {
 		s := h.Store()
 		err := s.View(ctx, fn)
-		if err != nil && h.moved(ctx, s, err) {
-			continue
+		if err == nil {
+			return nil
 		}
-		return err
+		if err := h.moved(ctx, s, err); err != nil {
+			return err
+		}
 	}
 }
 

@@ -31,7 +31,7 @@ func OpenHomeStandby(o Options) (*Home, error) {
 	if o.growDBs {
 		o.MaxDBs = 0 // each store has its own
 	}
-	h := &Home{opts: o}
+	h := &Home{opts: o, exchangeMu: newMutex()}
 	h.foreign.Store(true)
 	s, err := h.openReading()
 	if err != nil {
@@ -75,7 +75,7 @@ func (h *Home) TakeOver(ctx context.Context) error {
 		}
 		h.lock = lock
 	}
-	err := h.exchange(nil, func() (*Store, error) {
+	err := h.exchange(ctx, nil, func() (*Store, error) {
 		name, err := readCurrent(h.opts.Dir)
 		if err != nil {
 			return nil, err
@@ -102,7 +102,7 @@ func (h *Home) Yield() error {
 			errs = append(errs, s.Close())
 		}
 	}
-	errs = append(errs, h.exchange(nil, h.openReading))
+	errs = append(errs, h.exchange(context.Background(), nil, h.openReading))
 	h.foreign.Store(true)
 	if h.lock != nil {
 		errs = append(errs, h.lock.Close())
@@ -112,10 +112,13 @@ func (h *Home) Yield() error {
 }
 
 // exchange closes the store that readers use and opens another, unless that was done
-// since only was read. Those who read meanwhile wait.
-func (h *Home) exchange(only *Store, open func() (*Store, error)) error {
-	h.exchangeMu.Lock()
-	defer h.exchangeMu.Unlock()
+// since only was read. Those who read meanwhile wait. Once it has begun it is done to its
+// end: ctx ends the wait for another one that is under way.
+func (h *Home) exchange(ctx context.Context, only *Store, open func() (*Store, error)) error {
+	if err := h.exchangeMu.lock(ctx); err != nil {
+		return fmt.Errorf("wait until the store of %s is open again: %w", h.opts.Dir, err)
+	}
+	defer h.exchangeMu.unlock()
 	if only != nil && h.Store() != only {
 		return nil
 	}
@@ -136,26 +139,61 @@ func (h *Home) exchange(only *Store, open func() (*Store, error)) error {
 	return nil
 }
 
-// moved reports whether readers are to ask again, because the store that they have
-// asked has been left.
-func (h *Home) moved(ctx context.Context, s *Store, err error) bool {
+// moved returns nil where readers are to ask again, because the store that they have asked
+// has been left, and otherwise what they are answered with.
+func (h *Home) moved(ctx context.Context, s *Store, err error) error {
 	if !errors.Is(err, ErrSuperseded) && !errors.Is(err, ErrClosed) {
-		return false
+		return err
 	}
 	if h.Store() != s {
-		return true
+		return nil
 	}
-	if done := h.exchanging.Load(); done != nil {
-		select {
-		case <-*done:
-		case <-ctx.Done():
-			return false
-		}
+	var done <-chan struct{}
+	if exchanging := h.exchanging.Load(); exchanging != nil {
+		done = *exchanging
 	} else if errors.Is(err, ErrSuperseded) && h.foreign.Load() {
-		// The process that keeps the home has gone over to another store.
-		if err := h.exchange(s, h.openReading); err != nil {
+		// The process that keeps the home has gone over to another store. The old one is
+		// closed when its last view has ended, which who reads may not want to wait for.
+		done = h.openAnother(s)
+	}
+	if done != nil {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return fmt.Errorf("wait until the store of %s is open again: %w", h.opts.Dir, ctx.Err())
+		}
+	}
+	if h.Store() != s {
+		return nil
+	}
+	return err
+}
+
+// openAnother goes over to the store that the process which keeps the home has gone over to, and
+// closes what it returns when that was done.
+func (h *Home) openAnother(s *Store) <-chan struct{} {
+	done := make(chan struct{})
+	h.leaving.Go(func() {
+		defer close(done)
+		if err := h.exchange(context.Background(), s, h.openReading); err != nil {
 			h.opts.Logger.Warn("the store that took the place of another cannot be opened", "dir", h.opts.Dir, "error", err)
 		}
-	}
-	return h.Store() != s
+	})
+	return done
 }
+
+// mutex is one whose wait can be given up.
+type mutex chan struct{}
+
+func newMutex() mutex { return make(mutex, 1) }
+
+func (m mutex) lock(ctx context.Context) error {
+	select {
+	case m <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m mutex) unlock() { <-m }

@@ -151,10 +151,69 @@ func TestStandbyWaits(t *testing.T) {
 	}
 	h := openHome(t, dir)
 	fill(t, h.Store(), 1)
-	other := &Home{opts: h.opts}
+	other := &Home{opts: h.opts, exchangeMu: newMutex()}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if err := other.TakeOver(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the home was taken from who keeps it: %v", err)
+	}
+}
+
+// Who reads beside another process that has gone over to another store, and waits for a view
+// of the old one that somebody holds, waits for no longer than it wants; the rest are led on
+// when that view has ended.
+func TestWaitForAnotherStoreEnds(t *testing.T) {
+	h := openHome(t, t.TempDir())
+	fill(t, h.Store(), 1)
+	held, leave, left := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		left <- h.Store().View(t.Context(), func(*View) error { close(held); <-leave; return nil })
+	}()
+	<-held
+	// As the other process does it.
+	next := prepare(t, h, 2)
+	fill(t, next, 2)
+	h.next.Store(nil)
+	if err := errors.Join(next.Close(), writeCurrent(h.Dir(), epochDir(2)), h.Store().supersede()); err != nil {
+		t.Fatal(err)
+	}
+	h.foreign.Store(true)
+	read := func(ctx context.Context) error {
+		return h.View(ctx, func(v *View) error { _, err := epochOf(v); return err })
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	patient, impatient := make(chan error, 3), make(chan error, 3)
+	go func() { impatient <- read(ctx) }()
+	eventually(t, "wait for the view that is held", func() bool { return h.exchanging.Load() != nil })
+	for range cap(patient) {
+		go func() { patient <- read(t.Context()) }()
+	}
+	for range cap(impatient) - 1 {
+		go func() { impatient <- read(ctx) }()
+	}
+	cancel()
+	limit, end := context.WithTimeout(t.Context(), 30*time.Second)
+	defer end()
+	for range cap(impatient) {
+		select {
+		case err := <-impatient:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("who waits no longer is answered %v", err)
+			}
+		case <-limit.Done():
+			t.Error("who waits no longer is not answered")
+		}
+	}
+	if err := h.TakeOver(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("the home was taken over: %v", err)
+	}
+	close(leave)
+	for range cap(patient) {
+		if err := <-patient; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-left; err != nil || h.Place().Epoch != 2 {
+		t.Errorf("readers are at epoch %v, %v", h.Place().Epoch, err)
 	}
 }

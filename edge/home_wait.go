@@ -18,9 +18,11 @@ func (h *Home) WaitPlace(ctx context.Context, epoch millrace.Epoch, index millra
 	for {
 		s := h.Store()
 		err := s.WaitPlace(ctx, epoch, index)
-		if err != nil && h.moved(ctx, s, err) {
-			continue
+		if err == nil {
+			return nil
 		}
-		return err
+		if err := h.moved(ctx, s, err); err != nil {
+			return err
+		}
 	}
 }
