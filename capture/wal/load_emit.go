@@ -7,7 +7,6 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
-	"github.com/millrace-db/millrace/capture/table"
 )
 
 // beginLoad puts the begin of a load of a table into the unit under way. Where
@@ -233,13 +232,19 @@ func (l *loads) described(s *millrace.Schema) {
 	}
 }
 
-// redescribe takes what the catalogs say of a table that a worker found altered.
-// Its changes under the schema before have all passed: the alteration waited for
-// them, and the message came after it.
-func (d *decoder) redescribe(info *table.Info) error {
-	before := d.schemas[info.ID]
+// redescribe describes a table that a worker found altered. Its changes under the
+// schema before have all passed: the alteration waited for them, and the message came
+// after it. The catalogs are asked here, and not by the worker before it wrote the
+// message: what was altered in between may have passed already, and must not be taken
+// back.
+func (d *decoder) redescribe(id millrace.TableID) error {
+	before := d.schemas[id]
 	if before == nil {
 		return nil // it has left the stream since
+	}
+	info, err := d.lookUp(id, nil)
+	if err != nil || info == nil {
+		return err // one that was dropped meanwhile the worker will not find again
 	}
 	s, err := info.Schema(millrace.ModeWAL)
 	if err != nil {

@@ -191,7 +191,10 @@ func TestLoadsBesideWriters(t *testing.T) {
 	defer stop()
 
 	r.open()
-	for loads := 0; loads < 12; {
+	for loads, deadline := 0, time.Now().Add(2*limit); loads < 12; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d loads have ended within %v: %+v", loads, 2*limit, r.src.Loads())
+		}
 		a := r.next()
 		if a.has(millrace.KindLoadEnd) {
 			loads++

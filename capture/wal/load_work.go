@@ -13,7 +13,6 @@ import (
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/capture/chunk"
-	"github.com/millrace-db/millrace/capture/table"
 	"github.com/millrace-db/millrace/internal/wait"
 )
 
@@ -266,19 +265,15 @@ func altered(err error) bool {
 
 // describe lets the stream have the schema that the table has by now.
 func (w *worker) describe(ctx context.Context, known *millrace.Schema) (progress, error) {
-	var info *table.Info
-	err := pgx.BeginTxFunc(ctx, w.conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
-		info, err = w.c.table(ctx, tx.Conn(), known.Table, nil)
-		return err
-	})
-	if err != nil {
-		return more, err
+	var there bool
+	if err := w.conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1::bigint::oid)", int64(known.Table)).Scan(&there); err != nil {
+		return more, fmt.Errorf("look up table %s: %w", known.QualifiedName(), err)
 	}
-	if info == nil {
+	if !there {
 		return more, fmt.Errorf("%s was dropped at the source while it was read; mend: take it out of source.tables, then millrace init, and start transfer again", known.QualifiedName())
 	}
 	w.reader = nil
-	err = w.l.pass(ctx, func(d *decoder) error { return d.redescribe(info) }, func(ctx context.Context, message string) error {
+	err := w.l.pass(ctx, func(d *decoder) error { return d.redescribe(known.Table) }, func(ctx context.Context, message string) error {
 		_, err := w.conn.Exec(ctx, "SELECT pg_logical_emit_message(true, $1, $2::text)", chunk.MessagePrefix, message)
 		return err
 	})

@@ -544,6 +544,7 @@ func TestWritersAndRestarts(t *testing.T) {
 	r := newRig(t, db, func(c *Config) { c.MemoryBudget, c.Heartbeat = 1<<20, 5*time.Millisecond }, "acc", "hist")
 	const writers, each = 4, 250
 	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait)
 	for w := range writers {
 		mine := rand.New(rand.NewPCG(seed, uint64(w)+2))
 		wg.Go(func() { write(t, db, mine, w, each) })

@@ -153,6 +153,7 @@ func TestStreamedRandom(t *testing.T) {
 		after = make(map[uint32]map[int]string)
 	)
 	ctx := r.ctx()
+	t.Cleanup(wg.Wait)
 	for i := range walkers {
 		w := &walker{number: i, random: rand.New(rand.NewPCG(seed, uint64(i))), rows: make(map[int]string), mu: &mu, after: after}
 		c := r.client()

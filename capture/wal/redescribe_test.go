@@ -1,0 +1,64 @@
+package wal
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/internal/pgtest"
+)
+
+// A worker that comes upon an altered table lets it be described in the stream as it is
+// when the stream gets there. What is altered after the worker has looked, and passes
+// before its message, is not taken back.
+func TestAlteredBehindAWorkersBack(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec("create type p as (x int, y text); create table a (id int primary key, p p); insert into a values (1, row(1, 'y')::p)")
+	r := newRig(t, db, nil, "a")
+	r.open()
+	r.copied()
+	if err := r.src.RequestLoad(r.ctx(), "public.a", "asked"); err != nil {
+		t.Fatal(err)
+	}
+	r.sync()
+	// The worker's last statement says how far it has come: its lock was not to be had in
+	// time, or it has looked the table up and is about to write its message, for which it
+	// needs what is locked here.
+	const gaveUp = "ROLLBACK"
+	last := gaveUp
+	for n := 0; last == gaveUp; n++ {
+		s := r.client()
+		s.exec(fmt.Sprintf("begin; alter table a add column w%d int", n))
+		r.src.PauseLoads(false)
+		until(t, "a worker waits for the table", func() bool {
+			return db.String("select count(*) from pg_locks where relation = 'a'::regclass and not granted") == "1"
+		})
+		func() {
+			r.src.loads.mu.Lock()
+			defer r.src.loads.mu.Unlock()
+			s.exec("commit")
+			until(t, "the worker has come to its next step", func() bool {
+				last = db.String("select query from pg_stat_activity where datname = current_database() and application_name = 'millrace load' and state = 'idle'")
+				return last != ""
+			})
+			if last != gaveUp {
+				db.Exec("alter type p add attribute z int cascade")
+			}
+		}()
+		r.src.PauseLoads(true)
+		r.sync()
+	}
+	r.load()
+	conn, err := r.c.connect(r.ctx(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer capture.Close(conn)
+	if _, err := conn.Exec(r.ctx(), "set search_path = public"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.equalJSON(conn, "a"); err != nil {
+		t.Error(err)
+	}
+}
