@@ -63,10 +63,14 @@ func consume(t *testing.T, client *kgo.Client, n int) []string {
 	t.Helper()
 	ctx := testContext(t)
 	var values []string
+	var last error // such as that there is no topic yet, from before there was one
 	for len(values) < n {
 		fetches := client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			t.Fatalf("consume: %v; so far %v", errors.Join(context.Cause(ctx), last), values)
+		}
 		if err := fetches.Err(); err != nil {
-			t.Fatalf("consume: %v; so far %v", err, values)
+			last = err
 		}
 		fetches.EachRecord(func(r *kgo.Record) { values = append(values, string(r.Value)) })
 	}
