@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -73,6 +74,9 @@ type running struct {
 func run(t testing.TB, s *edge.Store, topic *memoryTopic, change ...func(*Config)) *running {
 	t.Helper()
 	c := Config{Store: s, OpenSource: topic.open, RetryMin: time.Millisecond, RetryMax: 10 * time.Millisecond}
+	if _, bench := t.(*testing.B); !bench { // whose output is always shown
+		c.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
 	for _, f := range change {
 		f(&c)
 	}
