@@ -138,6 +138,11 @@ func (m *Migration) makeKeys(ctx context.Context, dst *pgx.Conn, to table.Name) 
 		m.log.Info("making a key", "table", to.String(), "sql", k.statement)
 		once := func() error {
 			return pgx.BeginFunc(ctx, dst, func(tx pgx.Tx) error {
+				// The commit of a process that was killed may be under way.
+				var made bool
+				if err := tx.QueryRow(ctx, "SELECT made_at IS NOT NULL FROM millrace.migration_key WHERE name = $1 AND heap = $2 AND number = $3 FOR UPDATE", m.cfg.Name, k.heap, k.number).Scan(&made); err != nil || made {
+					return err
+				}
 				if _, err := tx.Exec(ctx, k.statement); err != nil {
 					return err
 				}

@@ -1,6 +1,7 @@
 package migrations
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -71,7 +72,8 @@ func TestKeysAside(t *testing.T) {
 	r.same()
 }
 
-// TestKeysKilled kills the copy between two keys that it makes again.
+// TestKeysKilled kills the copy between two keys that it makes again, and has the server
+// end what it was at work on late.
 func TestKeysKilled(t *testing.T) {
 	r := newRig(t, 15, keyed, tablesOf("keyed")...)
 	r.must("prepare", r.m.Prepare(r.ctx(), nil))
@@ -93,7 +95,38 @@ func TestKeysKilled(t *testing.T) {
 			}
 		}
 	}
-	r.must("copy", r.m.Copy(r.ctx()))
+	// What the server was at work on when a process was killed commits while the next one
+	// comes to the same.
+	commit := func(sql string) func() {
+		conn, err := pgx.Connect(r.ctx(), r.dst.URL)
+		r.must("connect", err)
+		t.Cleanup(func() { conn.Close(context.Background()) }) //nolint:errcheck // nothing is lost with it
+		_, err = conn.Exec(r.ctx(), "BEGIN; "+sql, pgx.QueryExecModeSimpleProtocol)
+		r.must(sql, err)
+		return func() {
+			_, err := conn.Exec(r.ctx(), "COMMIT")
+			r.must("commit", err)
+		}
+	}
+	key := commit(r.dst.String("SELECT statement FROM millrace.migration_key WHERE made_at IS NULL") + "; UPDATE millrace.migration_key SET made_at = clock_timestamp() WHERE made_at IS NULL")
+	index := commit("CREATE INDEX keyed_a ON keyed (a)")
+	done := make(chan error, 1)
+	go func() { done <- r.m.Copy(r.ctx()) }()
+	waits := func(query string) {
+		waitFor(t, "the copy to wait at "+query, func() bool {
+			select {
+			case err := <-done:
+				t.Fatalf("the copy ended: %v", err)
+			default:
+			}
+			return r.dst.String("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name LIKE 'millrace migrate%' AND datname = current_database() AND query LIKE $1", query) == "1"
+		})
+	}
+	waits("%migration_key%FOR UPDATE")
+	key()
+	waits("CREATE INDEX%keyed_a%")
+	index()
+	r.must("copy", <-done)
 	if got, want := r.dst.String(definitions), r.src.String(definitions); got != want {
 		t.Errorf("behind the copy:\n%s\nwant\n%s", got, want)
 	}

@@ -78,7 +78,12 @@ func (m *Migration) settleTable(ctx context.Context, dst *pgx.Conn, t *settling)
 
 func (m *Migration) makeIndex(ctx context.Context, dst *pgx.Conn, t *settling, text string) error {
 	m.log.Info("making an index", "table", t.to.String(), "sql", text)
-	if _, err := dst.Exec(ctx, text); err != nil {
+	_, err := dst.Exec(ctx, text)
+	if c := code(err); c == "23505" || c == "42P07" {
+		// The server has gone on with that of a process that was killed, and was waited for.
+		_, err = dst.Exec(ctx, text)
+	}
+	if err != nil {
 		return fmt.Errorf("make an index at the target: %s: %w", text, err)
 	}
 	return nil
