@@ -301,8 +301,15 @@ func (p *pause) held(ctx context.Context, pairs []sequencePair) error {
 	for _, t := range p.w.m.tables(p.from) { // and with them their partitions
 		names = append(names, t.Quoted())
 	}
-	if _, err := p.lock.Exec(ctx, fmt.Sprintf("BEGIN; SET LOCAL lock_timeout = %d; SET LOCAL synchronous_commit = on; SELECT FROM millrace.migration_manager WHERE name = %s FOR UPDATE; LOCK TABLE %s IN EXCLUSIVE MODE; SET LOCAL lock_timeout = 0",
-		max(1, p.budget.Milliseconds()*9/10), literal(p.w.m.cfg.Name), strings.Join(names, ", ")), pgx.QueryExecModeSimpleProtocol); err != nil {
+	sql := fmt.Sprintf("BEGIN; SET LOCAL lock_timeout = %d; SET LOCAL synchronous_commit = on; SELECT FROM millrace.migration_manager WHERE name = %s FOR UPDATE; LOCK TABLE %s IN EXCLUSIVE MODE; SET LOCAL lock_timeout = 0",
+		max(1, p.budget.Milliseconds()*9/10), literal(p.w.m.cfg.Name), strings.Join(names, ", "))
+	_, err := p.lock.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
+	for code(err) == "40P01" { // deadlock_detected: a writer takes the tables in another order, and goes first
+		if _, err = p.lock.Exec(ctx, "ROLLBACK"); err == nil {
+			_, err = p.lock.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
+		}
+	}
+	if err != nil {
 		return p.over("writers were still at work", err)
 	}
 	p.told.Locked = p.note("locked")

@@ -126,3 +126,41 @@ func TestOverBudgetAtEachStep(t *testing.T) {
 	r.must("follow back", r.m.Follow(r.ctx(), r.reachedBack()))
 	r.same()
 }
+
+// TestOtherOrder has a writer take the tables in another order than going over does: the
+// writer goes first, and writers go over.
+func TestOtherOrder(t *testing.T) {
+	r := newRig(t, 15, hits, tablesOf("hits", "other")...)
+	r.cfg.PauseBudget = 30 * time.Second // the machine may be busy
+	r.renew()
+	r.follow()
+	_, err := r.m.Rehearse(r.ctx()) // which makes gates, and waits for writers
+	r.must("rehearse", err)
+	r.src.Exec("ALTER DATABASE " + r.src.Name + " SET deadlock_timeout = '3s'") // until when the writer is to wait too
+	writer, err := pgx.Connect(r.ctx(), r.src.URL)
+	r.must("connect", err)
+	defer writer.Close(context.Background()) //nolint:errcheck // nothing is lost with it
+	write := func(sql string) error {
+		_, err := writer.Exec(r.ctx(), sql, pgx.QueryExecModeSimpleProtocol)
+		return err
+	}
+	r.must("write", write(`SET deadlock_timeout = '10min'; BEGIN; UPDATE other SET "Order" = 7000 WHERE id = 7`))
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.m.Cutover(r.ctx())
+		done <- err
+	}()
+	waitFor(t, "the tables to be locked up to the writer's", func() bool {
+		select {
+		case err := <-done:
+			t.Fatalf("cutover beside a writer: %v", err)
+		default:
+		}
+		return r.src.String("SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'ExclusiveLock' AND relation = 'other'::regclass") == "1"
+	})
+	r.must("write to the table that is locked", write("UPDATE hits SET note = 'in another order' WHERE id = -7; COMMIT"))
+	r.must("cutover", <-done)
+	if got := r.dst.String(`SELECT (SELECT "Order" FROM other WHERE id = 7) || ' ' || (SELECT note FROM hits WHERE id = -7)`); got != "7000 in another order" {
+		t.Errorf("the target has %s", got)
+	}
+}
