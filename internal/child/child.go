@@ -113,7 +113,7 @@ func (p *Process) EndsWithin(d time.Duration) bool {
 
 // Kill sends SIGKILL and returns when the process is gone.
 func (p *Process) Kill() error {
-	const limit = 10 * time.Second
+	const limit = time.Minute // a loaded machine is slow to take a large process down
 	if err := p.Signal(syscall.SIGKILL); err != nil {
 		return err
 	}
