@@ -16,6 +16,9 @@ import (
 // auditor must not take the processor that the audited needs.
 const auditShare = 2
 
+// auditLimit is how long an audit may keep its snapshot, on a loaded machine.
+const auditLimit = 10 * time.Minute
+
 // httpAudits is the pause between two audits over HTTP.
 const httpAudits = 50 * time.Millisecond
 
@@ -94,7 +97,7 @@ func (r *BookReader) Run(ctx context.Context) error {
 
 func (r *BookReader) open(ctx context.Context) (store *edge.Store, err error) {
 	err = Wait(ctx, time.Hour, func(context.Context) (err error) {
-		if store, err = edge.Open(edge.Options{Dir: r.Dir, ReadOnly: true}); err != nil {
+		if store, err = edge.Open(edge.Options{Dir: r.Dir, ReadOnly: true, MaxViewAge: auditLimit}); err != nil {
 			r.waits.Store(&err)
 		}
 		return err
