@@ -53,13 +53,15 @@ func (r *run) topicStart() int64 {
 func (r *run) ripen() {
 	r.t.Helper()
 	r.awaitProgress()
+	newest := "0"
 	harness.Until(r.t, progressLimit, "a place where the topic may begin is kept", func(context.Context) error {
-		if n := r.s.DB.String(`SELECT count(*)::text FROM millrace.mark WHERE last_index > 0 AND marked_at > now() - interval '30 min'`); n == "0" {
+		newest = r.s.DB.String(`SELECT coalesce(max(last_index), 0)::text FROM millrace.mark WHERE marked_at > now() - interval '30 min'`)
+		if newest == "0" {
 			return harness.NotYet("there is none")
 		}
 		return nil
 	})
-	// What the witness has read may go.
+	// What the witness has read may go, and not what a later mark lets go.
 	looks := r.watch.Looks.Load()
 	harness.Until(r.t, progressLimit, "the witness has read the topic", func(context.Context) error {
 		if r.watch.Looks.Load() < looks+2 {
@@ -67,7 +69,7 @@ func (r *run) ripen() {
 		}
 		return nil
 	})
-	r.s.DB.Exec(`UPDATE millrace.mark SET marked_at = marked_at - interval '1 hour'`)
+	r.s.DB.Exec(`UPDATE millrace.mark SET marked_at = marked_at - interval '1 hour' WHERE last_index <= ` + newest)
 	harness.Until(r.t, progressLimit, "the edge has reported that it needs it no more", func(context.Context) error {
 		if !r.transfer.Running() || r.transfer.Paused() {
 			return nil // it has trimmed by itself
