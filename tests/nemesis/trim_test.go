@@ -121,10 +121,17 @@ func (r *run) trimBehind(late *harness.Edge, forget bool) error {
 		return fmt.Errorf("wait for what can be trimmed: %w", err)
 	}
 	r.trimmed = true // it may do so by itself from here on
-	if p := r.s.Run(r.transfer.Config, "trim"); p.ExitCode() != 0 {
-		return fmt.Errorf("millrace trim: exit code %d: %s", p.ExitCode(), lastLine(p.Stderr()))
-	}
-	after, err := r.trimPlan()
+	var after plan
+	err = harness.Wait(r.t.Context(), trimLimit, func(context.Context) (err error) {
+		if err := r.keepUp(); err != nil {
+			return err
+		}
+		if p := r.s.Run(r.transfer.Config, "trim"); p.ExitCode() != 0 {
+			return harness.NotYet("millrace trim: exit code %d: %s", p.ExitCode(), lastLine(p.Stderr())) // between two reigns
+		}
+		after, err = r.trimPlan()
+		return err
+	})
 	if err != nil {
 		return err
 	}
