@@ -112,7 +112,7 @@ func (w *world) freshReads(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				row, place, err := edge.After(token, 20*time.Second).Get(ctx, "public.items", shop, fmt.Sprint(id))
+				row, place, err := edge.After(token, 30*time.Second).Get(ctx, "public.items", shop, fmt.Sprint(id))
 				var got struct{ Note string }
 				if err == nil {
 					err = row.Into(&got)

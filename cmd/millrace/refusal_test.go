@@ -1,12 +1,13 @@
 package main
 
 import (
-	"net"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/millrace-db/millrace/internal/loopback"
 	"github.com/millrace-db/millrace/internal/pgtest"
 	"github.com/millrace-db/millrace/internal/testdir"
 )
@@ -94,14 +95,11 @@ func TestUnreachable(t *testing.T) {
 // closedPort returns a loopback address where nobody listens.
 func closedPort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := loopback.FreePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // TestPoolerInTheWay: a source URL that leads to a PgBouncer, as it is installed

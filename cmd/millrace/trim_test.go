@@ -63,18 +63,22 @@ func TestTrimAndReceipt(t *testing.T) {
 		}
 		return nil
 	})
-	if got := run("status"); !strings.Contains(got, "2 edges (1 of them relays, 2 levels)") || !strings.Contains(got, "chains agree") {
-		t.Errorf("status: %s", got)
-	}
+	until(t, "the status says so", func() error {
+		if got := run("status"); !strings.Contains(got, "2 edges (1 of them relays, 2 levels)") || !strings.Contains(got, "chains agree") {
+			return errors.New(got)
+		}
+		return nil
+	})
 
 	// A state record is written where a reign begins. What was then is said to be old.
 	grow := func(edges string) {
 		t.Helper()
 		publisher.stop(syscall.SIGTERM)
+		last := w.db.String(`SELECT coalesce(max(log_offset), -1)::text FROM millrace.mark`)
 		publisher = spawn(t, w.dir, nil, "transfer", "-c", w.file)
-		until(t, "a mark", func() error {
-			if n := w.db.String(`SELECT count(*)::text FROM millrace.mark WHERE last_index > 0 AND marked_at > now() - interval '30 min'`); n == "0" {
-				return errors.New("there is none")
+		until(t, "a mark of the new reign", func() error {
+			if n := w.db.String(`SELECT count(*)::text FROM millrace.mark WHERE last_index > 0 AND log_offset > $1::text::bigint`, last); n == "0" {
+				return fmt.Errorf("there is none behind offset %s", last)
 			}
 			return nil
 		})

@@ -190,13 +190,15 @@ func (c *commander) results(ctx context.Context, passes []admin.VerifyStatus) ([
 		if err == nil && len(late) == 0 {
 			return resultsOf(edges, passes), nil
 		}
-		if text := strings.Join(late, ", "); text != "" && text != said && !c.asJSON {
+		if text := strings.Join(late, ", "); text != "" && text != said {
 			said = text
-			fmt.Fprintf(c.stderr, "waiting for the results up to index %v of: %s\n", last, text)
+			if !c.asJSON {
+				fmt.Fprintf(c.stderr, "waiting for the results up to index %v of: %s\n", last, text)
+			}
 		}
 		select {
 		case <-ctx.Done():
-			if err != nil {
+			if said == "" {
 				return nil, err
 			}
 			return nil, fmt.Errorf("wait for %s: %w", said, ctx.Err())

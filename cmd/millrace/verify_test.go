@@ -25,9 +25,14 @@ import (
 
 // command runs the program within the test.
 func command(ctx context.Context, args ...string) (code int, stdout, stderr string) {
-	var out, err syncBuilder
 	ctx, cancel := context.WithTimeout(ctx, runLimit)
 	defer cancel()
+	return commandUntil(ctx, args...)
+}
+
+// commandUntil is command for one that runs until ctx ends.
+func commandUntil(ctx context.Context, args ...string) (code int, stdout, stderr string) {
+	var out, err syncBuilder
 	code = run(ctx, &environment{args: args, stdout: &out, stderr: &err})
 	return code, out.String(), err.String()
 }
@@ -304,11 +309,7 @@ func TestLoadCommand(t *testing.T) {
 	stop(transfer.PhaseStopped, "slot lost")
 	one("stopped", exitOperator, []string{"load", "public.items"}, "slot lost", "start transfer again")
 
-	ports, err := loopback.FreePorts(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody := "127.0.0.1:" + strconv.Itoa(ports[0])
+	nobody := closedPort(t)
 	w := world{dir: testdir.For(t)}
 	text := fmt.Sprintf("streams: [{name: shop, source: {url: \"postgres://nobody@127.0.0.1:1/none\", tables: [public.items]}}]\ntransfer: {admin: %q}\n", nobody)
 	o.file = w.write(t, "nobody.yaml", text)
@@ -385,7 +386,7 @@ func TestVerifyCommand(t *testing.T) {
 	}, nil)
 	o.put(t, relay)
 	o.forget()
-	_, stderr = o.run(t, exitFailure, "verify", "--wait", "--timeout", "3s")
+	_, stderr = o.run(t, exitFailure, "verify", "--wait", "--timeout", "3s", "--json")
 	wantWords(t, "edges behind a relay that are late", stderr, "within 3s", "1 below relay")
 	relay.Below = edgestatus.Summarise([]edgestatus.Edge{
 		below(edgestatus.Report{Edge: "leaf-1", Index: 110, Verify: good.Verify}),
@@ -566,7 +567,7 @@ func TestEdgeVerifiesAndReports(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan string, 1)
 	go func() {
-		code, _, stderr := command(ctx, "edge", "-c", file)
+		code, _, stderr := commandUntil(ctx, "edge", "-c", file)
 		ended <- fmt.Sprint(code, " ", stderr)
 	}()
 	stop := sync.OnceValue(func() string { cancel(); return <-ended })
