@@ -289,6 +289,17 @@ func (b *bank) edge(dir string, from ...string) *branch {
 	return b.edgeWith(dir, options{}, from...)
 }
 
+// wentAway makes an edge that comes to the next unit and goes, and returns its directory.
+func (b *bank) wentAway(o options) (dir string) {
+	b.t.Helper()
+	dir = filepath.Join(b.t.TempDir(), "away")
+	x := b.edgeWith(dir, o)
+	b.unit()
+	x.at(b.unitNo)
+	x.end()
+	return dir
+}
+
 // options of an edge; none must be set.
 type options struct {
 	trusted *millrace.Keyring

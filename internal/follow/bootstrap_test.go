@@ -92,11 +92,7 @@ func TestBootstrapNew(t *testing.T) {
 func TestBootstrapGone(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)
-	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edge(dir)
-	b.unit()
-	away.at(1)
-	away.end()
+	dir := b.wentAway(options{})
 	peer := b.edge(filepath.Join(t.TempDir(), "peer"))
 	b.unit()
 	peer.at(2)
@@ -116,7 +112,7 @@ func TestBootstrapGone(t *testing.T) {
 		files.ServeHTTP(w, r)
 	})))
 	t.Cleanup(server.Close)
-	away = b.edge(dir, server.URL+"/backups")
+	away := b.edge(dir, server.URL+"/backups")
 	away.until("it has asked in vain", func() bool { s := away.stream.Bootstrap(); return s != nil && s.State == serve.BootstrapFailed })
 	if away.value() != 1 || away.stream.Fault() == nil {
 		t.Errorf("it has unit %d and fault %v", away.value(), away.stream.Fault())
@@ -164,11 +160,7 @@ func TestBootstrapRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBankWith(t, key)
-	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edgeWith(dir, options{trusted: ring})
-	b.unit()
-	away.at(1)
-	away.end()
+	dir := b.wentAway(options{trusted: ring})
 	old, good := imageOf(b, 1), imageOf(b, 1)
 	b.trim()
 	b.heartbeat()
@@ -189,7 +181,7 @@ func TestBootstrapRefuses(t *testing.T) {
 	forged := imageOf(newBankWith(t, other), 9)
 
 	file := func(dir string) string { return "file://" + dir }
-	away = b.edgeWith(dir, options{trusted: ring}, file(old), file(damaged), file(unsigned), file(forged))
+	away := b.edgeWith(dir, options{trusted: ring}, file(old), file(damaged), file(unsigned), file(forged))
 	problem := "" // which the next attempt takes from what is shown
 	away.until("it has asked in vain", func() bool {
 		s := away.stream.Bootstrap()
@@ -224,11 +216,7 @@ func TestBootstrapRefuses(t *testing.T) {
 func TestBootstrapDiverged(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)
-	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edge(dir)
-	b.unit()
-	away.at(1)
-	away.end()
+	dir := b.wentAway(options{})
 	good := imageOf(b, 1)
 	forged := t.TempDir()
 	if err := os.CopyFS(forged, os.DirFS(good)); err != nil {
@@ -260,7 +248,7 @@ func TestBootstrapDiverged(t *testing.T) {
 	fresh.end()
 
 	b.trim()
-	away = b.edge(dir, "file://"+forged)
+	away := b.edge(dir, "file://"+forged)
 	away.until("the image is followed", func() bool { s := away.stream.Bootstrap(); return s != nil && s.State == serve.BootstrapFollowing })
 	if away.value() != 1 {
 		t.Errorf("it has unit %d", away.value())
@@ -294,14 +282,10 @@ func TestBootstrapDiverged(t *testing.T) {
 func TestBootstrapLost(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)
-	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edge(dir)
-	b.unit()
-	away.at(1)
-	away.end()
+	dir := b.wentAway(options{})
 	newer := imageOf(b, 1)
 	b.remove()
-	away = b.edge(dir, "file://"+newer)
+	away := b.edge(dir, "file://"+newer)
 	away.until("the loss is told", func() bool { return strings.Contains(away.log.String(), "the stream's topic is lost") })
 	if away.value() != 1 || away.stream.Bootstrap() != nil {
 		t.Errorf("it has unit %d, bootstrap %+v", away.value(), away.stream.Bootstrap())
@@ -320,18 +304,14 @@ func TestBootstrapLost(t *testing.T) {
 func TestBootstrapIntoEpoch(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)
-	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edge(dir)
-	b.unit()
-	away.at(1)
-	away.end()
+	dir := b.wentAway(options{})
 	b.remove()
 	b.begin(2)
 	b.unit()
 	from := imageOf(b, 1)
 	b.trim()
 	b.heartbeat()
-	away = b.edge(dir, "file://"+from)
+	away := b.edge(dir, "file://"+from)
 	away.until("it has gone over", func() bool { return away.stream.Home().Place().Epoch == 2 && away.value() == 2 })
 	b.unit()
 	away.at(3)
@@ -342,11 +322,7 @@ func TestBootstrapIntoEpoch(t *testing.T) {
 func TestBootstrapBehind(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)
-	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edge(dir)
-	b.unit()
-	away.at(1)
-	away.end()
+	dir := b.wentAway(options{})
 	next := int64(b.end)
 	from := imageOf(b, 4)
 
@@ -365,7 +341,7 @@ func TestBootstrapBehind(t *testing.T) {
 	rules := func(few uint64) options {
 		return options{rules: func(r *bootRules) { r.behindEvery, r.lag, r.few = 10*time.Millisecond, 0, few }}
 	}
-	away = b.edgeWith(dir, rules(4*bankRows+1), "file://"+from)
+	away := b.edgeWith(dir, rules(4*bankRows+1), "file://"+from)
 	away.until("it has looked", func() bool {
 		s := away.stream.Bootstrap()
 		return s != nil && strings.Contains(s.Problem, "200 entries are to be followed")
@@ -456,11 +432,7 @@ func TestBootstrapUnconfirmed(t *testing.T) {
 func TestBootstrapIntoEpochPauses(t *testing.T) {
 	t.Parallel()
 	b := newBank(t)
-	dir := filepath.Join(t.TempDir(), "away")
-	away := b.edge(dir)
-	b.unit()
-	away.at(1)
-	away.end()
+	dir := b.wentAway(options{})
 	b.begin(2)
 	b.unit()
 	b.trim()
@@ -471,7 +443,7 @@ func TestBootstrapIntoEpochPauses(t *testing.T) {
 		http.NotFound(w, nil)
 	}))
 	defer peer.Close()
-	away = b.edgeWith(dir, options{rules: func(r *bootRules) { r.look, r.retryMin, r.retryMax = 10*time.Millisecond, time.Hour, time.Hour }}, peer.URL+"/images")
+	away := b.edgeWith(dir, options{rules: func(r *bootRules) { r.look, r.retryMin, r.retryMax = 10*time.Millisecond, time.Hour, time.Hour }}, peer.URL+"/images")
 	away.until("peers were asked in vain", func() bool { s := away.stream.Bootstrap(); return s != nil && s.State == serve.BootstrapFailed })
 	b.cluster.ControlKey(int16(kmsg.Metadata), func(kmsg.Request) (kmsg.Response, error, bool) {
 		b.cluster.KeepControl()

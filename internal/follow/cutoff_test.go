@@ -196,11 +196,7 @@ func TestCutOff(t *testing.T) {
 					k.Edge.Images.From = []string{peer.url}
 				}
 			}}
-			dir := filepath.Join(t.TempDir(), "away")
-			away := b.edge(dir)
-			b.unit()
-			away.at(1)
-			away.end()
+			dir := b.wentAway(options{})
 			for range 20 { // more than the pruned log has room for
 				b.unit()
 			}
@@ -211,7 +207,7 @@ func TestCutOff(t *testing.T) {
 
 			office.cable.cut()
 			peer.cut.cut()
-			away = b.edgeWith(dir, o)
+			away := b.edgeWith(dir, o)
 			reads, lag := 0, 0.0
 			for end := time.Now().Add(2 * time.Second); reads < 20 || time.Now().Before(end); reads++ {
 				if reads%50 == 0 {
