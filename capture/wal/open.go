@@ -300,8 +300,11 @@ const lookUpLimit = 20 * time.Second
 
 func (l *lookUps) table(ctx context.Context, id millrace.TableID, types []uint32) (info *table.Info, err error) {
 	err = l.do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		info, err = l.c.table(ctx, conn, id, types)
-		return err
+		// In one snapshot: columns and keys of before and after a command fit nothing.
+		return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) (err error) {
+			info, err = l.c.table(ctx, tx.Conn(), id, types)
+			return err
+		})
 	})
 	return info, err
 }
