@@ -42,19 +42,36 @@ func (c *Capture) proveHistory(ctx context.Context, from millrace.LSN, p millrac
 	if err := c.startReplication(ctx, repl, from); err != nil {
 		return err
 	}
-	heard, cancel := context.WithCancel(ctx)
-	defer cancel()
-	silence := time.AfterFunc(c.cfg.Silence, cancel)
-	defer silence.Stop()
-	for {
+	// We stand where the slot begins, until the end of this.
+	status := func(answer bool) error {
+		begin := pglogrepl.LSN(from)
+		update := pglogrepl.StandbyStatusUpdate{WALWritePosition: begin, WALFlushPosition: begin, WALApplyPosition: begin, ClientTime: time.Now(), ReplyRequested: answer}
+		if err := pglogrepl.SendStandbyStatusUpdate(ctx, repl.PgConn, update); err != nil {
+			return fmt.Errorf("send status to the source: %w", err)
+		}
+		return nil
+	}
+	for asked := false; ; {
+		heard, cancel := context.WithTimeout(ctx, c.cfg.Silence/2)
 		msg, err := repl.ReceiveMessage(heard)
-		if err != nil {
-			if heard.Err() != nil && ctx.Err() == nil {
-				err = fmt.Errorf("%w: nothing came for %v", ErrSilent, c.cfg.Silence)
+		quiet := err != nil && heard.Err() != nil && ctx.Err() == nil && !repl.IsClosed()
+		cancel()
+		switch {
+		case quiet && !asked:
+			// It may be reading what is of no concern to us. Where it has no time-out
+			// of its own it says nothing all the while.
+			if err := status(true); err != nil {
+				return err
 			}
+			asked = true
+			continue
+		case quiet:
+			err = fmt.Errorf("%w: nothing came for %v", ErrSilent, c.cfg.Silence)
+		}
+		if err != nil {
 			return c.replicationError(fmt.Errorf("read what the slot holds from before %v: %w", p.LSN, err))
 		}
-		silence.Reset(c.cfg.Silence)
+		asked = false
 		data, ok := msg.(*pgproto3.CopyData)
 		if !ok {
 			continue
@@ -74,10 +91,8 @@ func (c *Capture) proveHistory(ctx context.Context, from millrace.LSN, p millrac
 			return fmt.Errorf("%w: no transaction of its WAL ends at %v, where the stream ends: "+mend, capture.ErrRewound, p.LSN)
 		}
 		if r.ask {
-			begin := pglogrepl.LSN(from)
-			status := pglogrepl.StandbyStatusUpdate{WALWritePosition: begin, WALFlushPosition: begin, WALApplyPosition: begin, ClientTime: time.Now()}
-			if err := pglogrepl.SendStandbyStatusUpdate(ctx, repl.PgConn, status); err != nil {
-				return fmt.Errorf("send status to the source: %w", err)
+			if err := status(false); err != nil {
+				return err
 			}
 		}
 	}

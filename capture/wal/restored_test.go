@@ -110,6 +110,50 @@ func TestHistoryIsProven(t *testing.T) {
 	}
 }
 
+// A server that has nothing to say for long, because it reads what is of no concern to
+// us or, here, waits for a standby, is asked whether it lives while history is proven.
+func TestHistoryOfASlowServer(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Cluster(t, pgtest.Options{Version: 18, Settings: map[string]string{"wal_sender_timeout": "0"}})
+	db := pgtest.On(t, server)
+	db.Exec("create table a (id int primary key); select pg_create_physical_replication_slot('nobody', true)")
+	r := newRig(t, db, func(c *Config) { c.Silence = 2 * time.Second }, "a")
+	r.open()
+	r.copied()
+	db.Exec("insert into a values (1)")
+	r.sync() // and the slot knows nothing of it
+	r.close()
+	setting := func(value string) {
+		t.Helper()
+		db.Exec("alter system set synchronized_standby_slots = '" + value + "'")
+		db.Exec("select pg_reload_conf()")
+		until(t, "setting is in force", func() bool { return db.String("show synchronized_standby_slots") == value })
+	}
+	setting("nobody")
+	opened := make(chan error, 1)
+	begin := time.Now()
+	go func() {
+		src, err := r.c.Open(r.ctx(), &r.edge.at)
+		r.src = src
+		opened <- err
+	}()
+	until(t, "more time passes than the source may be silent", func() bool {
+		select {
+		case err := <-opened:
+			t.Fatalf("open beside a server that waits for a standby: %v", err)
+		default:
+		}
+		return db.String("select count(*) from pg_stat_replication where reply_time > $1::timestamptz", begin.Add(2*r.cfg.Silence)) == "1"
+	})
+	setting("")
+	if err := <-opened; err != nil {
+		t.Fatal(err)
+	}
+	db.Exec("insert into a values (2)")
+	r.sync()
+	r.equal()
+}
+
 func TestReached(t *testing.T) {
 	keepalive := append([]byte{'k', 0, 0, 0, 0, 0, 0, 1, 0}, make([]byte, 9)...)
 	keepalive[17] = 1
