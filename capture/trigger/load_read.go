@@ -73,7 +73,9 @@ func (l *loads) read(ctx context.Context, w *window) ([]*millrace.Unit, error) {
 		u, err = l.verify(ctx, w, p)
 	}
 	if err == nil {
-		err = ask(ctx, w.conn.PgConn(), "RELEASE SAVEPOINT millrace_read")
+		if err = ask(ctx, w.conn.PgConn(), "RELEASE SAVEPOINT millrace_read"); err != nil && u != nil {
+			err = fmt.Errorf("%w: %w", errAhead, err)
+		}
 	}
 	if err == nil && u == nil {
 		return nil, nil
@@ -91,7 +93,7 @@ func (l *loads) read(ctx context.Context, w *window) ([]*millrace.Unit, error) {
 	} else {
 		name = p.Table
 	}
-	if ctx.Err() != nil || w.conn.IsClosed() || millrace.NeedsOperator(err) {
+	if ctx.Err() != nil || w.conn.IsClosed() || millrace.NeedsOperator(err) || errors.Is(err, errAhead) {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	if err := ask(ctx, w.conn.PgConn(), "ROLLBACK TO SAVEPOINT millrace_read"); err != nil {
@@ -101,6 +103,10 @@ func (l *loads) read(ctx context.Context, w *window) ([]*millrace.Unit, error) {
 	l.failed(ld, p, err)
 	return nil, nil
 }
+
+// errAhead occurs where it is noted that something was read which will not be given out.
+// It ends the source; the next one begins at what was published.
+var errAhead = errors.New("what was read of it was not given out")
 
 // failed puts off what could not be read.
 func (l *loads) failed(ld *load, p *pass, err error) {
@@ -203,13 +209,19 @@ func (l *loads) chunk(ctx context.Context, w *window, ld *load) (*millrace.Unit,
 		return out.spill()
 	})
 	if err == nil {
-		err = l.carried(ld, seen, c, rows, out.out)
+		if err = l.carried(ld, seen, c, rows, out.out); err != nil {
+			err = fmt.Errorf("%w: %w", errAhead, err)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, out.remove())
 	}
 	l.c.metrics.copied.Add(float64(rows))
-	return out.unit(w)
+	u, err := out.unit(w)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errAhead, err)
+	}
+	return u, nil
 }
 
 // open says which chunk is to be read in a snapshot, in a window of the load that
