@@ -66,7 +66,7 @@ func misspelling(t *testing.T, server string, text []byte, armed *atomic.Bool) s
 	wrong[len(wrong)-1]++
 	pass := func(client net.Conn) {
 		defer func() { _ = client.Close() }()
-		conn, err := net.Dial("tcp", server)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", server)
 		if err != nil {
 			return
 		}
