@@ -23,7 +23,7 @@ func TestLoadWaitsForReplica(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.RuntimeParams["replication"] = "true"
+	cfg.RuntimeParams["replication"], cfg.RuntimeParams["wal_sender_timeout"] = "true", "0" // it reports when the test wants
 	standby, err := pgconn.ConnectConfig(r.ctx(), cfg)
 	if err != nil {
 		t.Fatal(err)
