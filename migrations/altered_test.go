@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-db/millrace"
 )
@@ -24,7 +23,7 @@ func altered(t *testing.T, mode millrace.Mode) {
 	}
 	var last *follower
 	follow := func() error {
-		ctx, cancel := context.WithTimeout(r.ctx(), 25*time.Second)
+		ctx, cancel := context.WithTimeout(r.ctx(), limit)
 		defer cancel()
 		reached := r.reached()
 		return r.m.Follow(ctx, func(f *follower) bool {

@@ -68,7 +68,7 @@ func TestGather(t *testing.T) {
 	}{
 		{"the interval is over", 50 * time.Millisecond, time.Minute, free, 1, "", true, 1},
 		{"few changes wait for the interval", time.Hour, 10 * time.Millisecond, free, 1, "", false, 1},
-		{"a backlog has come to its end", time.Hour, 10 * time.Millisecond, free, 20, "", true, 20},
+		{"a backlog has come to its end", time.Hour, 500 * time.Millisecond, free, 20, "", true, 20},
 		{"it is full", time.Hour, time.Hour, busy, 1000, "", true, 100},
 		{"the sink is busy", 10 * time.Millisecond, time.Hour, busy, 20, "", false, 20},
 		{"the fence has come", time.Hour, time.Hour, busy, 3, "here", true, 3},
