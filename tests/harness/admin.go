@@ -25,7 +25,7 @@ func (s *System) withAdmin(doing string, do func(context.Context, *kgo.Client) e
 }
 
 // CreateTopic makes the system's topic by hand, with Kafka's own defaults but
-// for settings.
+// for settings, and returns when the broker shows it.
 func (s *System) CreateTopic(partitions int32, settings map[string]string) {
 	s.T.Helper()
 	s.withAdmin("create topic "+s.Topic, func(ctx context.Context, client *kgo.Client) error {
@@ -43,7 +43,29 @@ func (s *System) CreateTopic(partitions int32, settings map[string]string) {
 		if err != nil {
 			return err
 		}
-		return kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+		if err := kerr.ErrorForCode(resp.Topics[0].ErrorCode); err != nil {
+			return err
+		}
+		return s.awaitPartitions(ctx, client, partitions)
+	})
+}
+
+// awaitPartitions waits until the broker shows the system's topic with n partitions: the
+// controller answers before every broker knows.
+func (s *System) awaitPartitions(ctx context.Context, client *kgo.Client, n int32) error {
+	return Wait(ctx, adminLimit, func(ctx context.Context) error {
+		req := kmsg.NewPtrMetadataRequest()
+		topic := kmsg.NewMetadataRequestTopic()
+		topic.Topic = kmsg.StringPtr(s.Topic)
+		req.Topics = append(req.Topics, topic)
+		resp, err := req.RequestWith(ctx, client)
+		if err != nil {
+			return err
+		}
+		if t := &resp.Topics[0]; t.ErrorCode != 0 || len(t.Partitions) != int(n) {
+			return NotYet("the broker shows %d partitions (%v)", len(t.Partitions), kerr.ErrorForCode(t.ErrorCode))
+		}
+		return nil
 	})
 }
 
@@ -77,7 +99,8 @@ func (s *System) DeleteTopic() {
 	})
 }
 
-// AddPartitions makes the system's topic one of n partitions.
+// AddPartitions makes the system's topic one of n partitions, and returns when the broker
+// shows them.
 func (s *System) AddPartitions(n int32) {
 	s.T.Helper()
 	s.withAdmin("add partitions to topic "+s.Topic, func(ctx context.Context, client *kgo.Client) error {
@@ -90,7 +113,10 @@ func (s *System) AddPartitions(n int32) {
 		if err != nil {
 			return err
 		}
-		return kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+		if err := kerr.ErrorForCode(resp.Topics[0].ErrorCode); err != nil {
+			return err
+		}
+		return s.awaitPartitions(ctx, client, n)
 	})
 }
 
