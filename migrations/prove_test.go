@@ -25,9 +25,7 @@ func wayBackProven(t *testing.T, mode millrace.Mode) {
 	} {
 		r.src.Exec(sql)
 	}
-	t.Cleanup(func() {
-		r.src.Exec("REASSIGN OWNED BY " + role + " TO CURRENT_USER; DROP OWNED BY " + role + "; DROP ROLE " + role)
-	})
+	t.Cleanup(func() { r.forget(r.src, role) })
 	u, err := url.Parse(r.cfg.SourceURL)
 	r.must("read the URL", err)
 	u.User = url.User(role)
@@ -84,6 +82,14 @@ func wayBackProven(t *testing.T, mode millrace.Mode) {
 	}
 }
 
+// forget drops a role. Sessions of it that end take their staging tables away first.
+func (r *rig) forget(db *pgtest.DB, role string) {
+	waitFor(r.t, "sessions of "+role+" to end", func() bool {
+		return db.String("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", role) == "0"
+	})
+	db.Exec("REASSIGN OWNED BY " + role + " TO CURRENT_USER; DROP OWNED BY " + role + "; DROP ROLE " + role)
+}
+
 // TestTriggersThatMayNotBeSilenced has a role at the target that may not keep triggers
 // silent, which nothing needs until somebody makes one there: no change goes in then, and
 // no row is tried.
@@ -93,13 +99,7 @@ func TestTriggersThatMayNotBeSilenced(t *testing.T) {
 	r.dst.Exec("CREATE ROLE " + role + " LOGIN REPLICATION")
 	r.dst.Exec("ALTER DATABASE " + r.dst.Name + " OWNER TO " + role)
 	r.dst.Exec("ALTER SCHEMA public OWNER TO " + role)
-	t.Cleanup(func() {
-		// Sessions that end take their staging tables away.
-		waitFor(t, "sessions to end", func() bool {
-			return r.dst.String("SELECT count(*) FROM pg_stat_activity WHERE usename = '"+role+"'") == "0"
-		})
-		r.dst.Exec("REASSIGN OWNED BY " + role + " TO CURRENT_USER; DROP OWNED BY " + role + "; DROP ROLE " + role)
-	})
+	t.Cleanup(func() { r.forget(r.dst, role) })
 	u, err := url.Parse(r.cfg.TargetURL)
 	r.must("read the URL", err)
 	u.User = url.User(role)
