@@ -118,7 +118,7 @@ func (c *commander) passes(ctx context.Context, tables []string, before []admin.
 				done[v.Table] = v
 			}
 		}
-		return len(done) == len(tables), nil
+		return len(done) == len(tables), c.askAgain(ctx, tables, done, all)
 	})
 	if err != nil {
 		return nil, err
@@ -128,6 +128,26 @@ func (c *commander) passes(ctx context.Context, tables []string, before []admin.
 		passes = append(passes, done[table])
 	}
 	return passes, nil
+}
+
+// askAgain asks once more for the passes that transfer knows nothing of: it has begun to
+// publish anew meanwhile, and what the reign before was asked for is forgotten.
+func (c *commander) askAgain(ctx context.Context, tables []string, done map[string]admin.VerifyStatus, all []admin.VerifyStatus) error {
+	var forgotten []string
+	for _, table := range tables {
+		_, over := done[table]
+		if !over && !slices.ContainsFunc(all, func(v admin.VerifyStatus) bool { return v.Table == table }) {
+			forgotten = append(forgotten, table)
+		}
+	}
+	if len(forgotten) == 0 {
+		return nil
+	}
+	var taken []admin.VerifyStatus
+	if err := c.send(ctx, http.MethodPost, "/verify", admin.VerifyRequest{Tables: forgotten}, &taken); err != nil && !passing(err) {
+		return err
+	}
+	return nil
 }
 
 // verifyResult is what one edge, or those below one, have found in one table.

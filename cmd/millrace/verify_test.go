@@ -64,7 +64,9 @@ type desk struct {
 	asked  []admin.LoadStatus // listed when they have been looked for several times
 	looks  int
 	passes []admin.VerifyStatus
-	fail   string
+	// lose has the next request for passes be forgotten, as a new reign does.
+	lose bool
+	fail string
 }
 
 func (d *desk) Status() transfer.Status {
@@ -146,6 +148,9 @@ func (d *desk) Verify(_ context.Context, tables []string) error {
 		d.passes = slices.DeleteFunc(d.passes, func(v admin.VerifyStatus) bool { return v.Table == table })
 		d.passes = append(d.passes, admin.VerifyStatus{Table: table, Phase: admin.PhaseWaiting, RequestedAt: time.Now()})
 	}
+	if d.lose {
+		d.lose, d.passes = false, nil
+	}
 	return nil
 }
 
@@ -166,6 +171,12 @@ func (d *desk) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.passes = nil
+}
+
+func (d *desk) loseNext() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lose = true
 }
 
 // office is a desk behind an admin listener, with a broker and a configuration.
@@ -346,6 +357,11 @@ func TestVerifyCommand(t *testing.T) {
 	o.forget()
 	out, _ = o.run(t, exitOK, "verify", "--wait")
 	wantWords(t, "verify --wait", out, "good", "public.items", "equal", "50", "the edge is stopped")
+
+	o.forget()
+	o.loseNext()
+	out, _ = o.run(t, exitOK, "verify", "--wait", "--timeout", "1m")
+	wantWords(t, "verify --wait over a transfer that begins anew", out, "good", "public.items", "equal", "50")
 
 	// Edges that are behind, or have not compared it all, are waited for.
 	late := &edgestatus.Report{Edge: "late", State: edgestatus.StateStream, Index: 99}
