@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -59,8 +60,11 @@ func (k *keeper) run(ctx context.Context) error {
 	}
 	k.answering()
 	var successor *handover.Successor
+	last := make(chan struct{})
+	var passing sync.WaitGroup
 	group.Go(func() (err error) {
 		if successor, err = k.reign(ctx); successor != nil {
+			passing.Go(func() { k.passUpgrades(successor, last) })
 			stopServing()
 		}
 		return err
@@ -69,8 +73,34 @@ func (k *keeper) run(ctx context.Context) error {
 	if successor != nil {
 		k.log.Info("a successor has taken over; this process ends", "pid", successor.PID())
 		err = errors.Join(err, successor.Close())
+		close(last)
+		passing.Wait()
 	}
 	return err
+}
+
+// passUpgrades tells the successor, which has taken over, of each upgrade that this process
+// is asked for, until last is closed: nobody needs to know which of the two is asked.
+func (k *keeper) passUpgrades(s *handover.Successor, last <-chan struct{}) {
+	tell := func() {
+		k.log.Info("an upgrade is asked for; the process that has taken over is told", "pid", s.PID())
+		if err := s.Upgrade(); err != nil {
+			k.log.Error("the upgrade has failed", "error", err)
+		}
+	}
+	for {
+		select {
+		case <-k.start.upgrade:
+			tell()
+		case <-last:
+			select {
+			case <-k.start.upgrade:
+				tell()
+			default:
+			}
+			return
+		}
+	}
 }
 
 // answering says that reads are answered.
@@ -92,7 +122,8 @@ func (k *keeper) notify() {
 // reign follows the streams until ctx ends, one of them stops, or a successor has taken
 // them over, which it returns. One that fails to, however far it has come, changes nothing.
 func (k *keeper) reign(ctx context.Context) (*handover.Successor, error) {
-	// A process is followed by another one when it keeps the streams, and not before.
+	// A process is followed by another one when it keeps the streams and has no predecessor
+	// any more, which lets connections go over to it to its end, and not before.
 	kept := make(chan struct{})
 	follow := func(ctx context.Context) error { return k.inherit(ctx, kept) }
 	if k.start.from == nil {
@@ -157,7 +188,7 @@ func (k *keeper) takeOver(ctx context.Context) error {
 }
 
 // inherit is takeBack of a successor, which waits until its predecessor has given the
-// streams up. kept is closed when it has them.
+// streams up. kept is closed when it has them, and its predecessor has ended.
 func (k *keeper) inherit(ctx context.Context, kept chan<- struct{}) error {
 	from := k.start.from
 	if err := from.Ready(); err != nil {
@@ -166,7 +197,9 @@ func (k *keeper) inherit(ctx context.Context, kept chan<- struct{}) error {
 	}
 	failpoint.Hit("upgrade-ready")
 	group, ctx := errgroup.WithContext(ctx)
+	gone := make(chan struct{})
 	group.Go(func() error {
+		defer close(gone)
 		if err := from.Receive(ctx, k.adopt); err != nil {
 			k.log.Warn("connections of the process before were lost", "error", err)
 		}
@@ -182,7 +215,11 @@ func (k *keeper) inherit(ctx context.Context, kept chan<- struct{}) error {
 		if err := from.Took(); err != nil {
 			k.log.Warn("the process that answered before is gone", "error", err)
 		}
-		close(kept)
+		group.Go(func() error {
+			<-gone
+			close(kept)
+			return nil
+		})
 		return k.follow(ctx)
 	})
 	return group.Wait()
@@ -191,17 +228,21 @@ func (k *keeper) inherit(ctx context.Context, kept chan<- struct{}) error {
 // awaitSuccessor starts a successor when it is asked to, once the streams are kept here, and
 // returns the one that answers; nil when ctx has ended. One that fails changes nothing.
 func (k *keeper) awaitSuccessor(ctx context.Context, kept <-chan struct{}) *handover.Successor {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-kept:
-	}
-	for {
+	for asked := false; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-k.start.upgrade:
+			if asked = true; kept != nil {
+				k.log.Info("an upgrade is asked for; it begins when this process has the streams and the one before has ended")
+			}
+		case <-kept:
+			kept = nil
 		}
+		if !asked || kept != nil {
+			continue
+		}
+		asked = false
 		k.log.Info("a successor is started")
 		s, err := handover.Start(k.sockets)
 		if err == nil {

@@ -341,7 +341,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 }
 
 // TestUpgradeThatFails lets a successor fail: the old process goes on, and can be
-// upgraded when the mistake is mended.
+// upgraded when the mistake is mended, also twice in a row.
 func TestUpgradeThatFails(t *testing.T) {
 	u := newUpgrading(t)
 	p := u.spawnEdge()
@@ -365,17 +365,64 @@ func TestUpgradeThatFails(t *testing.T) {
 	}
 	u.write(t, "millrace.yaml", string(right))
 	u.arrives("after the failure")
-	if err := p.process.Signal(syscall.SIGUSR2); err != nil {
+	u.upgradeTwice(p)
+}
+
+// upgradeTwice asks an edge for an upgrade, and asks the same process for another one while
+// it still lets its connections go: the successor is told, which lets the process before it
+// come to its end and then begins.
+func (u *upgrading) upgradeTwice(p *process) {
+	t := u.t
+	t.Helper()
+	open, err := new(net.Dialer).DialContext(t.Context(), "tcp", u.edge)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = open.Close() }()
+	if _, err := overHTTP()(open, bufio.NewReader(open)); err != nil {
+		t.Fatal(err)
+	}
+	pids := []int{p.process.PID()}
+	t.Cleanup(func() {
+		for _, pid := range pids[1:] {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it has ended, where the test went well
+		}
+	})
+	started := strings.Count(p.err(), "a successor is started")
+	for _, says := range []string{"the streams were taken over", "the process that has taken over is told"} {
+		if err := p.process.Signal(syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the log says that "+says, func() error {
+			if !strings.Contains(p.err(), says) {
+				return errors.New(p.err())
+			}
+			return nil
+		})
+	}
+	pids = append(pids, edgePID(t, u.respUnix))
+	until(t, "the successor waits", func() error {
+		if !strings.Contains(p.err(), "it begins when this process has the streams and the one before has ended") {
+			return errors.New(p.err())
+		}
+		return nil
+	})
+	if n := strings.Count(p.err(), "a successor is started") - started; n != 1 {
+		t.Errorf("%d successors were started while the first process had a connection", n)
+	}
+	_ = open.Close()
 	if code := p.wait(); code != 0 {
-		t.Errorf("the old process ended with exit code %d", code)
+		t.Errorf("the first process ended with exit code %d", code)
 	}
-	pid := edgePID(t, u.respUnix)
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+	gone(t, pids[1])
+	pids = append(pids, edgePID(t, u.respUnix))
+	if n := strings.Count(p.err(), "a successor is started") - started; n != 2 || pids[0] == pids[1] || pids[1] == pids[2] {
+		t.Errorf("%d successors were started, processes %v", n, pids)
+	}
+	if err := syscall.Kill(pids[2], syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	gone(t, pid)
+	gone(t, pids[2])
 }
 
 // TestRestartUnderLoad stops and starts an edge while clients ask that try again.

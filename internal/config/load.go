@@ -80,7 +80,7 @@ func Parse(file string, text []byte, environ []string) (*Config, error) {
 
 // Ignored are the variables with our prefix that are no configuration; a star
 // ends those of which only the start is fixed.
-var Ignored = []string{"MILLRACE_CONFIG", "MILLRACE_TEST_*", "MILLRACE_FAILPOINT*", "MILLRACE_PLANT*", "MILLRACE_KAFKA_HOME", "MILLRACE_MIGRATE_*", "MILLRACE_HANDOVER"}
+var Ignored = []string{"MILLRACE_CONFIG", "MILLRACE_TEST_*", "MILLRACE_FAILPOINT*", "MILLRACE_PLANT*", "MILLRACE_KAFKA_HOME", "MILLRACE_MIGRATE_*", "MILLRACE_HANDOVER", "MILLRACE_HANDOVER_TOOK"}
 
 func ignored(name string) bool {
 	return slices.ContainsFunc(Ignored, func(pattern string) bool {

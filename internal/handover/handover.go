@@ -35,8 +35,13 @@ import (
 )
 
 // Variable tells a successor what it was given: the names of the sockets, which are
-// its descriptors from 3 on; the channel comes behind them.
-const Variable = "MILLRACE_HANDOVER"
+// its descriptors from 3 on; the channel comes behind them. Its name stands for what is
+// said over the channel: a program that does not know it refuses to start, as it does with
+// any variable of ours that it does not know, and nothing is given up for it.
+const Variable = "MILLRACE_HANDOVER_TOOK"
+
+// VariableBefore is the one of predecessors that do not wait for Took.
+const VariableBefore = "MILLRACE_HANDOVER"
 
 // What a successor sends: when it answers, and when it has what only one may have.
 const (
@@ -118,7 +123,7 @@ func spawn(path string, names []string, files []*os.File) (*os.Process, error) {
 		}
 	}
 	for _, entry := range os.Environ() {
-		if name, _, _ := strings.Cut(entry, "="); name != Variable && !strings.HasPrefix(name, "LISTEN_") {
+		if name, _, _ := strings.Cut(entry, "="); name != Variable && name != VariableBefore && !strings.HasPrefix(name, "LISTEN_") {
 			attributes.Env = append(attributes.Env, entry)
 		}
 	}
@@ -165,7 +170,7 @@ func (s *Successor) PID() int { return s.process.Pid }
 // it is ended, and the error says so: then nothing has changed for this process.
 func (s *Successor) Ready(ctx context.Context) error {
 	if err := s.await(ctx, readyMessage); err != nil {
-		return fmt.Errorf("the successor does not answer: %w", err)
+		return fmt.Errorf("the successor does not answer: %w; %s", err, mendMessage)
 	}
 	return nil
 }
@@ -174,10 +179,17 @@ func (s *Successor) Ready(ctx context.Context) error {
 // it ends before, or takes too long, it is ended, and the error says so: then that is free.
 func (s *Successor) Took(ctx context.Context) error {
 	if err := s.await(ctx, tookMessage); err != nil {
-		return fmt.Errorf("the successor has not taken over: %w", err)
+		return fmt.Errorf("the successor has not taken over: %w; %s", err, mendMessage)
 	}
 	return nil
 }
+
+// mendMessage is for a successor that fails.
+const mendMessage = "mend: see what it has logged, correct that and send SIGUSR2 again, or end this process and start the other program"
+
+// lastWords is how long what an ended successor has said last may take to come, and how
+// long one that says no more may take to end.
+const lastWords = time.Second
 
 // await waits until the successor says something, or ends it.
 func (s *Successor) await(ctx context.Context, what string) error {
@@ -185,7 +197,10 @@ func (s *Successor) await(ctx context.Context, what string) error {
 	go func() {
 		b := make([]byte, 16)
 		n, err := s.channel.Read(b)
-		if err == nil && string(b[:n]) != what {
+		switch {
+		case errors.Is(err, io.EOF):
+			err = errors.New("it has given up")
+		case err == nil && string(b[:n]) != what:
 			err = fmt.Errorf("it said %q", b[:n])
 		}
 		said <- err
@@ -193,21 +208,38 @@ func (s *Successor) await(ctx context.Context, what string) error {
 	var err error
 	select {
 	case err = <-said:
-		if err == nil {
-			return nil
-		}
-		// It has ended, or ends.
+	case <-s.ended:
+		// A process that it has started may hold the channel.
 		select {
-		case <-s.ended:
-			if s.err != nil {
-				err = s.err
-			}
-		case <-time.After(time.Second):
+		case err = <-said:
+		case <-time.After(lastWords):
+			err = errors.New("it has ended")
 		}
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() == nil {
+		select {
+		case <-s.ended:
+			if s.err != nil {
+				err = fmt.Errorf("%w: %w", err, s.err)
+			}
+		case <-time.After(lastWords):
+		}
+	}
 	return errors.Join(err, s.End())
+}
+
+// Upgrade asks the successor to be followed by another one, as this process was asked. It is
+// called after Ready, and may be after the successor has ended.
+func (s *Successor) Upgrade() error {
+	if err := s.process.Signal(syscall.SIGUSR2); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("ask the successor, process %d, for an upgrade: %w", s.PID(), err)
+	}
+	return nil
 }
 
 // End ends a successor that is not to take over, and returns when it is gone.
@@ -258,8 +290,8 @@ type Predecessor struct {
 // Inherit takes what a predecessor gives, where there is one; otherwise nil.
 func Inherit(environ []string) (*Predecessor, error) {
 	for _, entry := range environ {
-		text, ok := strings.CutPrefix(entry, Variable+"=")
-		if !ok {
+		name, text, _ := strings.Cut(entry, "=")
+		if name != Variable && name != VariableBefore {
 			continue
 		}
 		var names []string
@@ -268,11 +300,11 @@ func Inherit(environ []string) (*Predecessor, error) {
 		}
 		set, err := sockets.Given(names)
 		if err != nil {
-			return nil, fmt.Errorf("%s=%s: %w", Variable, text, err)
+			return nil, fmt.Errorf("%s: %w", entry, err)
 		}
 		c, err := channel(os.NewFile(uintptr(sockets.FirstFD+len(names)), "predecessor"))
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("%s=%s: %w", Variable, text, err), set.Close())
+			return nil, errors.Join(fmt.Errorf("%s: %w", entry, err), set.Close())
 		}
 		return &Predecessor{Sockets: set, channel: c}, nil
 	}

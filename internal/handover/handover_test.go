@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,7 +22,8 @@ import (
 
 // asSuccessor makes the test binary a successor: echo sends each connection what came
 // with it, fail ends at once, mute says nothing; quit ends when it answers, and idle takes
-// nothing over.
+// nothing over. older is of a version that says that it answers and no more, and refuses what
+// it does not know; wrapper leaves the channel to a process of its own, held, and ends.
 const asSuccessor = "MILLRACE_TEST_HANDOVER_SUCCESSOR"
 
 func TestMain(m *testing.M) {
@@ -36,11 +38,33 @@ func TestMain(m *testing.M) {
 }
 
 func succeed(how string) error {
+	switch how {
+	case "older":
+		if os.Getenv(handover.VariableBefore) == "" {
+			return errors.New("unknown environment variable")
+		}
+	case "held":
+		_, err := io.Copy(io.Discard, os.NewFile(3, "channel"))
+		return err
+	case "wrapper":
+		held := exec.Command(os.Args[0]) //nolint:noctx // it ends with the channel
+		held.Env = append(os.Environ(), asSuccessor+"=held")
+		held.ExtraFiles = []*os.File{os.NewFile(3, "channel")}
+		if err := held.Start(); err != nil {
+			return err
+		}
+		return errors.New("as the test wants")
+	}
 	p, err := handover.Inherit(os.Environ())
 	if err != nil || p == nil {
 		return fmt.Errorf("inherit: %v, %w", p, err)
 	}
 	switch how {
+	case "older":
+		if err := p.Ready(); err != nil {
+			return err
+		}
+		<-time.After(time.Minute)
 	case "fail":
 		return fmt.Errorf("as the test wants")
 	case "mute":
@@ -140,7 +164,7 @@ func TestHandover(t *testing.T) {
 }
 
 func TestSuccessorsThatDoNotAnswer(t *testing.T) {
-	for _, how := range []string{"fail", "mute"} {
+	for _, how := range []string{"fail", "mute", "older", "wrapper"} {
 		t.Setenv(asSuccessor, how)
 		s, err := handover.Start(new(sockets.Set))
 		if err != nil {
@@ -153,7 +177,7 @@ func TestSuccessorsThatDoNotAnswer(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		err = s.Ready(ctx)
 		cancel()
-		if err == nil || how == "fail" && !strings.Contains(err.Error(), "exit status 1") {
+		if err == nil || how != "mute" && !strings.Contains(err.Error(), "exit status 1") {
 			t.Errorf("%s: %v", how, err)
 		}
 	}
@@ -182,6 +206,15 @@ func TestSuccessorsThatDoNotAnswer(t *testing.T) {
 		if err := syscall.Kill(s.PID(), 0); !errors.Is(err, syscall.ESRCH) {
 			t.Errorf("%s: the successor is not gone: %v", how, err)
 		}
+	}
+	// Whoever asks for what is not there any more is not told of a fault.
+	t.Setenv(asSuccessor, "fail")
+	ended, err := handover.Start(new(sockets.Set))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(ended.End(), ended.Upgrade()); err != nil {
+		t.Error(err)
 	}
 	if p, err := handover.Inherit([]string{"OTHER=1"}); p != nil || err != nil {
 		t.Errorf("without a predecessor: %v, %v", p, err)
