@@ -3,6 +3,7 @@ package follow
 import (
 	"bytes"
 	"crypto/ed25519"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -475,4 +476,41 @@ func TestBootstrapIntoEpochPauses(t *testing.T) {
 	if n := strings.Count(away.log.String(), "a newer epoch has begun"); n < 2 {
 		t.Errorf("the copy was begun %d times", n)
 	}
+}
+
+// A stop of readers' epoch ends the stream also where a newer one has begun that can neither
+// be copied nor be taken as an image, whichever of both is found first.
+func TestStopBesideAnEpochOutOfReach(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	dir := filepath.Join(t.TempDir(), "away")
+	away := b.edge(dir)
+	b.unit()
+	away.at(1)
+	away.end()
+	first, index := b.log, b.index
+	b.begin(2)
+	b.unit()
+	b.trim()
+	b.heartbeat()
+	never := options{rules: func(r *bootRules) { r.look, r.retryMin, r.retryMax = 10*time.Millisecond, time.Hour, time.Hour }}
+	stops := func() {
+		t.Helper()
+		select {
+		case <-away.ended:
+			if !errors.Is(away.err, millrace.ErrDiverged) {
+				t.Errorf("the stream has ended with %v", away.err)
+			}
+		case <-time.After(bootWait):
+			t.Fatalf("the stream goes on; it is at %d, fault %v", away.value(), away.stream.Fault())
+		}
+		away.end()
+	}
+	away = b.edgeWith(dir, never)
+	away.until("the copy has stopped", func() bool { return strings.Contains(away.log.String(), "the next epoch cannot be gone over to yet") })
+	b.log, b.epoch, b.index, b.chain = first, 1, index, millrace.Chain{1}
+	b.unit()
+	stops()
+	away = b.edgeWith(dir, never)
+	stops()
 }

@@ -56,8 +56,9 @@ type epochReign struct {
 	current, next *task
 	compact       *compactTask
 	boot          bootReign
-	// ending is the stop of readers' epoch that ends the stream unless a newer
-	// one has begun. held tells that it is being served with its fault instead.
+	// ending is the stop of readers' epoch that is to be decided on: it ends the stream
+	// unless a newer one that has begun is being copied, or an image of it is taken. held
+	// is one that is served with its fault instead.
 	ending, held error
 	again        <-chan time.Time
 	// failed is the epoch whose copy has stopped for good.
@@ -66,6 +67,7 @@ type epochReign struct {
 
 // follow starts the applier of readers' epoch.
 func (r *epochReign) follow() (err error) {
+	r.ending = nil
 	store := r.home.Store()
 	r.current, err = r.apply(r.ctx, store, r.readersLog(), store.Place().Epoch, r.metrics, &r.Stream.current)
 	return err
@@ -89,14 +91,14 @@ func (r *epochReign) run() error {
 			}
 		case epoch := <-r.found:
 			r.begin(epoch)
-			if r.ending != nil && r.next == nil && !r.awaitsImage() {
-				if err := r.hold(r.ending); err != nil {
-					return err
-				}
+			if err := r.settle(); err != nil {
+				return err
 			}
-			r.ending = nil
 		case <-r.next.endedC():
 			if err := r.stoppedNext(); err != nil {
+				return err
+			}
+			if err := r.settle(); err != nil {
 				return err
 			}
 		case <-r.next.copiedC():
@@ -144,6 +146,7 @@ func (r *epochReign) stoppedCurrent(err error) {
 	r.mu.Unlock()
 	switch {
 	case r.next != nil:
+		r.ending = err
 		r.log.Warn("readers' epoch has stopped; a newer one is being copied", "error", err)
 	case lost(err):
 		take := passed(err) && len(r.peers()) > 0
@@ -169,6 +172,21 @@ func (r *epochReign) stoppedCurrent(err error) {
 		default: // it looks already
 		}
 	}
+}
+
+// settle decides on the stop of readers' epoch where no newer one is on its way that mends
+// it. One that cannot be copied is not, where no peer is named that may have an image of it.
+func (r *epochReign) settle() error {
+	if r.ending == nil || r.next != nil || r.awaitsImage() && len(r.peers()) > 0 {
+		return nil
+	}
+	err := r.ending
+	r.ending = nil
+	if lost(err) {
+		r.stoppedCurrent(err)
+		return nil
+	}
+	return r.hold(err)
 }
 
 // hold ends the stream, or serves on with its fault, as the configuration says.
