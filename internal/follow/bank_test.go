@@ -195,6 +195,15 @@ func (b *bank) heartbeat() {
 	b.entries(&millrace.Entry{Kind: millrace.KindHeartbeat})
 }
 
+// state appends a state record, as who reigns does every minute.
+func (b *bank) state() {
+	b.t.Helper()
+	h := b.header(millrace.RecordState)
+	h.First, h.Prev, h.Chain, h.Time = b.index+1, b.chain, b.chain, time.Now()
+	h.Position = millrace.Position{Mode: millrace.ModeWAL, SystemID: 1, Timeline: 1, Slot: "s", LSN: millrace.LSN(b.index)}
+	b.append(h, millrace.AppendState(nil, &millrace.State{Catalog: millrace.Catalog{Schemas: []*millrace.Schema{bankSchema()}}}))
+}
+
 func (b *bank) request(q kmsg.Request) kmsg.Response {
 	b.t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(b.brokers...))

@@ -20,9 +20,9 @@ import (
 
 // An edge takes an image in four steps, while it serves the rows that it has. An image is
 // fetched from a peer; a store is made of it beside the one that readers use; an applier
-// of its own follows the source from there, and the first record that it takes in, or the
-// one that the image was taken at, shows that source and image are of one history; readers
-// go over. An image that no source has confirmed is not answered from, unless the signature
+// of its own follows the source from there, and the first record that it takes in (a state
+// record of the same place does), or the one that the image was taken at, shows that source
+// and image are of one history; readers go over. An image that no source has confirmed is not answered from, unless the signature
 // of a trusted key vouches for its history. Whatever goes wrong before that costs only the image, and the next peer is asked.
 
 // bootRules are the times and sizes that the taking of images goes by.
@@ -156,9 +156,10 @@ type bootTask struct {
 	from   *image.Created
 	image  millrace.Index
 	agreed bool
-	// follow is the restored store's applier. confirmed is closed when readers may go
-	// over to it.
+	// follow is the restored store's applier, witness its log. confirmed is closed when
+	// readers may go over to it.
 	follow    *task
+	witness   *witness
 	confirmed chan struct{}
 	applier   *applier.Applier
 	// unconfirmed tells that follow was ended because no source has confirmed the image.
@@ -278,7 +279,7 @@ func (r *epochReign) awaitsImage() bool {
 func (r *epochReign) takeImage(why string, epoch millrace.Epoch) {
 	r.endCompaction(errors.New("an image is being taken, whose store takes the place of this one"))
 	ctx, cancel := context.WithCancel(r.ctx)
-	t := &bootTask{why: why, cancel: cancel, taken: make(chan struct{})}
+	t := &bootTask{why: why, cancel: cancel, taken: make(chan struct{}), witness: newWitness()}
 	if epoch != r.boot.epoch {
 		r.boot.fails = 0
 	}
@@ -328,7 +329,7 @@ func (r *epochReign) imageTaken() error {
 	r.showBoot(func(b *serve.Bootstrap) { b.State = serve.BootstrapFollowing })
 	store := t.restored.Store()
 	var err error
-	if t.follow, err = r.apply(r.ctx, store, nil, store.Place().Epoch, nil, &t.applier); err != nil {
+	if t.follow, err = r.apply(r.ctx, store, t.witness, store.Place().Epoch, nil, &t.applier); err != nil {
 		return r.noImage(err)
 	}
 	t.confirmed = make(chan struct{})

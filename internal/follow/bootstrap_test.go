@@ -428,6 +428,31 @@ func TestBootstrapUnconfirmed(t *testing.T) {
 	}
 }
 
+// Where nothing was published since the image, and all before it was trimmed, what the topic
+// begins with confirms it, and denies another one.
+func TestBootstrapConfirmedByState(t *testing.T) {
+	t.Parallel()
+	b := newBank(t)
+	from := imageOf(b, 1)
+	b.trim()
+	b.state()
+	fresh := b.edge(filepath.Join(t.TempDir(), "new"), "file://"+from)
+	fresh.at(1)
+	if s := fresh.took(); s.Reason != bootNew {
+		t.Errorf("shown is %+v", s)
+	}
+	b.unit()
+	fresh.at(2)
+	b.trim()
+	b.chain[0]++
+	b.state()
+	other := b.edge(filepath.Join(t.TempDir(), "other"), fresh.url)
+	other.until("it is given up", func() bool { return strings.Contains(other.log.String(), "history diverged") })
+	if other.value() != -1 {
+		t.Errorf("it has unit %d", other.value())
+	}
+}
+
 // Peers that have no image of a newer epoch whose topic was trimmed are asked with pauses,
 // however often it is seen that the epoch has begun.
 func TestBootstrapIntoEpochPauses(t *testing.T) {

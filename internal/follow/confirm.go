@@ -3,8 +3,10 @@ package follow
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
+	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/edge"
 	"github.com/millrace-db/millrace/edge/serve"
 )
@@ -15,10 +17,11 @@ import (
 func (r *epochReign) awaitConfirmed(t *bootTask, store *edge.Store, confirmed chan<- struct{}) {
 	limit := time.NewTimer(r.bootRules.confirm)
 	defer limit.Stop()
+	agreed, state := t.agreed, t.witness.state
 	for {
 		changed := store.Changed()
 		here, there := r.home.Place(), store.Place()
-		if (t.agreed || there.Index > t.image) && (there.Epoch > here.Epoch || there.Index >= here.Index) {
+		if (agreed || there.Index > t.image) && (there.Epoch > here.Epoch || there.Index >= here.Index) {
 			close(confirmed)
 			return
 		}
@@ -39,6 +42,8 @@ func (r *epochReign) awaitConfirmed(t *bootTask, store *edge.Store, confirmed ch
 				return
 			}
 			limit.Reset(r.bootRules.unconfirmed)
+		case <-state:
+			agreed, state = true, nil
 		case <-changed:
 		}
 	}
@@ -78,3 +83,31 @@ func (r *epochReign) imageFollowed() error {
 	}
 	return r.noImage(fmt.Errorf("follow the source from image %s: %w", t.from.Manifest.Name(), err))
 }
+
+// witness is the log of a restored store's applier. It keeps nothing, and sees that a state
+// record of who reigns says the chain that the store has: where the topic was trimmed, that is
+// all that there is behind the image until something is published.
+type witness struct {
+	// state is closed when one has come.
+	state chan struct{}
+	once  sync.Once
+}
+
+func newWitness() *witness { return &witness{state: make(chan struct{})} }
+
+// Append implements applier.Log: of the records that the fold has accepted, a state record
+// has the chain that the batches before it, or the image, have led to.
+func (w *witness) Append(_ millrace.Offset, _ []byte, r *millrace.Record, _ bool) {
+	if r.Kind == millrace.RecordState {
+		w.once.Do(func() { close(w.state) })
+	}
+}
+
+// Start implements applier.Log.
+func (*witness) Start(at *millrace.Checkpoint) *millrace.Checkpoint { return at }
+
+// Commit implements applier.Log.
+func (*witness) Commit(*millrace.Checkpoint) {}
+
+// Renew implements applier.Log.
+func (*witness) Renew(*millrace.Checkpoint) {}
