@@ -48,26 +48,43 @@ func (e *Error) Error() string {
 // Load reads the file, applies the environment (as os.Environ gives it) and
 // validates the result. Every error is an *Error.
 func Load(file string, environ []string) (*Config, error) {
-	text, err := os.ReadFile(file) //nolint:gosec // the operator names it
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &Error{[]Problem{{File: file, Text: "no such configuration file; name one with -c FILE"}}}
-	}
+	text, err := readFile(file, "configuration", "-c")
 	if err != nil {
-		return nil, &Error{[]Problem{{Text: fmt.Sprintf("read configuration: %v", err)}}}
+		return nil, err
 	}
 	return Parse(file, text, environ)
+}
+
+// readFile reads a file that the operator names with a flag.
+func readFile(file, kind, flag string) ([]byte, error) {
+	text, err := os.ReadFile(file) //nolint:gosec // the operator names it
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &Error{[]Problem{{File: file, Text: "no such " + kind + " file; name one with " + flag + " FILE"}}}
+	case err != nil:
+		return nil, &Error{[]Problem{{Text: fmt.Sprintf("read %s file: %v", kind, err)}}}
+	}
+	return text, nil
+}
+
+// fill sets v, a pointer to a struct with key tags, to its defaults and to what the text
+// says, and notes in lines where which key stands.
+func fill(v any, file string, text []byte, lines map[string]int) []Problem {
+	into := reflect.ValueOf(v).Elem()
+	defaults(into)
+	r := &reader{file: file, lines: lines}
+	r.read(text, into)
+	return r.problems
 }
 
 // Parse is Load for a text that has been read. file is used in messages.
 func Parse(file string, text []byte, environ []string) (*Config, error) {
 	c := &Config{File: file, lines: map[string]int{}, set: map[string]bool{}}
-	defaults(reflect.ValueOf(c).Elem())
-	r := &reader{file: file, lines: c.lines}
-	r.read(text, reflect.ValueOf(c).Elem())
+	problems := fill(c, file, text, c.lines)
 	for path := range c.lines {
 		c.set[path] = true
 	}
-	problems := append(r.problems, c.environment(environ)...)
+	problems = append(problems, c.environment(environ)...)
 	if len(problems) == 0 {
 		c.complete()
 		problems = c.validate()

@@ -1,12 +1,8 @@
 package config
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -111,12 +107,9 @@ type MigrationFollow struct {
 // LoadMigration reads a migration file, applies the environment and validates the
 // result. Every error is an *Error.
 func LoadMigration(file string, environ []string) (*Migration, error) {
-	text, err := os.ReadFile(file) //nolint:gosec // the operator names it
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &Error{[]Problem{{File: file, Text: "no such migration file; name one with -f FILE"}}}
-	}
+	text, err := readFile(file, "migration", "-f")
 	if err != nil {
-		return nil, &Error{[]Problem{{Text: fmt.Sprintf("read migration file: %v", err)}}}
+		return nil, err
 	}
 	return ParseMigration(file, text, environ)
 }
@@ -124,29 +117,23 @@ func LoadMigration(file string, environ []string) (*Migration, error) {
 // ParseMigration is LoadMigration for a text that has been read.
 func ParseMigration(file string, text []byte, environ []string) (*Migration, error) {
 	m := &Migration{File: file}
-	v := reflect.ValueOf(m).Elem()
-	defaults(v)
-	lines := map[string]int{}
-	r := &reader{file: file, lines: lines}
-	r.read(text, v)
+	k := &checker{c: &Config{File: file, lines: map[string]int{}}}
+	problems := fill(m, file, text, k.c.lines)
+	variables := map[string]*Secret{
+		"MILLRACE_MIGRATE_SOURCE_URL": &m.Source.URL, "MILLRACE_MIGRATE_TARGET_URL": &m.Target.URL, "MILLRACE_MIGRATE_EMERGENCY_URL": &m.Emergency.URL,
+	}
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
-		switch name {
-		case "MILLRACE_MIGRATE_SOURCE_URL":
-			m.Source.URL = Secret(value)
-		case "MILLRACE_MIGRATE_TARGET_URL":
-			m.Target.URL = Secret(value)
-		case "MILLRACE_MIGRATE_EMERGENCY_URL":
-			m.Emergency.URL = Secret(value)
+		if url := variables[name]; url != nil {
+			*url = Secret(value)
 		}
 	}
-	if len(r.problems) > 0 {
-		return nil, &Error{r.problems}
+	if len(problems) == 0 {
+		m.validate(k)
+		problems = k.problems
 	}
-	k := &checker{c: &Config{File: file, lines: lines}}
-	m.validate(k)
-	if len(k.problems) > 0 {
-		return nil, &Error{k.problems}
+	if len(problems) > 0 {
+		return nil, &Error{problems}
 	}
 	return m, nil
 }
