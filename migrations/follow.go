@@ -218,22 +218,22 @@ func (f *follower) open(ctx context.Context) (err error) {
 	for _, t := range all {
 		f.byID[t.id] = t
 	}
-	if f.sink, err = m.openSink(ctx, all, converged); err != nil {
+	f.capture = c
+	if err = together(ctx, func(ctx context.Context) (err error) {
+		f.sink, err = m.openSink(ctx, all, converged)
 		return err
-	}
-	if f.certify, err = m.openCertifier(ctx, all, catalog.Schemas); err != nil {
-		f.sink.close()
+	}, func(ctx context.Context) (err error) {
+		f.certify, err = m.openCertifier(ctx, all, catalog.Schemas)
+		return err
+	}, func(ctx context.Context) (err error) {
+		f.from, err = c.Open(ctx, f.at)
+		return err
+	}); err != nil {
+		f.close()
 		return err
 	}
 	f.sink.applying = f.certify.touch
-	open, err := c.Open(ctx, f.at)
-	if err != nil {
-		f.sink.close()
-		f.certify.close()
-		return err
-	}
-	f.from, f.capture = open, c
-	f.gatherer = &gatherer{m: m, from: open, sink: f.sink, at: f.at, pending: f.pending, adopt: f.adopt}
+	f.gatherer = &gatherer{m: m, from: f.from, sink: f.sink, at: f.at, pending: f.pending, adopt: f.adopt}
 	m.log.Info("following", "index", f.at.Index.String(), "position", f.at.Position.String(), "converged", converged)
 	return nil
 }
@@ -243,9 +243,15 @@ func (f *follower) close() {
 		f.stop()
 		<-f.ahead
 	}
-	_ = f.from.Close() // what was not taken comes again
-	f.sink.close()
-	f.certify.close()
+	if f.from != nil {
+		_ = f.from.Close() // what was not taken comes again
+	}
+	if f.sink != nil {
+		f.sink.close()
+	}
+	if f.certify != nil {
+		f.certify.close()
+	}
 }
 
 // once takes the batch that was gathered and commits it. Meanwhile the next one is
