@@ -70,9 +70,15 @@ func TestMarksDiffer(t *testing.T) {
 	}{
 		{"plain, first seen", nil, plain("p"), "not known"},
 		{"plain, the same", plain("p"), plain("p"), ""},
-		{"a column is generated no more", &mark{Published: "p", Generated: []int16{2, 3}}, &mark{Published: "p", Generated: []int16{2}, columns: []int16{1, 2, 3}}, "number 3 was generated"},
-		{"a generated column is dropped", &mark{Published: "p", Generated: []int16{2, 3}}, &mark{Published: "p", Generated: []int16{2}, columns: []int16{1, 2}}, ""},
-		{"a generated column is added", plain("p"), &mark{Published: "p", Generated: []int16{2}, columns: []int16{1, 2}}, ""},
+		{"a column is generated no more", &mark{Published: "p", Generated: []int16{2, 3}}, &mark{Published: "p", Generated: []int16{2}, Columns: []int16{1, 2, 3}}, "number 3 was generated"},
+		{"a generated column is dropped", &mark{Published: "p", Generated: []int16{2, 3}}, &mark{Published: "p", Generated: []int16{2}, Columns: []int16{1, 2}}, ""},
+		{"a generated column is added", plain("p"), &mark{Published: "p", Generated: []int16{2}, Columns: []int16{1, 2}}, ""},
+		{"rewritten", &mark{Columns: []int16{1}, File: 7}, &mark{Columns: []int16{1}, File: 8}, ""},
+		{"a column came", &mark{Columns: []int16{1}, File: 7}, &mark{Columns: []int16{1, 3}, File: 7, filled: []int16{3}}, ""},
+		{"a column came, rewritten", &mark{Columns: []int16{1}, File: 7}, &mark{Columns: []int16{1, 3}, File: 8}, "number 3 came"},
+		{"a column came, rewritten, told of", &mark{Columns: []int16{1}, File: 7, Triggers: "e"}, &mark{Columns: []int16{1, 3}, File: 8, Triggers: "e"}, ""},
+		{"a generated column came, rewritten", &mark{Columns: []int16{1}, File: 7}, &mark{Columns: []int16{1, 3}, Generated: []int16{3}, File: 8}, ""},
+		{"rewritten, marked by an older version", &mark{}, &mark{Columns: []int16{1}, File: 8}, ""},
 		{"taken out and put back", plain("p"), plain("q"), "publication"},
 		{"root, first seen", nil, root("e", "a"), "not known"},
 		{"root without partitions, first seen", nil, root(""), "not known"},
@@ -95,6 +101,11 @@ func TestMarksDiffer(t *testing.T) {
 		if got := c.now.differs(c.seen); (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
 			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
 		}
+	}
+	// A column that came with values is not kept, so that a later rewrite tells of it.
+	seen, now := &mark{Columns: []int16{1}, File: 7}, &mark{Columns: []int16{1, 3}, File: 7, filled: []int16{3}}
+	if now.doubt(seen); !now.equal(seen) {
+		t.Errorf("a column came with values: %+v is kept, want %+v", *now, *seen)
 	}
 }
 
@@ -386,6 +397,14 @@ func TestPartitionsByComparison(t *testing.T) {
 	r.sync()
 	r.equal()
 	r.kept("nothing")
+
+	// Behind the rewrite nothing tells that the column came with a value.
+	db.Exec("insert into plain values (2); alter table plain add column c int default 5; alter table plain alter column c drop default")
+	db.Exec("vacuum full plain")
+	r.loaded("a column came with a value", "column number 2 came, and the table was rewritten")
+	db.Exec("alter table plain add column d int")
+	r.sync()
+	r.kept("a column came without")
 
 	db.Exec("create table p_sa (like p including all); insert into p_sa values (1, 'sa', 'x'); alter table p attach partition p_sa for values in ('sa')")
 	r.loaded("attached", "a partition came")

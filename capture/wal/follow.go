@@ -26,11 +26,16 @@ type mark struct {
 	Generated []int16 `json:"generated,omitempty"`
 	// Leaves are the partitions that hold rows, by OID; nil for a plain table.
 	Leaves map[string]leafMark `json:"leaves"`
+	// Columns are the numbers of all columns, and File is the relfilenode of a plain
+	// table.
+	Columns []int16 `json:"columns,omitempty"`
+	File    uint32  `json:"file,omitempty"`
 	// noted are the files that partitions had when the event triggers told of
 	// them.
 	noted map[string]uint32
-	// columns are the numbers of all columns.
-	columns []int16
+	// filled are the numbers of columns for which rows that were there before them may
+	// have a value, so long as the table is not rewritten: then it cannot be told any more.
+	filled []int16
 }
 
 type leafMark struct {
@@ -54,11 +59,18 @@ func (now *mark) differs(seen *mark) string {
 		return "it was taken out of the publication and put back, or other columns or rows of it were chosen"
 	}
 	for _, n := range seen.Generated {
-		if !slices.Contains(now.Generated, n) && slices.Contains(now.columns, n) {
+		if !slices.Contains(now.Generated, n) && slices.Contains(now.Columns, n) {
 			return fmt.Sprintf("column number %d was generated, and is not any more", n)
 		}
 	}
-	told := now.Triggers != "" && now.Triggers == seen.Triggers
+	if now.File != seen.File {
+		for _, n := range now.came(seen) {
+			if !slices.Contains(now.Generated, n) {
+				return fmt.Sprintf("column number %d came, and the table was rewritten", n)
+			}
+		}
+	}
+	told := now.told(seen)
 	for oid, leaf := range now.Leaves {
 		before, known := seen.Leaves[oid]
 		if !known || before.Since != leaf.Since {
@@ -78,8 +90,37 @@ func (now *mark) differs(seen *mark) string {
 	return ""
 }
 
+// told reports whether the event triggers have been there since seen.
+func (now *mark) told(seen *mark) bool {
+	return now.Triggers != "" && now.Triggers == seen.Triggers
+}
+
+// came are the numbers of columns that have come since seen, and nobody has told of.
+func (now *mark) came(seen *mark) (numbers []int16) {
+	if seen.Columns == nil || now.told(seen) {
+		return nil
+	}
+	for _, n := range now.Columns {
+		if !slices.Contains(seen.Columns, n) {
+			numbers = append(numbers, n)
+		}
+	}
+	return numbers
+}
+
+// doubt leaves out columns that have come with values. These are in the rows that a load
+// brings which the stream begins by itself at the next change of the table; but if the
+// table is rewritten before, that cannot tell any more that there are any.
+func (now *mark) doubt(seen *mark) {
+	if seen == nil {
+		return
+	}
+	came := now.came(seen)
+	now.Columns = slices.DeleteFunc(now.Columns, func(n int16) bool { return slices.Contains(came, n) && slices.Contains(now.filled, n) })
+}
+
 func (now *mark) equal(o *mark) bool {
-	return now.Published == o.Published && now.Triggers == o.Triggers && slices.Equal(now.Generated, o.Generated) && (now.Leaves == nil) == (o.Leaves == nil) && maps.Equal(now.Leaves, o.Leaves)
+	return slices.Equal(now.Columns, o.Columns) && now.File == o.File && now.Published == o.Published && now.Triggers == o.Triggers && slices.Equal(now.Generated, o.Generated) && (now.Leaves == nil) == (o.Leaves == nil) && maps.Equal(now.Leaves, o.Leaves)
 }
 
 // marksQuery reads the catalogs by its snapshot throughout: functions such as
@@ -97,6 +138,8 @@ SELECT c.oid::bigint,
                  WHERE p.pubname = $1 AND r.prrelid = c.oid), ''),
        (` + triggersQuery + `),
        ARRAY(SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum),
+       ARRAY(SELECT attnum FROM pg_attribute JOIN pg_type t ON t.oid = atttypid WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND (atthasmissing OR atthasdef OR t.typdefault IS NOT NULL)),
+       CASE WHEN c.relkind = 'p' THEN 0 ELSE c.relfilenode::bigint END,
        ARRAY(SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated <> '' ORDER BY attnum),
        CASE WHEN c.relkind = 'p' THEN
            (SELECT coalesce(jsonb_object_agg(l.oid::text, jsonb_build_object('since', tree.since, 'file', l.relfilenode::bigint)), '{}')
@@ -132,7 +175,7 @@ func readMarks(ctx context.Context, tx pgx.Tx, publication string, list []int64)
 	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (id int64, err error) {
 		m := new(mark)
 		var leaves []byte
-		if err := row.Scan(&id, &m.Published, &m.Triggers, &m.columns, &m.Generated, &leaves); err != nil {
+		if err := row.Scan(&id, &m.Published, &m.Triggers, &m.Columns, &m.filled, &m.File, &m.Generated, &leaves); err != nil {
 			return id, err
 		}
 		all[millrace.TableID(id)] = m
@@ -239,6 +282,9 @@ func (f *follower) run(ctx context.Context, conn *pgx.Conn) error {
 		reason := now[id].differs(seen)
 		if seen == nil && !f.kept && now[id].Leaves == nil {
 			reason = "" // without the control schema there is nothing to go by
+		}
+		if reason == "" {
+			now[id].doubt(seen)
 		}
 		switch {
 		case reason != "":
