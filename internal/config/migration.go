@@ -234,15 +234,3 @@ func migrationName(name string) bool {
 	}
 	return name != "" && len(name) <= 40
 }
-
-func (k *checker) within(path string, got, low, high int) {
-	if got < low || got > high {
-		k.bad(path, "%d: want %d to %d", got, low, high)
-	}
-}
-
-func (k *checker) sized(path string, got, low, high Size) {
-	if got < low || got > high {
-		k.bad(path, "%v: want %v to %v", got, low, high)
-	}
-}
