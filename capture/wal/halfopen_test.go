@@ -30,7 +30,7 @@ func TestHalfOpenWithoutSenderTimeout(t *testing.T) {
 	}
 	r := newRig(t, db, func(c *Config) {
 		c.URL = strings.Replace(db.URL, port, ":"+through+"/", 1)
-		c.MemoryBudget, c.Silence, c.Heartbeat = 1<<20, 2*time.Second, 50*time.Millisecond
+		c.MemoryBudget, c.Silence, c.Heartbeat = 1<<20, 3*time.Second, 50*time.Millisecond
 	}, "a")
 	r.open()
 	r.copied()
