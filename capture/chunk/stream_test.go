@@ -284,11 +284,11 @@ func TestLoadBesideWriters(t *testing.T) {
 		wg.Go(func() { w.run(ctx, t) })
 	}
 	n, restarts := 0, uint64(0)
-	for round := range 8 {
+	for round := range 12 {
 		s.advance()
 		s.load, s.shadow = NewLoad(Limits{Blocks: 1, Keys: 20}), make(map[string]pair)
 		for chunks := 0; !s.load.Finished(); chunks++ {
-			if chunks < 50 && draw(3) == 0 {
+			if chunks < 30 && draw(2) == 0 {
 				select {
 				case move <- struct{}{}:
 				default:
