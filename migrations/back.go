@@ -193,7 +193,7 @@ func (m *Migration) toFence(ctx context.Context, fence string) error {
 	if err := m.take(ctx, dst); err != nil {
 		return err
 	}
-	at, err := readPlace(ctx, dst, m.cfg.Name)
+	at, err := settledPlace(ctx, dst, m.cfg.Name)
 	if err != nil {
 		return err
 	}

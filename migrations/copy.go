@@ -100,8 +100,18 @@ func identify(from *millrace.Checkpoint) error {
 
 // readPlace returns the place that changes have come to, nil if there is none.
 func readPlace(ctx context.Context, q queryer, name string) (*millrace.Checkpoint, error) {
+	return placeOf(ctx, q, name, "")
+}
+
+// settledPlace is readPlace for who goes on from there. A process that was killed may have
+// sent its commit: that is waited for, or what it brings would be applied once more.
+func settledPlace(ctx context.Context, q queryer, name string) (*millrace.Checkpoint, error) {
+	return placeOf(ctx, q, name, " FOR UPDATE")
+}
+
+func placeOf(ctx context.Context, q queryer, name, lock string) (*millrace.Checkpoint, error) {
 	var b []byte
-	err := q.QueryRow(ctx, "SELECT checkpoint FROM millrace.migration_place WHERE name = $1", name).Scan(&b)
+	err := q.QueryRow(ctx, "SELECT checkpoint FROM millrace.migration_place WHERE name = $1"+lock, name).Scan(&b)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}

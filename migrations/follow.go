@@ -181,7 +181,7 @@ func (m *Migration) followUntil(ctx context.Context, until Until, adopt *adoptio
 
 func (f *follower) open(ctx context.Context) (err error) {
 	m := f.m
-	if f.at, err = readPlace(ctx, f.dst, m.cfg.Name); err != nil {
+	if f.at, err = settledPlace(ctx, f.dst, m.cfg.Name); err != nil {
 		return err
 	}
 	if f.at == nil {
