@@ -124,6 +124,9 @@ func (c *Client) send(ctx context.Context, p *peer, method, path string, body []
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+		// It changes nothing, so it is sent again where the edge has closed a connection
+		// that was idle. Without a value the header stays here.
+		req.Header["Idempotency-Key"] = nil
 	}
 	if c.token != "" && p.secret {
 		req.Header.Set("Authorization", "Bearer "+c.token)

@@ -247,6 +247,38 @@ func TestTokenIsNotSentInTheClear(t *testing.T) {
 	}
 }
 
+// A connection that was idle, and that the edge closes as it is used again, is no failure:
+// not of a request with a body either.
+func TestClosedConnectionIsNotSeen(t *testing.T) {
+	type count struct{ requests int }
+	closed := 0
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Idempotency-Key") != "" {
+			t.Error("the key is sent")
+		}
+		n := r.Context().Value(count{}).(*count)
+		if n.requests++; n.requests > 1 {
+			closed++
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write([]byte(`{"rows": [{"id": 1}]}`))
+	}))
+	s.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, count{}, new(count))
+	}
+	s.Start()
+	defer s.Close()
+	c := newClient(t, client.Config{Peers: []string{s.URL}, Patience: -1})
+	for range 4 {
+		if rows, _, err := c.GetAll(timeout(t), client.Key{Table: "public.a", Values: []string{"1"}}); err != nil || len(rows) != 1 {
+			t.Fatalf("got %v, %v", rows, err)
+		}
+	}
+	if closed == 0 {
+		t.Error("no connection was used again")
+	}
+}
+
 // An edge that has begun an answer and says no more is left.
 func TestSilentEdgeIsLeft(t *testing.T) {
 	e := newEdge(t, edgelog.Options{})

@@ -119,6 +119,10 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (Answ
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+		// It reads, so it is sent again where the edge has closed an idle connection just
+		// as it was used: one that was dialled in vain, for instance, which shows no
+		// request for the time that an edge waits for a header. No value, no header.
+		req.Header["Idempotency-Key"] = nil
 	}
 	resp, err := c.client.Do(req)
 	if err != nil {
