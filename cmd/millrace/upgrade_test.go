@@ -165,6 +165,19 @@ func edgePID(t *testing.T, socket string) int {
 	return pid
 }
 
+// otherPID waits until another process answers: one that hands its sockets over may still
+// take a connection that is made afterwards.
+func otherPID(t *testing.T, socket string, than int) (pid int) {
+	t.Helper()
+	until(t, "another process answers", func() error {
+		if pid = edgePID(t, socket); pid == than {
+			return fmt.Errorf("process %d does", pid)
+		}
+		return nil
+	})
+	return pid
+}
+
 // gone waits until a process has ended that is no child of this one.
 func gone(t *testing.T, pid int) {
 	t.Helper()
@@ -294,13 +307,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGUSR2); err != nil {
 			t.Fatal(err)
 		}
-		var next int
-		until(t, "another process answers", func() error {
-			if next = edgePID(t, u.respUnix); next == pid {
-				return errors.New("the old one does")
-			}
-			return nil
-		})
+		next := otherPID(t, u.respUnix, pid)
 		answers := time.Since(began)
 		old := pid
 		pid = next
@@ -400,7 +407,7 @@ func (u *upgrading) upgradeTwice(p *process) {
 			return nil
 		})
 	}
-	pids = append(pids, edgePID(t, u.respUnix))
+	pids = append(pids, otherPID(t, u.respUnix, pids[0]))
 	until(t, "the successor waits", func() error {
 		if !strings.Contains(p.err(), "it begins when this process has the streams and the one before has ended") {
 			return errors.New(p.err())
