@@ -221,9 +221,10 @@ func (c *closer) hold(ctx context.Context, f *follower, pairs []sequencePair, re
 		return nil, err
 	}
 	p.note("counted")
+	c.way.pass("counted")
 	if rehearse {
-		if _, err := p.lock.Exec(ctx, "ROLLBACK"); err != nil {
-			return nil, fmt.Errorf("let writers go on: %w", err)
+		if _, err := p.lock.Exec(ctx, "ROLLBACK"); err != nil { // the server may have let them go
+			return nil, p.over("writers were not let go", fmt.Errorf("let writers go on: %w", err))
 		}
 		p.told.Total = p.note("let go")
 		return &p.told, nil

@@ -84,9 +84,10 @@ func TestOverBudgetAtEachStep(t *testing.T) {
 	r.renew()
 	r.follow()
 	n := 0
+	move := r.m.Rehearse
 	refused := func(what string) {
 		t.Helper()
-		if _, err := r.m.Cutover(r.ctx()); !errors.Is(err, ErrBudget) {
+		if _, err := move(r.ctx()); !errors.Is(err, ErrBudget) {
 			t.Errorf("%s lasts too long: got %v, want ErrBudget", what, err)
 		}
 		if open := r.open(); !open[source] || open[target] {
@@ -95,13 +96,14 @@ func TestOverBudgetAtEachStep(t *testing.T) {
 		n++
 		r.src.Exec(fmt.Sprintf("INSERT INTO hits (id) VALUES (%d)", n)) // at once
 	}
-	for _, step := range []string{"paused", "held", "fenced", "ahead", "sent", "closing"} {
+	for _, step := range []string{"counted", "paused", "held", "fenced", "ahead", "sent", "closing"} {
 		r.m.passed = func(at string) {
 			if at == step {
 				<-time.After(r.cfg.PauseBudget + 100*time.Millisecond)
 			}
 		}
 		refused(step)
+		move = r.m.Cutover
 	}
 	// A row at the target that somebody holds: changes cannot be applied.
 	var tx pgx.Tx
