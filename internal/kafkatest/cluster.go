@@ -31,8 +31,9 @@ type Cluster struct {
 }
 
 // start makes and starts a cluster of n nodes in dir; lasting says that it is to be
-// measured. When it fails nothing is left running.
-func start(dir string, n int, lasting bool) (*Cluster, error) {
+// measured, session how long a node may show no life. When it fails nothing is left
+// running.
+func start(dir string, n int, lasting bool, session time.Duration) (*Cluster, error) {
 	if n < 1 {
 		return nil, fmt.Errorf("start %d brokers: want at least 1", n)
 	}
@@ -43,7 +44,7 @@ func start(dir string, n int, lasting bool) (*Cluster, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
 	for attempt := 1; ; attempt++ {
-		c, err := startOnce(ctx, in, filepath.Join(dir, fmt.Sprint(attempt)), n, lasting)
+		c, err := startOnce(ctx, in, filepath.Join(dir, fmt.Sprint(attempt)), n, lasting, session)
 		if err == nil {
 			return c, nil
 		}
@@ -54,7 +55,7 @@ func start(dir string, n int, lasting bool) (*Cluster, error) {
 	}
 }
 
-func startOnce(ctx context.Context, in installation, dir string, n int, lasting bool) (*Cluster, error) {
+func startOnce(ctx context.Context, in installation, dir string, n int, lasting bool, session time.Duration) (*Cluster, error) {
 	ports, err := loopback.FreePorts(2 * n)
 	if err != nil {
 		return nil, err
@@ -69,7 +70,7 @@ func startOnce(ctx context.Context, in installation, dir string, n int, lasting 
 	}
 	c := &Cluster{}
 	for i := range n {
-		c.nodes = append(c.nodes, &node{id: i + 1, in: in, dir: filepath.Join(dir, fmt.Sprintf("node%d", i)), port: ports[i], lasting: lasting})
+		c.nodes = append(c.nodes, &node{id: i + 1, in: in, dir: filepath.Join(dir, fmt.Sprintf("node%d", i)), port: ports[i], lasting: lasting, session: session})
 		if err := c.nodes[i].configure(ports[n+i], n, strings.Join(voters, ",")); err != nil {
 			return nil, err
 		}

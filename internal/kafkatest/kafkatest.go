@@ -20,6 +20,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
@@ -67,7 +68,7 @@ func Shared(t testing.TB) *Cluster {
 		if shared.dir, shared.err = testdir.New(); shared.err != nil {
 			return
 		}
-		shared.cluster, shared.err = start(shared.dir, 1, lasting(t))
+		shared.cluster, shared.err = start(shared.dir, 1, lasting(t), sharedSession)
 	})
 	if shared.err != nil {
 		t.Fatalf("start the shared Kafka broker: %v", shared.err)
@@ -79,7 +80,7 @@ func Shared(t testing.TB) *Cluster {
 // alone. It returns when all brokers take part, and ends with the test.
 func Start(t testing.TB, n int) *Cluster {
 	t.Helper()
-	cluster, err := start(testdir.For(t), n, lasting(t))
+	cluster, err := start(testdir.For(t), n, lasting(t), session)
 	if err != nil {
 		t.Fatalf("start %d Kafka brokers: %v", n, err)
 	}
@@ -90,6 +91,15 @@ func Start(t testing.TB, n int) *Cluster {
 	})
 	return cluster
 }
+
+const (
+	// session is that of a broker which may be killed: it may come back only when its last
+	// session is over, which takes 9 s with Kafka's default.
+	session = 4 * time.Second
+	// sharedSession is that of one which nobody kills. On a loaded machine it gets no turn
+	// for some seconds now and then, and a broker that is taken for dead has no topics.
+	sharedSession = time.Minute
+)
 
 // lasting reports whether a broker is to be measured, and not only to be there.
 func lasting(t testing.TB) bool {

@@ -178,7 +178,7 @@ func TestThreeNodesWithOneDown(t *testing.T) {
 
 func TestMissingJars(t *testing.T) {
 	t.Setenv(homeEnv, t.TempDir())
-	_, err := start(t.TempDir(), 1, false)
+	_, err := start(t.TempDir(), 1, false, session)
 	if err == nil || !strings.Contains(err.Error(), "make setup") || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("start without jars: got %v, want the mend", err)
 	}

@@ -36,6 +36,7 @@ type node struct {
 	dir     string
 	port    int
 	lasting bool           // it is to be measured
+	session time.Duration  // without a sign of life it is taken for dead after that
 	process *child.Process // the last one started, nil before the first start
 	started int64          // where that one's part of the log begins, in bytes
 }
@@ -74,9 +75,7 @@ func (n *node) configure(controllerPort, nodes int, voters string) error {
 		"offsets.topic.num.partitions=1",
 		"transaction.state.log.num.partitions=1",
 		"group.initial.rebalance.delay.ms=0",
-		// A killed broker may come back only when its last session is over, which
-		// takes 9 s with Kafka's default.
-		"broker.session.timeout.ms=4000",
+		fmt.Sprintf("broker.session.timeout.ms=%d", n.session.Milliseconds()),
 		"broker.heartbeat.interval.ms=500",
 	}
 	if err := os.WriteFile(n.properties(), []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
