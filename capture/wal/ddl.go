@@ -54,19 +54,19 @@ func (m *ddlMessage) altered(stream string, schemas map[millrace.TableID]*millra
 		}
 	}
 	tag := capture.Text(m.Tag)
-	add(cause{fmt.Sprintf("a partition came or went (%s)", tag), true}, m.Partitions...)
+	add(cause{text: fmt.Sprintf("a partition came or went (%s)", tag), gone: true}, m.Partitions...)
 	if m.Stream == stream {
-		add(cause{cmp.Or(capture.Text(m.Reason), "somebody asked for it"), true}, m.Load...)
+		add(cause{text: cmp.Or(capture.Text(m.Reason), "somebody asked for it"), gone: true}, m.Load...)
 	}
 	if m.Doubt {
-		add(cause{fmt.Sprintf("what %s did to it is not known", tag), true}, slices.Collect(maps.Keys(schemas))...)
+		add(cause{text: fmt.Sprintf("what %s did to it is not known", tag), gone: true}, slices.Collect(maps.Keys(schemas))...)
 	}
-	add(cause{fmt.Sprintf("it was rewritten (%s)", tag), false}, m.Rewritten...)
+	add(cause{text: fmt.Sprintf("it was rewritten (%s)", tag)}, m.Rewritten...)
 	add(cause{}, m.Tables...)
 	for id, s := range schemas {
 		for _, oid := range m.Types {
-			if s.Type(oid) != nil {
-				add(cause{}, id)
+			if t := s.Type(oid); t != nil {
+				add(cause{ahead: fmt.Sprintf("type %s was altered", t.Name)}, id)
 			}
 		}
 	}
@@ -80,6 +80,9 @@ type cause struct {
 	// gone tells that rows may have gone without being sent, beside those that
 	// came or changed.
 	gone bool
+	// ahead is the text where nothing is left to be described: the catalogs had it
+	// before the stream came to it, and rows may have been sent since as they were.
+	ahead string
 }
 
 // ddl takes a message about DDL.
@@ -131,5 +134,5 @@ func (d *decoder) alter(id millrace.TableID, c cause) error {
 			}
 		}
 	}
-	return d.loadFor(id, c)
+	return d.loadFor(id, d.orAhead(before, c))
 }

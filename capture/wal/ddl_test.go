@@ -20,7 +20,7 @@ import (
 
 func TestMessageAbout(t *testing.T) {
 	schemas := map[millrace.TableID]*millrace.Schema{
-		1: {Table: 1, Types: []millrace.TypeDesc{{OID: 20}, {OID: 5000}}},
+		1: {Table: 1, Types: []millrace.TypeDesc{{OID: 20}, {OID: 5000, Name: "mood"}}},
 		2: {Table: 2, Types: []millrace.TypeDesc{{OID: 20}}},
 	}
 	for _, c := range []struct {
@@ -30,14 +30,14 @@ func TestMessageAbout(t *testing.T) {
 	}{
 		{"another stream's", ddlMessage{Tag: "X", Tables: []millrace.TableID{9}, Types: []uint32{6}, Rewritten: []millrace.TableID{8}}, map[millrace.TableID]cause{}},
 		{"a table", ddlMessage{Tag: "X", Tables: []millrace.TableID{2, 9}}, map[millrace.TableID]cause{2: {}}},
-		{"a type", ddlMessage{Tag: "X", Types: []uint32{5000}}, map[millrace.TableID]cause{1: {}}},
-		{"rewritten", ddlMessage{Tag: "X", Tables: []millrace.TableID{2}, Rewritten: []millrace.TableID{2}}, map[millrace.TableID]cause{2: {"it was rewritten (X)", false}}},
-		{"a partition", ddlMessage{Tag: "X", Partitions: []millrace.TableID{1}, Rewritten: []millrace.TableID{1}, Tables: []millrace.TableID{2}}, map[millrace.TableID]cause{1: {"a partition came or went (X)", true}, 2: {}}},
-		{"doubt", ddlMessage{Tag: "X", Doubt: true}, map[millrace.TableID]cause{1: {"what X did to it is not known", true}, 2: {"what X did to it is not known", true}}},
-		{"asked for", ddlMessage{Stream: "s", Load: []millrace.TableID{1, 9}, Reason: "be\ncause"}, map[millrace.TableID]cause{1: {"because", true}}},
-		{"asked for without a reason", ddlMessage{Stream: "s", Load: []millrace.TableID{1}, Reason: "\n"}, map[millrace.TableID]cause{1: {"somebody asked for it", true}}},
+		{"a type", ddlMessage{Tag: "X", Types: []uint32{5000}}, map[millrace.TableID]cause{1: {ahead: "type mood was altered"}}},
+		{"rewritten", ddlMessage{Tag: "X", Tables: []millrace.TableID{2}, Rewritten: []millrace.TableID{2}}, map[millrace.TableID]cause{2: {text: "it was rewritten (X)"}}},
+		{"a partition", ddlMessage{Tag: "X", Partitions: []millrace.TableID{1}, Rewritten: []millrace.TableID{1}, Tables: []millrace.TableID{2}}, map[millrace.TableID]cause{1: {text: "a partition came or went (X)", gone: true}, 2: {}}},
+		{"doubt", ddlMessage{Tag: "X", Doubt: true}, map[millrace.TableID]cause{1: {text: "what X did to it is not known", gone: true}, 2: {text: "what X did to it is not known", gone: true}}},
+		{"asked for", ddlMessage{Stream: "s", Load: []millrace.TableID{1, 9}, Reason: "be\ncause"}, map[millrace.TableID]cause{1: {text: "because", gone: true}}},
+		{"asked for without a reason", ddlMessage{Stream: "s", Load: []millrace.TableID{1}, Reason: "\n"}, map[millrace.TableID]cause{1: {text: "somebody asked for it", gone: true}}},
 		{"asked for by another", ddlMessage{Stream: "t", Load: []millrace.TableID{1}, Reason: "because"}, map[millrace.TableID]cause{}},
-		{"endless", ddlMessage{Tag: strings.Repeat("ä", 300), Rewritten: []millrace.TableID{1}}, map[millrace.TableID]cause{1: {"it was rewritten (" + strings.Repeat("ä", 100) + ")", false}}},
+		{"endless", ddlMessage{Tag: strings.Repeat("ä", 300), Rewritten: []millrace.TableID{1}}, map[millrace.TableID]cause{1: {text: "it was rewritten (" + strings.Repeat("ä", 100) + ")"}}},
 	} {
 		if got := c.m.altered("s", schemas); !maps.Equal(got, c.want) {
 			t.Errorf("%s: got %v, want %v", c.name, got, c.want)

@@ -115,6 +115,7 @@ func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
 		told:      make(map[millrace.TableID]uint64),
 		loads:     newLoads(chunk.Snapshot{Xmin: 1, Xmax: 1}, chunkLimits()),
 		loaded:    make(map[millrace.TableID]bool),
+		read:      make(map[millrace.TableID]millrace.SchemaVersion),
 		log:       slog.New(slog.DiscardHandler),
 		metrics:   m,
 	}

@@ -26,7 +26,7 @@ func (d *decoder) beginLoad(table millrace.TableID, c cause, initial bool) error
 		l.removeLocked(ld)
 		ld = nil
 	}
-	d.loaded[table] = true
+	d.loaded[table], d.read[table] = true, schema.Version
 	if ld != nil {
 		ld.work.Restart()
 		ld.reason = reason

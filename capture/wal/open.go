@@ -255,6 +255,7 @@ func (s *Source) stream(ctx context.Context, conn *pgx.Conn, repl *replication, 
 		told:      make(map[millrace.TableID]uint64),
 		loads:     s.loads,
 		loaded:    make(map[millrace.TableID]bool),
+		read:      make(map[millrace.TableID]millrace.SchemaVersion),
 		log:       s.c.log,
 		metrics:   s.c.metrics,
 	}

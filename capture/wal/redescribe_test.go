@@ -3,6 +3,7 @@ package wal
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
@@ -60,5 +61,44 @@ func TestAlteredBehindAWorkersBack(t *testing.T) {
 	}
 	if err := r.equalJSON(conn, "a"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A column comes with a type that is altered before the stream has got to the column:
+// the catalogs describe the type as it is by then, and the rows that were sent before
+// the alteration are not like that.
+func TestTypeAheadOfItsRows(t *testing.T) {
+	db := pgtest.New(t)
+	register(t, db)
+	db.Exec("create type p as (x int, y text); create type e as enum ('a', 'b'); create table a (id int primary key); create table b (id int primary key); create table c (id int primary key, e e); insert into c values (1, 'b')")
+	r := newRig(t, db, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }, "a", "b", "c")
+	r.c.watchInterval = 20 * time.Millisecond
+	r.open()
+	r.copied()
+	r.kept("first copy")
+	r.close()
+	for _, sql := range []string{
+		"alter table a add column p p", "insert into a values (1, row(1, 'y')::p)", "alter type p add attribute z int cascade", "insert into a values (2, row(1, 'y', 2)::p)",
+		"alter table b add column e e[]", "insert into b values (1, '{a,b}')", "alter type e rename value 'a' to 'z'", "insert into b values (2, '{z,b}')",
+	} {
+		db.Exec(sql)
+	}
+	r.open()
+	r.sync()
+	if got, want := fmt.Sprint(r.load()), "[a: type p was altered b: type e was altered c: a label of enum e was renamed]"; got != want {
+		t.Errorf("loads were begun because of %s, want %s", got, want)
+	}
+	conn, err := r.c.connect(r.ctx(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer capture.Close(conn)
+	if _, err := conn.Exec(r.ctx(), "set search_path = public"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		if err := r.equalJSON(conn, name); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -111,7 +111,7 @@ func (d *decoder) describe(r *relation) error {
 // or nil; c is another reason for a load, or none: one load does for both.
 func (d *decoder) adopt(before, s *millrace.Schema, info *table.Info, c cause) (*millrace.Schema, error) {
 	if before.SameAs(withVersion(s, before.Version)) {
-		return before, d.loadFor(before.Table, c)
+		return before, d.loadFor(before.Table, d.orAhead(before, c))
 	}
 	step := table.Compare(before, s, info.Missing())
 	if step.Key != "" {
@@ -125,6 +125,15 @@ func (d *decoder) adopt(before, s *millrace.Schema, info *table.Info, c cause) (
 		c.text = step.Rows // it says more
 	}
 	return s, d.loadFor(s.Table, c)
+}
+
+// orAhead is c where nothing new is described. No load has begun since s was, which
+// would read again what was sent under it.
+func (d *decoder) orAhead(s *millrace.Schema, c cause) cause {
+	if c.text == "" && d.read[s.Table] != s.Version {
+		c.text = c.ahead
+	}
+	return c
 }
 
 // loadFor begins a load if there is a cause.
