@@ -90,6 +90,7 @@ type rig struct {
 	src, dst *pgtest.DB
 	cfg      Config
 	m        *Migration
+	life     context.Context // ends with the test, behind tell
 }
 
 // newRig makes a database on each of two clusters, the target's of a version, and a
@@ -108,7 +109,12 @@ func newRigBy(t *testing.T, mode millrace.Mode, version int, setup string, table
 		kind = "replica "
 	}
 	r := &rig{t: t, src: pgtest.On(t, server(t, kind+"source", 15)), dst: pgtest.On(t, server(t, fmt.Sprint(kind, "target", version), version))}
-	t.Cleanup(r.tell) // before the databases go
+	life, cancel := context.WithCancel(context.Background())
+	r.life = life
+	t.Cleanup(func() { // before the databases go
+		r.tell()
+		cancel()
+	})
 	r.src.Exec(setup)
 	for i := range tables {
 		if tables[i].To.Name == "" {
@@ -142,14 +148,12 @@ func (r *rig) tell() {
 			"place":     `SELECT to_jsonb(p) - 'checkpoint' FROM millrace.migration_place p`,
 		} {
 			rows, err := db.Pool.Query(ctx, sql, pgx.QueryResultFormats{pgx.TextFormatCode})
+			var lines []string
 			if err == nil {
-				var lines []string
-				for rows.Next() {
-					lines = append(lines, string(rows.RawValues()[0]))
-				}
-				if err = rows.Err(); err == nil && len(lines) > 0 {
-					r.t.Logf("%s at the %s:\n%s", what, where, strings.Join(lines, "\n"))
-				}
+				lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			}
+			if len(lines) > 0 {
+				r.t.Logf("%s at the %s:\n%s", what, where, strings.Join(lines, "\n"))
 			}
 			if err != nil {
 				r.t.Logf("%s at the %s: %v", what, where, err)
@@ -181,8 +185,8 @@ func (r *rig) renew() {
 func public(name string) table.Name { return table.Name{Schema: "public", Name: name} }
 
 func (r *rig) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	r.t.Cleanup(cancel)
+	ctx, cancel := context.WithTimeout(r.life, limit)
+	context.AfterFunc(ctx, cancel)
 	return ctx
 }
 
