@@ -154,6 +154,20 @@ func (w *ddlWalker) write() string {
 	return sql
 }
 
+// pinned returns a connection with the settings of the capture's own, for equalJSON.
+func (r *rig) pinned() *pgx.Conn {
+	r.t.Helper()
+	conn, err := r.c.connect(r.ctx(), nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { capture.Close(conn) })
+	if _, err := conn.Exec(r.ctx(), "set search_path = public"); err != nil {
+		r.t.Fatal(err)
+	}
+	return conn
+}
+
 // equalJSON compares a table as readers see it with to_jsonb of the source.
 func (r *rig) equalJSON(conn *pgx.Conn, name string) error {
 	ctx := r.ctx()
@@ -226,14 +240,7 @@ func TestDDLWalk(t *testing.T) {
 	r := newRig(t, db, func(c *Config) { c.Heartbeat = 50 * time.Millisecond }, "a", "idle")
 	r.open()
 	r.copied()
-	conn, err := r.c.connect(r.ctx(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer capture.Close(conn)
-	if _, err := conn.Exec(r.ctx(), "set search_path = public"); err != nil {
-		t.Fatal(err)
-	}
+	conn := r.pinned()
 	db.Exec("insert into idle (id) select i from generate_series(1, 5) i")
 	var done []string
 	do := func(sql string) {

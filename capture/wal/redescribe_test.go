@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/millrace-db/millrace/capture"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -51,14 +50,7 @@ func TestAlteredBehindAWorkersBack(t *testing.T) {
 		r.sync()
 	}
 	r.load()
-	conn, err := r.c.connect(r.ctx(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer capture.Close(conn)
-	if _, err := conn.Exec(r.ctx(), "set search_path = public"); err != nil {
-		t.Fatal(err)
-	}
+	conn := r.pinned()
 	if err := r.equalJSON(conn, "a"); err != nil {
 		t.Error(err)
 	}
@@ -88,14 +80,7 @@ func TestTypeAheadOfItsRows(t *testing.T) {
 	if got, want := fmt.Sprint(r.load()), "[a: type p was altered b: type e was altered c: a label of enum e was renamed]"; got != want {
 		t.Errorf("loads were begun because of %s, want %s", got, want)
 	}
-	conn, err := r.c.connect(r.ctx(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer capture.Close(conn)
-	if _, err := conn.Exec(r.ctx(), "set search_path = public"); err != nil {
-		t.Fatal(err)
-	}
+	conn := r.pinned()
 	for _, name := range []string{"a", "b", "c"} {
 		if err := r.equalJSON(conn, name); err != nil {
 			t.Error(err)

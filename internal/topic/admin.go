@@ -54,14 +54,11 @@ func (t *Topic) Info(ctx context.Context) (Info, error) {
 }
 
 func (t *Topic) info(ctx context.Context) (Info, error) {
-	c, err := t.connect(ctx)
+	c, err := t.meet(ctx)
 	if err != nil {
 		return Info{}, err
 	}
 	defer c.close()
-	if err := t.meet(c); err != nil {
-		return Info{}, c.explain(ctx, err)
-	}
 	info, err := t.ask(c)
 	if err != nil {
 		return Info{}, c.explain(ctx, err)
@@ -69,14 +66,20 @@ func (t *Topic) info(ctx context.Context) (Info, error) {
 	return info, nil
 }
 
-// meet lets the client learn who the brokers are, which it does by asking for a
-// topic. It need not exist.
-func (t *Topic) meet(c *connection) error {
-	err := c.client.RefreshMetadata(t.config.Topic)
-	if errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
-		return nil
+// meet opens a client, as connect does, that knows who the brokers are, which it learns
+// by asking for a topic. It need not exist.
+func (t *Topic) meet(ctx context.Context) (*connection, error) {
+	c, err := t.connect(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return err
+	err = c.client.RefreshMetadata(t.config.Topic)
+	if err != nil && !errors.Is(err, sarama.ErrUnknownTopicOrPartition) {
+		err = c.explain(ctx, err)
+		c.close()
+		return nil, err
+	}
+	return c, nil
 }
 
 func (t *Topic) ask(c *connection) (Info, error) {
@@ -164,14 +167,11 @@ func (t *Topic) createWith(ctx context.Context, replicas int, settings map[strin
 // after Create asks any of them, and would take the word of one that is behind for that of
 // a topic which is gone.
 func (t *Topic) everywhere(ctx context.Context) error {
-	c, err := t.connect(ctx)
+	c, err := t.meet(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	if err := t.meet(c); err != nil {
-		return c.explain(ctx, err)
-	}
 	for _, b := range c.client.Brokers() {
 		if err := b.Open(c.client.Config()); err != nil && !errors.Is(err, sarama.ErrAlreadyConnected) {
 			continue
@@ -190,14 +190,11 @@ func (t *Topic) everywhere(ctx context.Context) error {
 }
 
 func (t *Topic) create(ctx context.Context, replicas int, settings map[string]string) error {
-	c, err := t.connect(ctx)
+	c, err := t.meet(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	if err := t.meet(c); err != nil {
-		return c.explain(ctx, err)
-	}
 	admin, err := sarama.NewClusterAdminFromClient(c.client)
 	if err != nil {
 		return c.explain(ctx, err)

@@ -22,14 +22,11 @@ func (t *Topic) DeleteBefore(ctx context.Context, offset millrace.Offset) (millr
 }
 
 func (t *Topic) deleteBefore(ctx context.Context, offset millrace.Offset) (millrace.Offset, error) {
-	c, err := t.connect(ctx)
+	c, err := t.meet(ctx)
 	if err != nil {
 		return millrace.NoOffset, err
 	}
 	defer c.close()
-	if err := t.meet(c); err != nil {
-		return millrace.NoOffset, c.explain(ctx, err)
-	}
 	admin, err := sarama.NewClusterAdminFromClient(c.client)
 	if err != nil {
 		return millrace.NoOffset, c.explain(ctx, err)

@@ -50,19 +50,28 @@ func (s *System) CreateTopic(partitions int32, settings map[string]string) {
 	})
 }
 
+// shown is the system's topic as the broker shows it.
+func (s *System) shown(ctx context.Context, client *kgo.Client) (*kmsg.MetadataResponseTopic, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = kmsg.StringPtr(s.Topic)
+	req.Topics = append(req.Topics, topic)
+	resp, err := req.RequestWith(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	return &resp.Topics[0], nil
+}
+
 // awaitPartitions waits until the broker shows the system's topic with n partitions: the
 // controller answers before every broker knows.
 func (s *System) awaitPartitions(ctx context.Context, client *kgo.Client, n int32) error {
 	return Wait(ctx, adminLimit, func(ctx context.Context) error {
-		req := kmsg.NewPtrMetadataRequest()
-		topic := kmsg.NewMetadataRequestTopic()
-		topic.Topic = kmsg.StringPtr(s.Topic)
-		req.Topics = append(req.Topics, topic)
-		resp, err := req.RequestWith(ctx, client)
+		t, err := s.shown(ctx, client)
 		if err != nil {
 			return err
 		}
-		if t := &resp.Topics[0]; t.ErrorCode != 0 || len(t.Partitions) != int(n) {
+		if t.ErrorCode != 0 || len(t.Partitions) != int(n) {
 			return NotYet("the broker shows %d partitions (%v)", len(t.Partitions), kerr.ErrorForCode(t.ErrorCode))
 		}
 		return nil
@@ -86,12 +95,8 @@ func (s *System) DeleteTopic() {
 			return err
 		}
 		return Wait(ctx, adminLimit, func(ctx context.Context) error {
-			ask := kmsg.NewPtrMetadataRequest()
-			one := kmsg.NewMetadataRequestTopic()
-			one.Topic = kmsg.StringPtr(s.Topic)
-			ask.Topics = append(ask.Topics, one)
-			resp, err := ask.RequestWith(ctx, client)
-			if err == nil && resp.Topics[0].ErrorCode != kerr.UnknownTopicOrPartition.Code {
+			t, err := s.shown(ctx, client)
+			if err == nil && t.ErrorCode != kerr.UnknownTopicOrPartition.Code {
 				err = NotYet("the broker still shows it")
 			}
 			return err
