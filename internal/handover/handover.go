@@ -336,7 +336,12 @@ func (p *Predecessor) Receive(ctx context.Context, take func(net.Conn, []byte) e
 	b, oob := make([]byte, dataSize+1), make([]byte, syscall.CmsgSpace(4))
 	for {
 		n, oobn, _, _, err := p.channel.ReadMsgUnix(b, oob)
-		if err == nil && n == 0 || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || ctx.Err() != nil {
+		if errors.Is(err, syscall.ECONNRESET) && ctx.Err() == nil {
+			// It has ended and left something unread, as one does that does not wait for
+			// Took. That is told once, and before what it has sent.
+			continue
+		}
+		if err == nil && n == 0 || errors.Is(err, io.EOF) || ctx.Err() != nil {
 			return errors.Join(append(errs, p.channel.Close())...)
 		}
 		if err != nil {

@@ -1,6 +1,7 @@
 package handover_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -23,7 +24,8 @@ import (
 // asSuccessor makes the test binary a successor: echo sends each connection what came
 // with it, fail ends at once, mute says nothing; quit ends when it answers, and idle takes
 // nothing over. older is of a version that says that it answers and no more, and refuses what
-// it does not know; wrapper leaves the channel to a process of its own, held, and ends.
+// it does not know; wrapper leaves the channel to a process of its own, held, and ends; late
+// is echo of a predecessor of an earlier version, and receives nothing before that has ended.
 const asSuccessor = "MILLRACE_TEST_HANDOVER_SUCCESSOR"
 
 func TestMain(m *testing.M) {
@@ -55,7 +57,13 @@ func succeed(how string) error {
 		}
 		return errors.New("as the test wants")
 	}
-	p, err := handover.Inherit(os.Environ())
+	environ := os.Environ()
+	if how == "late" {
+		for i := range environ {
+			environ[i] = strings.Replace(environ[i], handover.Variable+"=", handover.VariableBefore+"=", 1)
+		}
+	}
+	p, err := handover.Inherit(environ)
 	if err != nil || p == nil {
 		return fmt.Errorf("inherit: %v, %w", p, err)
 	}
@@ -92,6 +100,9 @@ func succeed(how string) error {
 		return err
 	}
 	_, _ = fmt.Fprintln(c, "accepted")
+	if how == "late" {
+		_, _ = io.Copy(io.Discard, c) // until the predecessor has ended
+	}
 	_ = c.Close()
 	return p.Receive(ctx, func(c net.Conn, state []byte) error {
 		defer func() { _ = c.Close() }()
@@ -101,12 +112,18 @@ func succeed(how string) error {
 }
 
 func TestHandover(t *testing.T) {
+	t.Run("waits", func(t *testing.T) { handsOver(t, "echo") })
+	// What one of an earlier version has sent arrives where it has ended meanwhile.
+	t.Run("does not wait for Took", func(t *testing.T) { handsOver(t, "late") })
+}
+
+func handsOver(t *testing.T, how string) {
 	set := new(sockets.Set)
 	l, err := set.TCP(t.Context(), "listener", "127.0.0.1:0", true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv(asSuccessor, "echo")
+	t.Setenv(asSuccessor, how)
 	t.Setenv("ADDRESS", l.Addr().String())
 	dial := func() net.Conn {
 		t.Helper()
@@ -119,6 +136,9 @@ func TestHandover(t *testing.T) {
 	}
 	// Connections of this process, which the successor is to go on with.
 	states := [][]byte{nil, []byte("state"), bytes.Repeat([]byte("long "), 50_000)}
+	if how == "late" {
+		states = states[:2] // the channel has no room for the last one before it is read
+	}
 	var theirs, ours []net.Conn
 	for range states {
 		theirs = append(theirs, dial())
@@ -137,14 +157,16 @@ func TestHandover(t *testing.T) {
 	if err := s.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Took(ctx); err != nil {
-		t.Fatal(err)
+	if how == "echo" {
+		if err := s.Took(ctx); err != nil {
+			t.Fatal(err)
+		}
 	}
 	late := dial()
 	if err := l.Close(); err != nil { // the successor accepts on it
 		t.Error(err)
 	}
-	if text, err := io.ReadAll(late); err != nil || string(text) != "accepted\n" {
+	if text, err := bufio.NewReader(late).ReadString('\n'); err != nil || text != "accepted\n" {
 		t.Errorf("a new connection is answered %q, %v", text, err)
 	}
 	for i, state := range states {
@@ -153,7 +175,7 @@ func TestHandover(t *testing.T) {
 		}
 		_ = ours[i].Close()
 	}
-	if err := s.Close(); err != nil {
+	if err := errors.Join(s.Close(), late.Close()); err != nil {
 		t.Error(err)
 	}
 	for i, state := range states {
