@@ -44,6 +44,7 @@ type bank struct {
 	log     *topic.Topic
 	key     ed25519.PrivateKey
 	epoch   millrace.Epoch
+	term    millrace.Term // of who reigns
 
 	index  millrace.Index
 	chain  millrace.Chain
@@ -108,12 +109,12 @@ func (b *bank) open(epoch millrace.Epoch) {
 	if err := b.log.Create(b.t.Context(), 1); err != nil {
 		b.t.Fatal(err)
 	}
-	b.epoch, b.index, b.chain, b.unitNo = epoch, 0, millrace.NewChain(bankID, epoch), 0
+	b.epoch, b.term, b.index, b.chain, b.unitNo = epoch, 1, 0, millrace.NewChain(bankID, epoch), 0
 	b.append(b.header(millrace.RecordTerm), nil)
 }
 
 func (b *bank) header(kind millrace.RecordKind) millrace.Header {
-	return millrace.Header{Kind: kind, Stream: bankID, Epoch: b.epoch, Term: 1, Publisher: millrace.PublisherID{1}}
+	return millrace.Header{Kind: kind, Stream: bankID, Epoch: b.epoch, Term: b.term, Publisher: millrace.PublisherID{byte(b.term)}}
 }
 
 func (b *bank) append(h millrace.Header, payload []byte) {

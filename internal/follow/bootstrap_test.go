@@ -445,9 +445,19 @@ func TestBootstrapConfirmedByState(t *testing.T) {
 	b.unit()
 	fresh.at(2)
 	b.trim()
+	// That a reign begins says nothing of history, nor does the state of one that is over.
+	b.term = 2
+	b.append(b.header(millrace.RecordTerm), nil)
+	b.term = 1
+	b.state()
+	other := b.edgeWith(filepath.Join(t.TempDir(), "other"), options{rules: func(r *bootRules) { r.confirm, r.unconfirmed = 50*time.Millisecond, time.Hour }}, fresh.url)
+	other.until("nobody has confirmed the image", func() bool {
+		s := other.stream.Bootstrap()
+		return s != nil && s.State == serve.BootstrapUnconfirmed || other.value() >= 0
+	})
+	b.term = 2
 	b.chain[0]++
 	b.state()
-	other := b.edge(filepath.Join(t.TempDir(), "other"), fresh.url)
 	other.until("it is given up", func() bool { return strings.Contains(other.log.String(), "history diverged") })
 	if other.value() != -1 {
 		t.Errorf("it has unit %d", other.value())
