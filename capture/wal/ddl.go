@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace-db/millrace"
 	"github.com/millrace-db/millrace/capture"
+	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/capture/table"
 )
 
@@ -65,9 +66,15 @@ func (m *ddlMessage) altered(stream string, schemas map[millrace.TableID]*millra
 	add(cause{}, m.Tables...)
 	for id, s := range schemas {
 		for _, oid := range m.Types {
-			if t := s.Type(oid); t != nil {
-				add(cause{ahead: fmt.Sprintf("type %s was altered", t.Name)}, id)
+			t := s.Type(oid)
+			if t == nil {
+				continue
 			}
+			c := all[id]
+			if alterable(t) {
+				c.ahead = fmt.Sprintf("type %s was altered", t.Name)
+			}
+			add(c, id)
 		}
 	}
 	return all
@@ -80,9 +87,44 @@ type cause struct {
 	// gone tells that rows may have gone without being sent, beside those that
 	// came or changed.
 	gone bool
-	// ahead is the text where nothing is left to be described: the catalogs had it
-	// before the stream came to it, and rows may have been sent since as they were.
+	// ahead is the text where the catalogs may have had it before the stream came to it:
+	// rows may have been sent since as they were, and nothing be left to be described.
 	ahead string
+}
+
+// alterable reports whether commands change what values of a type look like.
+func alterable(t *millrace.TypeDesc) bool {
+	return t.Kind == millrace.TypeEnum || t.Kind == millrace.TypeComposite
+}
+
+// see takes a snapshot of the source for a table whose types may be altered.
+func (d *decoder) see(s *millrace.Schema, into map[millrace.TableID]chunk.Snapshot) (err error) {
+	if slices.ContainsFunc(s.Types, func(t millrace.TypeDesc) bool { return alterable(&t) }) {
+		into[s.Table], err = d.snapshot()
+	}
+	return err
+}
+
+// doubt decides on what was ahead by the transaction under way. Changes that were sent under
+// a description which saw it were described as what they were not yet, unless a load that
+// saw it has begun since. Who described them before us is not known: then there is a
+// cause only where nothing is left to be described.
+func (d *decoder) doubt(id millrace.TableID, c cause) cause {
+	if c.text != "" || c.ahead == "" {
+		return c
+	}
+	sees := func(s chunk.Snapshot) bool { return s.Sees(chunk.Widen(d.begin.xid, s.Xmax)) }
+	under, known := d.under[id]
+	if !known {
+		under = d.loads.first
+	}
+	switch {
+	case d.asSent || !sees(under) || sees(d.read[id]):
+		c.ahead = ""
+	case known:
+		c.text = c.ahead
+	}
+	return c
 }
 
 // ddl takes a message about DDL.
@@ -117,6 +159,7 @@ func (d *decoder) ddl(content []byte) error {
 func (d *decoder) alter(id millrace.TableID, c cause) error {
 	d.told[id]++
 	d.turn++
+	c = d.doubt(id, c)
 	info, err := d.lookUp(id, nil)
 	if err != nil {
 		return err
@@ -134,5 +177,5 @@ func (d *decoder) alter(id millrace.TableID, c cause) error {
 			}
 		}
 	}
-	return d.loadFor(id, d.orAhead(before, c))
+	return d.loadFor(id, c.described())
 }

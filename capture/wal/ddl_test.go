@@ -20,7 +20,7 @@ import (
 
 func TestMessageAbout(t *testing.T) {
 	schemas := map[millrace.TableID]*millrace.Schema{
-		1: {Table: 1, Types: []millrace.TypeDesc{{OID: 20}, {OID: 5000, Name: "mood"}}},
+		1: {Table: 1, Types: []millrace.TypeDesc{{OID: 20}, {OID: 5000, Kind: millrace.TypeEnum, Name: "mood"}, {OID: 6000, Kind: millrace.TypeDomain, Name: "d"}}},
 		2: {Table: 2, Types: []millrace.TypeDesc{{OID: 20}}},
 	}
 	for _, c := range []struct {
@@ -31,6 +31,8 @@ func TestMessageAbout(t *testing.T) {
 		{"another stream's", ddlMessage{Tag: "X", Tables: []millrace.TableID{9}, Types: []uint32{6}, Rewritten: []millrace.TableID{8}}, map[millrace.TableID]cause{}},
 		{"a table", ddlMessage{Tag: "X", Tables: []millrace.TableID{2, 9}}, map[millrace.TableID]cause{2: {}}},
 		{"a type", ddlMessage{Tag: "X", Types: []uint32{5000}}, map[millrace.TableID]cause{1: {ahead: "type mood was altered"}}},
+		{"a domain", ddlMessage{Tag: "X", Types: []uint32{6000}}, map[millrace.TableID]cause{1: {}}},
+		{"a type and a domain", ddlMessage{Tag: "X", Types: []uint32{5000, 6000}}, map[millrace.TableID]cause{1: {ahead: "type mood was altered"}}},
 		{"rewritten", ddlMessage{Tag: "X", Tables: []millrace.TableID{2}, Rewritten: []millrace.TableID{2}}, map[millrace.TableID]cause{2: {text: "it was rewritten (X)"}}},
 		{"a partition", ddlMessage{Tag: "X", Partitions: []millrace.TableID{1}, Rewritten: []millrace.TableID{1}, Tables: []millrace.TableID{2}}, map[millrace.TableID]cause{1: {text: "a partition came or went (X)", gone: true}, 2: {}}},
 		{"doubt", ddlMessage{Tag: "X", Doubt: true}, map[millrace.TableID]cause{1: {text: "what X did to it is not known", gone: true}, 2: {text: "what X did to it is not known", gone: true}}},
@@ -166,6 +168,9 @@ func TestEventTriggers(t *testing.T) {
 	}
 	alter("alter type e rename value 'a' to 'z'", "schema load_begin schema load_begin", "a: a label of enum e was renamed", "idle: a label of enum e was renamed")
 	alter("alter type e add value 'c'", "schema schema")
+	alter("begin; alter type e add value 'd'; alter type e add value 'f'; commit", "schema schema")
+	alter("insert into a values (9); delete from a where id = 9", "put delete")
+	alter("alter type e add value if not exists 'f'; alter type e owner to current_user; alter domain d set default 'b'; alter domain d drop default", "")
 	alter("alter type p add attribute z int cascade", "schema load_begin", "a: type p was altered")
 	alter("alter type p rename attribute x to xx cascade", "schema load_begin", "a: type p was altered")
 	alter("alter table idle alter column q type numeric(12, 4)", "schema load_begin", "idle: column q has another type")

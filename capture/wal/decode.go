@@ -50,9 +50,10 @@ type decoder struct {
 	loads  *loads
 	loaded map[millrace.TableID]bool
 	ending bool
-	// read has the version of each table's schema when its newest load began: what
-	// is read for that is as the catalogs are by now.
-	read map[millrace.TableID]millrace.SchemaVersion
+	// under has, for tables with types that may be altered, what the source's catalogs
+	// showed at most when a change was described last, and read what they showed at least
+	// to the newest load.
+	under, read map[millrace.TableID]chunk.Snapshot
 	// lookUp asks the source's catalogs.
 	lookUp func(id millrace.TableID, types []uint32) (*table.Info, error)
 	// emit takes a finished unit and its size in bytes.

@@ -115,7 +115,9 @@ func testDecoder(t testing.TB, emit func(*millrace.Unit)) *decoder {
 		told:      make(map[millrace.TableID]uint64),
 		loads:     newLoads(chunk.Snapshot{Xmin: 1, Xmax: 1}, chunkLimits()),
 		loaded:    make(map[millrace.TableID]bool),
-		read:      make(map[millrace.TableID]millrace.SchemaVersion),
+		snapshot:  func() (chunk.Snapshot, error) { return chunk.Snapshot{Xmin: 1, Xmax: 1}, nil },
+		under:     make(map[millrace.TableID]chunk.Snapshot),
+		read:      make(map[millrace.TableID]chunk.Snapshot),
 		log:       slog.New(slog.DiscardHandler),
 		metrics:   m,
 	}

@@ -39,6 +39,8 @@ func chunkLimits() chunk.Limits {
 type loads struct {
 	mu      sync.Mutex
 	pending *chunk.Pending
+	// first is a snapshot from the begin of the reign.
+	first chunk.Snapshot
 	// schemas are the newest of the stream's tables.
 	schemas map[millrace.TableID]*millrace.Schema
 	// waiting is how many transactions the newest snapshot of relieve did not see.
@@ -117,7 +119,7 @@ type arrival struct {
 // newLoads takes a snapshot from the begin of the reign.
 func newLoads(s chunk.Snapshot, limits chunk.Limits) *loads {
 	return &loads{
-		limits: limits, pending: chunk.NewPending(s), schemas: make(map[millrace.TableID]*millrace.Schema),
+		limits: limits, first: s, pending: chunk.NewPending(s), schemas: make(map[millrace.TableID]*millrace.Schema),
 		byTable: make(map[millrace.TableID]*load), taps: make(map[millrace.TableID][]*chunk.Window),
 		arrivals: make(map[string]*arrival), passes: make(map[millrace.TableID]*pass), changed: make(chan struct{}),
 	}

@@ -15,10 +15,13 @@ import (
 // gone without being sent, another load takes its place, since nothing would
 // remove them from that generation.
 func (d *decoder) beginLoad(table millrace.TableID, c cause, initial bool) error {
+	schema := d.schemas[table]
+	if err := d.see(schema, d.read); err != nil {
+		return err
+	}
 	l := d.loads
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	schema := d.schemas[table]
 	reason := capture.Text(c.text)
 	ld := l.byTable[table]
 	if ld != nil && c.gone {
@@ -26,7 +29,7 @@ func (d *decoder) beginLoad(table millrace.TableID, c cause, initial bool) error
 		l.removeLocked(ld)
 		ld = nil
 	}
-	d.loaded[table], d.read[table] = true, schema.Version
+	d.loaded[table] = true
 	if ld != nil {
 		ld.work.Restart()
 		ld.reason = reason

@@ -99,6 +99,9 @@ func (d *decoder) describe(r *relation) error {
 	if r.codec, err = millrace.NewKeyCodec(s); err != nil {
 		return fmt.Errorf("%w: %v: %w", capture.ErrTable, r.name, err)
 	}
+	if err := d.see(s, d.under); err != nil {
+		return err
+	}
 	r.schema, r.filtered = s, info != nil && info.Choice.Where != ""
 	r.new = make([]millrace.Datum, len(s.Columns))
 	r.old = make([]millrace.Datum, len(s.Columns))
@@ -111,7 +114,7 @@ func (d *decoder) describe(r *relation) error {
 // or nil; c is another reason for a load, or none: one load does for both.
 func (d *decoder) adopt(before, s *millrace.Schema, info *table.Info, c cause) (*millrace.Schema, error) {
 	if before.SameAs(withVersion(s, before.Version)) {
-		return before, d.loadFor(before.Table, d.orAhead(before, c))
+		return before, d.loadFor(before.Table, c.described())
 	}
 	step := table.Compare(before, s, info.Missing())
 	if step.Key != "" {
@@ -127,10 +130,9 @@ func (d *decoder) adopt(before, s *millrace.Schema, info *table.Info, c cause) (
 	return s, d.loadFor(s.Table, c)
 }
 
-// orAhead is c where nothing new is described. No load has begun since s was, which
-// would read again what was sent under it.
-func (d *decoder) orAhead(s *millrace.Schema, c cause) cause {
-	if c.text == "" && d.read[s.Table] != s.Version {
+// described is c where nothing is left to be described.
+func (c cause) described() cause {
+	if c.text == "" {
 		c.text = c.ahead
 	}
 	return c
