@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-db/millrace"
+	"github.com/millrace-db/millrace/capture/chunk"
 	"github.com/millrace-db/millrace/internal/pgtest"
 )
 
@@ -70,7 +72,7 @@ func TestTypeAheadOfItsRows(t *testing.T) {
 	r.kept("first copy")
 	r.close()
 	for _, sql := range []string{
-		"alter table a add column p p", "insert into a values (1, row(1, 'y')::p)", "alter type p add attribute z int cascade", "insert into a values (2, row(1, 'y', 2)::p)",
+		"alter table a add column p p", "insert into a values (1, row(1, 'y')::p)", "alter type p add attribute z int cascade", "insert into a values (2, row(1, 'y', 2)::p)", "alter type p add attribute w int cascade", "insert into a values (3, row(1, 'y', 2, 3)::p)",
 		"alter table b add column e e[]", "insert into b values (1, '{a,b}')", "alter type e rename value 'a' to 'z'", "insert into b values (2, '{z,b}')",
 	} {
 		db.Exec(sql)
@@ -84,6 +86,37 @@ func TestTypeAheadOfItsRows(t *testing.T) {
 	for _, name := range []string{"a", "b", "c"} {
 		if err := r.equalJSON(conn, name); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// What a description can have been ahead of is told by what its look-up saw.
+func TestDoubt(t *testing.T) {
+	before, behind := chunk.Snapshot{Xmin: 10, Xmax: 10}, chunk.Snapshot{Xmin: 11, Xmax: 11}
+	running := chunk.Snapshot{Xmin: 10, Xmax: 11, Running: []chunk.XID{10}}
+	type snapshots = map[millrace.TableID]chunk.Snapshot
+	none, may, must := cause{}, cause{ahead: "x"}, cause{text: "x", ahead: "x"}
+	for _, c := range []struct {
+		name        string
+		first       chunk.Snapshot
+		under, read snapshots
+		asSent      bool
+		want        cause
+	}{
+		{"described before it", behind, snapshots{1: before}, nil, false, none},
+		{"described while it ran", behind, snapshots{1: running}, nil, false, none},
+		{"described behind it", before, snapshots{1: behind}, nil, false, must},
+		{"and read before it", before, snapshots{1: behind}, snapshots{1: before}, false, must},
+		{"and read behind it", before, snapshots{1: behind}, snapshots{1: behind}, false, none},
+		{"by those before us", behind, snapshots{2: before}, nil, false, may},
+		{"by those before us, before it", before, snapshots{2: behind}, nil, false, none},
+		{"by those before us, and read behind it", behind, nil, snapshots{1: behind}, false, none},
+		{"as sent", behind, snapshots{1: behind}, nil, true, none},
+	} {
+		d := testDecoder(t, nil)
+		d.begin.xid, d.loads.first, d.under, d.read, d.asSent = 10, c.first, c.under, c.read, c.asSent
+		if got := d.doubt(1, may); got != c.want {
+			t.Errorf("%s: got %+v, want %+v", c.name, got, c.want)
 		}
 	}
 }
