@@ -92,8 +92,10 @@ type Client struct {
 	metrics *clientMetrics
 	// ups are the upstreams in the order of choice.all.
 	ups []Upstream
-	// aside tells that it follows beside another client of the stream.
+	// aside tells that it follows beside another client of the stream, and beside has
+	// what the clients beside that one have met.
 	aside   bool
+	beside  *problems
 	reports chan []byte
 
 	mu     sync.Mutex
@@ -142,14 +144,18 @@ func NewClient(c ClientConfig) (*Client, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return newClient(c, false), nil
+	return newClient(c, nil), nil
 }
 
-func newClient(config ClientConfig, aside bool) *Client {
-	c := &Client{config: config, aside: aside, last: -1, reports: make(chan []byte, 64)}
+// newClient makes a client, or with the problems of another one a client beside that.
+func newClient(config ClientConfig, beside *problems) *Client {
+	c := &Client{config: config, aside: beside != nil, beside: beside, last: -1, reports: make(chan []byte, 64)}
 	primaries, secondaries := spread(config.Node, config.Upstreams), spread(config.Node, config.Secondaries)
 	c.ups = append(slices.Clone(primaries), secondaries...)
 	c.states = make([]*State, len(c.ups))
+	if c.beside == nil {
+		c.beside = &problems{of: make([]error, len(c.ups))}
+	}
 	c.choice = newChoice(rules{
 		stale: config.Stale, margin: config.Margin, probe: config.Probe, check: config.Check, silence: config.Silence,
 		retryMin: config.RetryMin, retryMax: config.RetryMax, ban: config.Ban,
@@ -188,11 +194,12 @@ func texts(all []Upstream) []string {
 
 // Aside returns a client that follows the same upstreams beside this one, for a copy
 // that is made: of another epoch, or of the store. It probes nobody and has no metrics.
+// What it meets stands in the Status of this one while that follows nobody.
 func (c *Client) Aside() *Client {
 	config := c.config
 	config.Registerer = nil
 	config.Logger = config.Logger.With("copy", true)
-	a := newClient(config, true)
+	a := newClient(config, c.beside)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i, one := range c.choice.all {
@@ -279,6 +286,7 @@ func (c *Client) begin(s *Source) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.choice.follow(time.Now(), s.i, s.welcome.stand())
+	c.beside.note(s.i, nil)
 	c.source = s
 	c.heardLocked(s.i, s.welcome)
 	if c.last != s.i {
@@ -301,6 +309,9 @@ func (c *Client) failed(i int, want millrace.Place, err error) {
 
 func (c *Client) failedLocked(i int, want millrace.Place, err error) {
 	now := time.Now()
+	if c.aside {
+		c.beside.note(i, err)
+	}
 	var said *standing
 	var refusal *RefusedError
 	if errors.As(err, &refusal) {

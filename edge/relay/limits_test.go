@@ -329,3 +329,28 @@ func (l *link) readAll(t *testing.T, c *Client) ([]millrace.Index, error) {
 	l.frames.r = l.r
 	return l.indexes(t, c)
 }
+
+// TestProblemBeside: what a client beside another one meets stands in the status of that,
+// while it follows nobody, until somebody is served.
+func TestProblemBeside(t *testing.T) {
+	root := newRoot(t, "root", 3, nil)
+	c := stranger(t, root)
+	c.config.Filter = []byte("t")
+	if _, err := c.Aside().Open(t.Context(), From{Stream: testStream, Epoch: 1}); err == nil {
+		t.Fatal("a client that wants what is not served is served")
+	}
+	if got := c.Status().Upstreams[0].Problem; !strings.Contains(got, "root serves whole streams only") {
+		t.Errorf("the problem of the upstream is %q", got)
+	}
+	c.config.Filter = nil
+	source, err := c.Aside().Open(t.Context(), From{Stream: testStream, Epoch: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Status().Upstreams[0].Problem; got != "" {
+		t.Errorf("the problem of an upstream that serves is %q", got)
+	}
+	if err := source.Close(); err != nil {
+		t.Error(err)
+	}
+}

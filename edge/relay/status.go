@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"sync"
 	"time"
 
 	"github.com/millrace-db/millrace"
@@ -29,7 +30,8 @@ type UpstreamStatus struct {
 	Epoch          millrace.Epoch
 	Oldest, Newest millrace.Index
 	Heard          time.Time
-	// Problem is why it does not serve; empty if it does, or was not asked.
+	// Problem is why it does not serve, this client or one beside it; empty if it does, or
+	// was not asked.
 	Problem string
 	// Untrue is what it gave that is not of the history. It is left alone for it.
 	Untrue string
@@ -56,8 +58,12 @@ func (c *Client) Status() Status {
 			URL: c.ups[i].text, Secondary: one.secondary, Heard: one.heard,
 			Epoch: one.said.epoch, Oldest: one.said.oldest, Newest: one.said.newest,
 		}
-		if one.why != nil {
-			u.Problem = one.why.Error()
+		why := one.why
+		if why == nil && c.source == nil {
+			why = c.beside.at(i)
+		}
+		if why != nil {
+			u.Problem = why.Error()
 		}
 		if one.bad() {
 			u.Untrue = one.untrue.Error()
@@ -89,4 +95,23 @@ type UntrueError struct {
 func (e *UntrueError) Error() string {
 	return "upstream " + e.URL + " is left alone: what it gives is not of the history: " + e.Why.Error() +
 		"; mend: find out which of the two edges was altered, and load that one anew"
+}
+
+// problems are what clients beside another one have met with each upstream last, nil for
+// nothing. All of them have the same.
+type problems struct {
+	mu sync.Mutex
+	of []error
+}
+
+func (p *problems) note(i int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.of[i] = err
+}
+
+func (p *problems) at(i int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.of[i]
 }
