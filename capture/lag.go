@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,10 +17,28 @@ import (
 type LagGauge struct {
 	written millrace.LSN // what the standbys have not all come to yet
 	at      time.Time    // when that was the end
+	over    bool         // what Over said last
 }
 
 type queryRower interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// Over looks whether the standbys replay later than a limit, and tells log when that begins and when it is
+// over, for loads that wait for it.
+func (g *LagGauge) Over(ctx context.Context, conn queryRower, now time.Time, limit time.Duration, log *slog.Logger) (bool, error) {
+	late, err := g.Look(ctx, conn, now)
+	if err != nil {
+		return false, err
+	}
+	before := g.over
+	switch g.over = late > limit; {
+	case g.over && !before:
+		log.Info("loads wait for a standby that replays late (see pg_stat_replication)", "lag", late, "limit", limit)
+	case !g.over && before:
+		log.Info("loads go on: the standbys have come up")
+	}
+	return g.over, nil
 }
 
 // Look measures once, over a connection or in a transaction. Without a physical standby there is no lag.
@@ -41,7 +60,7 @@ SELECT pg_current_wal_lsn()::text, (
 		return 0, err
 	}
 	if replayed == nil {
-		*g = LagGauge{}
+		g.written, g.at = 0, time.Time{}
 		return 0, nil
 	}
 	at, err := millrace.ParseLSN(*replayed)
@@ -49,7 +68,7 @@ SELECT pg_current_wal_lsn()::text, (
 		return 0, err
 	}
 	if g.at.IsZero() || at >= g.written {
-		*g = LagGauge{end, now}
+		g.written, g.at = end, now
 	}
 	return now.Sub(g.at), nil
 }

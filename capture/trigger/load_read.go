@@ -155,19 +155,8 @@ func (l *loads) late(ctx context.Context, w *window) (bool, error) {
 		return false, nil
 	}
 	now := time.Now()
-	late, err := l.lag.Look(ctx, w.conn, now)
-	if err != nil {
+	if over, err := l.lag.Over(ctx, w.conn, now, l.c.cfg.LoadMaxLag, l.c.log); err != nil || !over {
 		return false, err
-	}
-	over := late > l.c.cfg.LoadMaxLag
-	switch {
-	case over && !l.lagging:
-		l.c.log.Info("loads wait for a standby that replays late (see pg_stat_replication)", "lag", late, "limit", l.c.cfg.LoadMaxLag)
-	case !over && l.lagging:
-		l.c.log.Info("loads go on: the standbys have come up")
-	}
-	if l.lagging = over; !over {
-		return false, nil
 	}
 	l.mu.Lock()
 	l.held = now.Add(lagPause)

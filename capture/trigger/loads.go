@@ -51,7 +51,6 @@ type loads struct {
 
 	// Of the Source's goroutine alone.
 	lag     capture.LagGauge
-	lagging bool // standbys lagged when that was last looked at
 	readers map[millrace.TableID]*tableReader
 	out     millrace.UnitWriter
 	row     []byte

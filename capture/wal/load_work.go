@@ -347,16 +347,10 @@ func (w *worker) pace(ctx context.Context) error {
 	if err := wait.For(ctx, time.Until(w.paced)); err != nil {
 		return err
 	}
-	for lagging := false; w.c.cfg.LoadMaxLag > 0 && w.conn != nil; lagging = true {
-		late, err := w.lag.Look(ctx, w.conn, time.Now())
-		if err != nil {
+	for w.c.cfg.LoadMaxLag > 0 && w.conn != nil {
+		over, err := w.lag.Over(ctx, w.conn, time.Now(), w.c.cfg.LoadMaxLag, w.c.log)
+		if err != nil || !over {
 			return err
-		}
-		if late <= w.c.cfg.LoadMaxLag {
-			break
-		}
-		if !lagging {
-			w.c.log.Info("loads wait for a standby that replays late (see pg_stat_replication)", "lag", late, "limit", w.c.cfg.LoadMaxLag)
 		}
 		if err := wait.For(ctx, lagPause); err != nil {
 			return err
