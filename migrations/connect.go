@@ -93,16 +93,40 @@ func (m *Migration) both(ctx context.Context) (src, dst *pgx.Conn, err error) {
 // ends. A server lets go of it a moment after the connection that had it was closed.
 // Errors: ErrRunning.
 func (m *Migration) take(ctx context.Context, dst *pgx.Conn) error {
+	return m.takeLock(ctx, dst, "", func(waited time.Duration) error {
+		if waited > letGoLimit {
+			return fmt.Errorf("%w (%s); end it, or wait for it", ErrRunning, m.cfg.Name)
+		}
+		return nil
+	})
+}
+
+// A migration's locks are by its name, and goesOver behind that is of who decides which side
+// takes writes.
+const (
+	lockKey  = "hashtextextended('millrace.migration.' || $1, 0)"
+	goesOver = " goes over"
+)
+
+// tryLock takes the lock of a name, until the connection ends, if nobody has it.
+func tryLock(ctx context.Context, conn *pgx.Conn, name string) (taken bool, err error) {
+	err = conn.QueryRow(ctx, "SELECT pg_try_advisory_lock("+lockKey+")", name).Scan(&taken)
+	return taken, err
+}
+
+// takeLock takes a lock of the migration, and waits for who has it until waiting, which is
+// told for how long that has been, returns an error.
+func (m *Migration) takeLock(ctx context.Context, conn *pgx.Conn, which string, waiting func(waited time.Duration) error) error {
 	for began := time.Now(); ; {
-		var taken bool
-		if err := dst.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended('millrace.migration.' || $1, 0))", m.cfg.Name).Scan(&taken); err != nil {
+		taken, err := tryLock(ctx, conn, m.cfg.Name+which)
+		if err != nil {
 			return fmt.Errorf("take migration %s: %w", m.cfg.Name, err)
 		}
 		if taken {
 			return nil
 		}
-		if time.Since(began) > letGoLimit {
-			return fmt.Errorf("%w (%s); end it, or wait for it", ErrRunning, m.cfg.Name)
+		if err := waiting(time.Since(began)); err != nil {
+			return err
 		}
 		if err := wait.For(ctx, lockPause/4); err != nil {
 			return err

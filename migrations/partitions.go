@@ -82,9 +82,8 @@ func (f *follower) closeGaps(ctx context.Context) error {
 	if f.m.base != "" {
 		over = f.src
 	}
-	const key = "hashtextextended('millrace.migration.' || $1 || ' goes over', 0)"
-	var taken bool
-	if err := over.QueryRow(ctx, "SELECT pg_try_advisory_lock("+key+")", f.m.known()).Scan(&taken); err != nil {
+	taken, err := tryLock(ctx, over, f.m.known()+goesOver)
+	if err != nil {
 		return fmt.Errorf("look whether writers are going over: %w", err)
 	}
 	if !taken {
@@ -97,7 +96,7 @@ func (f *follower) closeGaps(ctx context.Context) error {
 			}
 		}
 	}
-	if _, unlock := over.Exec(ctx, "SELECT pg_advisory_unlock("+key+")", f.m.known()); err == nil {
+	if _, unlock := over.Exec(ctx, "SELECT pg_advisory_unlock("+lockKey+")", f.m.known()+goesOver); err == nil {
 		err = unlock
 	}
 	switch {

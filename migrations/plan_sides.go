@@ -200,14 +200,16 @@ FROM pg_class c WHERE c.oid = to_regclass($1)`, to.to.Quoted()).Scan(&writes, &o
 		if err := dst.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+to.to.Quoted()+")").Scan(&rows); err != nil {
 			return nil, fmt.Errorf("look into %v at the target: %w", to.to, err)
 		}
+		if !rows {
+			return problems, nil
+		}
 		term, err := m.finished(ctx, dst)
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case rows && term > 0: // nobody else may have these rows
+		if term > 0 { // nobody else may have these rows
 			bad("it has rows, and writers went over to it with a migration of this name, which is finished", "leave it as it is, or choose another name for what else is to move")
-		case rows:
+		} else {
 			bad("it has rows, and nothing has been copied", "empty it with TRUNCATE "+to.to.Quoted()+" at the target, if they are not wanted")
 		}
 	}

@@ -124,24 +124,16 @@ AND NOT EXISTS (SELECT FROM millrace.migration m WHERE m.name = g.name)`, m.cfg.
 // it for a moment, and whoever goes over for longer: it waits for them. Errors: ErrRunning.
 func (m *Migration) takeOver(ctx context.Context, dst *pgx.Conn) error {
 	told := false
-	for began := time.Now(); ; {
-		var taken bool
-		if err := dst.QueryRow(ctx, "SELECT pg_try_advisory_lock(hashtextextended('millrace.migration.' || $1 || ' goes over', 0))", m.cfg.Name).Scan(&taken); err != nil {
-			return fmt.Errorf("take migration %s: %w", m.cfg.Name, err)
-		}
-		switch waited := time.Since(began); {
-		case taken:
-			return nil
+	return m.takeLock(ctx, dst, goesOver, func(waited time.Duration) error {
+		switch {
 		case waited > overLimit:
 			return fmt.Errorf("%w (%s): writers have been going over for %v; end it, or wait for it", ErrRunning, m.cfg.Name, waited.Round(time.Second))
 		case waited > letGoLimit && !told:
 			told = true
 			m.log.Info("waiting for another process, with which writers go over or which begins to follow", "at_most", overLimit)
 		}
-		if err := wait.For(ctx, lockPause/4); err != nil {
-			return err
-		}
-	}
+		return nil
+	})
 }
 
 // overLimit is how long it waits: a guard's locks, and most of what goes over, take less.
