@@ -49,10 +49,17 @@ func (p *planted) due() string {
 	if err != nil {
 		panic(fmt.Sprintf("MILLRACE_PLANT: %q is not a number", n))
 	}
-	if ofRows(name) && p.seen >= at && !p.made || name == "confirm_unfolded" && p.seen >= at || p.seen == at && !ofRows(name) {
-		return name
+	now := p.seen == at
+	switch {
+	case ofRows(name):
+		now = p.seen >= at && !p.made
+	case name == "confirm_unfolded":
+		now = p.seen >= at
 	}
-	return ""
+	if !now {
+		return ""
+	}
+	return name
 }
 
 func (p *planted) units(u *millrace.Unit) []*millrace.Unit {
