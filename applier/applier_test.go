@@ -22,14 +22,10 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	err := kafkatest.StopShared()
 	if err == nil {
-		// What ends is given longer than Find gives it: the machine may be busy. The meters of sarama's metrics
-		// tick for as long as the process lives.
-		for end := time.Now().Add(deadline); ; {
-			err = goleak.Find(goleak.IgnoreTopFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick"))
-			if err == nil || time.Now().After(end) {
-				break
-			}
-		}
+		ctx, cancel := context.WithTimeout(context.Background(), deadline)
+		// The meters of sarama's metrics tick for as long as the process lives.
+		err = kafkatest.Leaks(ctx, goleak.IgnoreTopFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick"))
+		cancel()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -81,16 +81,8 @@ func TestLedgerAndHoldInPostgres(t *testing.T) {
 	if err != nil || millrace.Index(covered) != v.fold.Index() {
 		t.Errorf("rows cover %d indexes of %v (%v)", covered, v.fold.Index(), err)
 	}
-	// What ends is given longer than VerifyNone gives it: the machine may be busy.
-	for ctx := testContext(t); ; {
-		err := goleak.Find(ignore, goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).write"),
-			goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).read"))
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			t.Fatal(err)
-		}
+	if err := kafkatest.Leaks(testContext(t), append(kafkatest.IgnoreFake(), ignore)...); err != nil {
+		t.Fatal(err)
 	}
 }
 

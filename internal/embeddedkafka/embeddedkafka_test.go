@@ -2,6 +2,7 @@ package embeddedkafka
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -15,20 +16,19 @@ import (
 
 	"github.com/IBM/sarama"
 	"go.uber.org/goleak"
+
+	"github.com/millrace-db/millrace/internal/kafkatest"
 )
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	// What ends is given longer than Find gives it: the machine may be busy.
-	for end := time.Now().Add(waitLimit); code == 0; {
-		err := goleak.Find(goleak.IgnoreAnyFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick"))
-		if err == nil {
-			break
-		}
-		if time.Now().After(end) {
+	if code == 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+		if err := kafkatest.Leaks(ctx, goleak.IgnoreAnyFunction("github.com/rcrowley/go-metrics.(*meterArbiter).tick")); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
+		cancel()
 	}
 	os.Exit(code)
 }

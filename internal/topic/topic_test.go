@@ -457,16 +457,8 @@ func TestCloseWhileReading(t *testing.T) {
 	if err := <-ended; err == nil {
 		t.Error("next of a closed reader gives no error")
 	}
-	// What ends is given longer than VerifyNone gives it: the machine may be busy.
-	for ctx := testContext(t); ; {
-		err := goleak.Find(ignore, goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).write"),
-			goleak.IgnoreAnyFunction("github.com/twmb/franz-go/pkg/kfake.(*clientConn).read"))
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			t.Fatal(err)
-		}
+	if err := kafkatest.Leaks(testContext(t), append(kafkatest.IgnoreFake(), ignore)...); err != nil {
+		t.Fatal(err)
 	}
 }
 
